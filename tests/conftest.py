@@ -1,0 +1,93 @@
+"""What several tests share: scripts run in process, a tiny drawn data set, the real faces where they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_script(name: str):
+    """Import a script by its path under a name of its own (``test.py`` shares its name with a standard package)."""
+    path = ROOT / name
+    spec = importlib.util.spec_from_file_location("script_" + path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_script(capfd) -> Callable[..., tuple[int, str, str]]:
+    """``run_script("test.py", "--data", folder) -> (exit code, stdout, stderr)``, in this process."""
+
+    def run(name: str, *argv: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            code = load_script(name).main([str(argument) for argument in argv])
+        except SystemExit as leaving:  # argparse: --help and wrong usage
+            code = leaving.code
+        output, errors = capfd.readouterr()
+        return code, output, errors
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real faces used for checks; tests that need them skip where it is absent."""
+    folder = os.environ.get("SEPBN_SHARED")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("the real faces are absent: SEPBN_SHARED does not name their folder")
+    return Path(folder)
+
+
+def write_official_set(folder: Path, *, train: int = 12, test: int = 8, num_points: int = 98, seed: int = 0) -> Path:
+    """Draw a data set in WFLW's own layout: smooth noise with a bright ellipse for a face, landmarks on the ellipse.
+
+    Boxes are odd-sized rectangles; the two faces of every second image share it. Returns ``folder``.
+    """
+    random = np.random.default_rng(seed)
+    lists = folder / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
+    lists.mkdir(parents=True)
+    (folder / "WFLW_images" / "0--Drawn").mkdir(parents=True)
+    angles = np.linspace(0, 2 * np.pi, num_points, endpoint=False)
+    for split, count in (("train", train), ("test", test)):
+        lines = []
+        for i in range(count):
+            name = f"0--Drawn/{split}_{i - i % 2 if i % 4 == 1 else i}.png"
+            path = folder / "WFLW_images" / name
+            centre, radii = random.uniform(80, 120, 2), random.uniform(25, 40, 2)
+            if not path.exists():
+                image = cv2.resize(random.integers(0, 255, (8, 8, 3), dtype=np.uint8), (200, 200))
+                rows, columns = np.mgrid[:200, :200]
+                inside = ((columns - centre[0]) / radii[0]) ** 2 + ((rows - centre[1]) / radii[1]) ** 2 < 1
+                image[inside] = (230, 220, 240)
+                cv2.imwrite(str(path), image)
+            points = centre + radii * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+            box = [*np.floor(points.min(axis=0)).astype(int), *np.ceil(points.max(axis=0)).astype(int)]
+            flags = random.integers(0, 2, 6)
+            fields = [*(f"{value:.6f}" for value in points.ravel()), *box, *flags, name]
+            lines.append(" ".join(map(str, fields)))
+        (lists / f"list_98pt_rect_attr_{split}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official_set(tmp_path_factory) -> Path:
+    """A tiny drawn data set in WFLW's layout: 12 train and 8 test faces with 98 points."""
+    return write_official_set(tmp_path_factory.mktemp("official"))
+
+
+@pytest.fixture(scope="session")
+def prepared_set(official_set, tmp_path_factory) -> Path:
+    """The drawn data set after ``dataset/createWFLW256.py``. Tests must not write into it."""
+    folder = tmp_path_factory.mktemp("prepared") / "WFLW256"
+    assert load_script("dataset/createWFLW256.py").main(["--wflw", str(official_set), "--out", str(folder)]) == 0
+    return folder

@@ -1,0 +1,174 @@
+"""The machine a run finds itself on: device, versions, processes, signals, progress bars."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal as signals
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from utils.files import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def select_device(name: str) -> torch.device:
+    """``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"`` -> a usable device.
+
+    Raises:
+        InputError: the name is no device or the device is not there.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return device
+
+
+def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None, unit: str) -> tqdm:
+    """A tqdm bar on stderr that stays silent when stderr is not a terminal."""
+    return tqdm(iterable, desc=desc, total=total, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+
+def available_cores() -> int:
+    """Number of CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """Hardware and versions, for run headers and benchmark tables."""
+    import torch
+
+    description = {
+        "cpu": _cpu_name(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": metadata.version("numpy"),
+        "opencv": _opencv_version(),
+        "cuda": None,
+    }
+    if torch.cuda.is_available():
+        description["cuda"] = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    return description
+
+
+def _opencv_version() -> str | None:
+    for package in ("opencv-python-headless", "opencv-python"):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that runs, with ``+`` when files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together; a run without ``torchrun`` is rank 0 of 1."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
+    """Join the group that ``torchrun`` announces (NCCL on CUDA, gloo on the CPU), or stay alone.
+
+    Args:
+        device_name: as for :func:`select_device`; with several processes each takes the CUDA device of its local rank.
+    """
+    import torch
+    from torch import distributed
+
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    device = select_device(device_name)
+    if count == 1:
+        yield Processes(), device
+        return
+    processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
+        device = select_device(f"cuda:{processes.local_rank}")
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield processes, device
+    finally:
+        distributed.destroy_process_group()
+
+
+class StopRequest:
+    """Remembers SIGTERM or SIGINT instead of dying at once, so that a loop can save and leave.
+
+    Use as a context manager; ``signal`` is the number of the signal that came, or 0. A second one acts as usual.
+    """
+
+    SIGNALS = (signals.SIGTERM, signals.SIGINT)
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._previous = {number: signals.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signals.signal(number, handler)
