@@ -1,0 +1,164 @@
+"""One typed, frozen configuration of a training run; the command line is derived from it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from utils.files import InputError
+
+
+def _option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, type: type | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "type": type})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a run; the defaults are the published recipe (except normalisation and groups, see README)."""
+
+    data: str = _option("dataset/WFLW256", "folder prepared by dataset/createWFLW256.py")
+    run: str = _option("baseline", "name of the run; its files go to checkpoints/RUN")
+    norm: str = _option("bn", "normalisation; none is the released baseline", choices=("bn", "none"))
+    sets: int | None = _option(3, "K, mapping sets (scale and shift) of each SepBN module", type=int)
+    groups: int | None = _option(2, "G, channel groups with attention of their own; the released code has 1", type=int)
+    temperature: float | None = _option(
+        30.0, "softmax temperature at epoch 0; falls by 1 an epoch, stays at 1", type=float
+    )
+    width: int = _option(64, "channels of the first stage; 64 is the published network")
+    epochs: int = _option(2000, "passes over the training faces")
+    warmup_epochs: float | None = _option(None, "epochs of linear warm-up (default: 0.4 of --epochs)", type=float)
+    batch_size: int = _option(8, "faces an iteration, over all processes together")
+    lr: float = _option(1e-3, "peak learning rate")
+    momentum: float = _option(0.9, "momentum of SGD")
+    weight_decay: float = _option(5e-4, "weight decay on every parameter")
+    seed: int = _option(0, "seed of initial weights, order and augmentation")
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = _option("fp32", "bf16: autocast with fp32 master weights and statistics", choices=("fp32", "bf16"))
+    compile: bool = _option(False, "compile the network (needs a C++ compiler)")
+    init: str | None = _option(None, "start from the weights of this checkpoint (released files too)", type=str)
+    limit: int | None = _option(None, "use the first N faces of each split only, for a quick try", type=int)
+    eval_every: int = _option(0, "epochs between test NMEs in the log; 0: only after the last epoch")
+    save_every: float = _option(5.0, "minutes between saves of last.pt")
+    keep_every: int = _option(0, "epochs between milestones epoch_<n>.pt that are kept; 0: none")
+    mean_shape_init: bool = _option(False, "start the last bias at the mean shape of the training faces")
+    tensorboard: bool = _option(False, "also write TensorBoard event files (needs the package tensorboard)")
+    released_geometry: bool = _option(False, "labels of the released code: mirrored and rotated off by up to a pixel")
+
+    # Settings that cannot change the result, so that a run may be resumed with other values of them.
+    FREE: ClassVar[tuple[str, ...]] = ("data", "run", "device", "eval_every", "save_every", "keep_every", "tensorboard")
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up."""
+        return 0.4 * self.epochs if self.warmup_epochs is None else self.warmup_epochs
+
+    def check(self) -> None:
+        """Refuse values that no run could use.
+
+        Raises:
+            InputError: naming the option and what it must be.
+        """
+        at_least_one = ("sets", "groups", "width", "epochs", "batch_size", "limit")
+        at_least_zero = ("lr", "momentum", "weight_decay", "seed", "eval_every", "save_every", "keep_every", "warmup")
+        for name in (*at_least_one, *at_least_zero, "temperature"):
+            value = getattr(self, name)
+            option = "--" + name.replace("warmup", "warmup_epochs").replace("_", "-")
+            if value is None:
+                continue
+            if not math.isfinite(value):
+                raise InputError(f"{option} {value}: must be a finite number")
+            if name in at_least_one and value < 1:
+                raise InputError(f"{option} {value}: must be at least 1")
+            if name in at_least_zero and value < 0:
+                raise InputError(f"{option} {value}: must not be negative")
+        if self.temperature is not None and self.temperature < 1:
+            raise InputError(f"--temperature {self.temperature}: must be at least 1, the value at which it stays")
+        if self.groups and self.width % self.groups:
+            raise InputError(
+                f"--groups {self.groups} does not divide --width {self.width}: every group needs as many channels"
+            )
+        if self.warmup >= self.epochs:
+            raise InputError(
+                f"--warmup-epochs {self.warmup:g} is not shorter than the run of {self.epochs} epochs; "
+                "lower it or raise --epochs"
+            )
+
+
+SEPBN_OPTIONS = ("sets", "groups", "temperature")
+
+
+class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except of flags and of options that are unset."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig, bool, bool]:
+    """Command line of a training script -> (config, resume, overwrite).
+
+    Args:
+        argv: arguments without the program's name; None takes the process's own.
+        sepbn: options of ``trainBaselineSepDyBN.py`` instead of those of ``trainBaseline.py``.
+    """
+    what = "SepBN" if sepbn else "BatchNorm, or without normalisation"
+    parser = argparse.ArgumentParser(
+        description=f"Train the Vanilla CNN with {what}. Files go to checkpoints/RUN.",
+        formatter_class=_HelpWithDefaults,
+        allow_abbrev=False,
+    )
+    fixed = {"norm": "sepbn"} if sepbn else dict.fromkeys(SEPBN_OPTIONS)
+    for setting in fields(TrainConfig):
+        if setting.name in fixed:
+            continue
+        option = "--" + setting.name.replace("_", "-")
+        default = "sepbn" if sepbn and setting.name == "run" else setting.default
+        text = setting.metadata["help"]
+        if isinstance(default, bool):
+            parser.add_argument(option, action="store_true", help=text)
+            continue
+        parser.add_argument(
+            option,
+            type=setting.metadata["type"] or type(default),
+            default=default,
+            choices=setting.metadata["choices"],
+            help=text,
+        )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="carry on a stopped run (starts afresh if nothing was saved)"
+    )
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    values = vars(parser.parse_args(argv))
+    resume, overwrite = values.pop("resume"), values.pop("overwrite")
+    return TrainConfig(**values, **fixed), resume, overwrite
+
+
+def describe_arm(config: dict[str, Any]) -> str:
+    """Which arm of the comparison a network is, in words, and whether it is the published one.
+
+    Args:
+        config: needs ``norm``, ``width``, ``sets``, ``groups``.
+    """
+    norm, width, sets, groups = (config.get(name) for name in ("norm", "width", "sets", "groups"))
+    if norm == "none":
+        text, published = "Vanilla CNN without normalisation: the released baseline", "published NME 5.70"
+    elif norm == "bn":
+        text = "Vanilla CNN with BatchNorm: the plain counterpart of SepBN"
+        published = "not published; the published 5.70 has no normalisation, --norm none"
+    else:
+        text = f"Vanilla CNN with SepBN, K = {sets} sets, G = {groups} group{'s' if groups != 1 else ''}"
+        if (sets, groups) == (3, 1):
+            text, published = text + ": as in the released code", "published NME 5.48"
+        elif (sets, groups) == (3, 2):
+            text, published = (
+                text + ": as the method is described",
+                "the released code behind the published 5.48 has G = 1",
+            )
+        else:
+            published = "not a published setting"
+    if width != 64:
+        published = f"width {width}, not the published 64"
+    return f"{text} ({published})"

@@ -1,0 +1,125 @@
+"""The folder of a training run: what it may hold, how it is resumed, its log."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.faces import FaceSet
+from engine import checkpoint
+from engine.config import TrainConfig, describe_arm
+from utils.files import InputError, atomic_write, describe_os_error, make_folder
+from utils.runtime import Processes, describe_machine, git_commit
+
+RUNS = Path("checkpoints")
+COLUMNS = ("epoch", "loss", "lr", "temperature", "test_nme_percent", "images_per_s", "seconds")
+
+
+def fingerprint(faces: FaceSet) -> str:
+    """Digest of a set's landmarks and patches: equal wherever the same faces lie."""
+    digest = blake2b(faces.landmarks.numpy().tobytes(), digest_size=16)
+    digest.update(faces.patches.flatten(1).sum(dim=1, dtype=torch.int64).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run_record(
+    config: TrainConfig, train: FaceSet, test: FaceSet, *, device: torch.device, processes: Processes
+) -> dict[str, Any]:
+    """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its checkpoints."""
+    settings = asdict(config) | {"warmup_epochs": config.warmup}
+    return settings | {
+        "arm": describe_arm(settings),
+        "scheme": train.scheme.name,
+        "num_landmarks": train.scheme.num_points,
+        "resample": train.meta.get("resample", "nearest"),
+        "faces": {"train": len(train), "test": len(test)},
+        "fingerprint": fingerprint(train),
+        "device_type": device.type,
+        "processes": processes.count,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": git_commit(),
+        "machine": describe_machine(),
+    }
+
+
+class RunFolder:
+    """Files of one run: ``last.pt`` while it goes, ``final.pt`` once done, ``config.json``, ``log.csv``, milestones."""
+
+    def __init__(self, run: str) -> None:
+        self.path = RUNS / run
+        self.last, self.final = self.path / "last.pt", self.path / "final.pt"
+        self.rows: list[dict[str, Any]] = []
+
+    def open(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+        """Make the folder ready.
+
+        Returns:
+            The content of ``last.pt`` when there is something to resume, else None.
+
+        Raises:
+            InputError: a run is there and neither resume nor overwrite was asked for.
+        """
+        existing = [file for file in (self.final, self.last, self.path / "log.csv") if file.exists()]
+        if existing and not (resume or overwrite):
+            raise InputError(
+                f"{self.path} already holds a run; add --resume to carry it on, --overwrite to replace it, "
+                "or choose another name with --run"
+            )
+        make_folder(self.path)
+        if resume and self.last.exists():
+            return checkpoint.read(self.last)
+        for file in (*existing, self.path / "config.json", self.path / "curve.png", *self.path.glob("epoch_*.pt")):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        return None
+
+    def start_log(self, record: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Write ``config.json`` and the log's first rows; rows past a checkpoint are thereby cut."""
+        with atomic_write(self.path / "config.json", "w") as file:
+            json.dump(record, file, indent=2)
+            file.write("\n")
+        self.rows = [dict(row) for row in rows]
+        with atomic_write(self.path / "log.csv", "w") as file:
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writeheader()
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(self.rows)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one epoch to the log."""
+        self.rows.append(row)
+        text = io.StringIO()
+        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
+        try:
+            with (self.path / "log.csv").open("a", encoding="utf-8") as file:
+                file.write(text.getvalue())
+        except OSError as error:
+            raise describe_os_error(error, self.path / "log.csv") from error
+
+    def milestone(self, epoch: int) -> Path:
+        """Name of the weights kept after ``epoch`` epochs."""
+        return self.path / f"epoch_{epoch:04d}.pt"
+
+
+def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: Path) -> None:
+    """Name every setting that differs between a saved run and the one that wants to resume it.
+
+    Settings in ``TrainConfig.FREE`` cannot change the result and may differ.
+    """
+    names = [name for name in TrainConfig.__dataclass_fields__ if name not in TrainConfig.FREE]
+    names += ["device_type", "resample", "fingerprint"]
+    labels = {"device_type": "kind of device", "resample": "resampling of the data", "fingerprint": "training faces"}
+    different = [
+        f"{labels.get(name, '--' + name.replace('_', '-'))} was {saved.get(name)}, is {record[name]}"
+        for name in names
+        if saved.get(name) != record[name]
+    ]
+    if different:
+        raise InputError(f"{where} cannot be resumed with other settings: {'; '.join(different)}; use the saved ones")
