@@ -62,7 +62,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a plain string, which loads safely
         "numpy": metadata.version("numpy"),
         "opencv": _opencv_version(),
         "cuda": None,
