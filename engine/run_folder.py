@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
 
     Settings in ``TrainConfig.FREE`` cannot change the result and may differ.
     """
-    names = [name for name in TrainConfig.__dataclass_fields__ if name not in TrainConfig.FREE]
+    names = [setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE]
     names += ["device_type", "resample", "fingerprint"]
     labels = {"device_type": "kind of device", "resample": "resampling of the data", "fingerprint": "training faces"}
     different = [

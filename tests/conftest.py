@@ -7,9 +7,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pytest
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks here are tiny: threads would wait for each other
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from dataset.landmarks import scheme_for  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,8 +52,18 @@ def shared_data() -> Path:
     return Path(folder)
 
 
+def symmetric_shape(num_points: int) -> np.ndarray:
+    """(P, 2) points on the unit circle and inside it whose mirror image is their mirror permutation."""
+    mirror = np.array(scheme_for(num_points).mirror)
+    angles = np.linspace(-np.pi / 2, np.pi / 2, num_points)
+    shape = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.linspace(1, 0.3, num_points)[:, None]
+    shape[mirror < np.arange(num_points)] = shape[mirror][mirror < np.arange(num_points)] * (-1, 1)
+    shape[mirror == np.arange(num_points), 0] = 0
+    return shape
+
+
 def write_official_set(folder: Path, *, train: int = 12, test: int = 8, num_points: int = 98, seed: int = 0) -> Path:
-    """Draw a data set in WFLW's own layout: smooth noise with a bright ellipse for a face, landmarks on the ellipse.
+    """Draw a data set in WFLW's own layout: smooth noise with a bright ellipse for a face, landmarks in it.
 
     Boxes are odd-sized rectangles; the two faces of every second image share it. Returns ``folder``.
     """
@@ -57,7 +71,7 @@ def write_official_set(folder: Path, *, train: int = 12, test: int = 8, num_poin
     lists = folder / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
     lists.mkdir(parents=True)
     (folder / "WFLW_images" / "0--Drawn").mkdir(parents=True)
-    angles = np.linspace(0, 2 * np.pi, num_points, endpoint=False)
+    shape = symmetric_shape(num_points)
     for split, count in (("train", train), ("test", test)):
         lines = []
         for i in range(count):
@@ -70,7 +84,7 @@ def write_official_set(folder: Path, *, train: int = 12, test: int = 8, num_poin
                 inside = ((columns - centre[0]) / radii[0]) ** 2 + ((rows - centre[1]) / radii[1]) ** 2 < 1
                 image[inside] = (230, 220, 240)
                 cv2.imwrite(str(path), image)
-            points = centre + radii * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+            points = centre + radii * shape
             box = [*np.floor(points.min(axis=0)).astype(int), *np.ceil(points.max(axis=0)).astype(int)]
             flags = random.integers(0, 2, 6)
             fields = [*(f"{value:.6f}" for value in points.ravel()), *box, *flags, name]

@@ -1,0 +1,95 @@
+"""Two processes train what one trains: equal to rounding in float64, and not so when statistics are not shared."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import distributed, multiprocessing
+
+from dataset.faces import load_faces
+from engine import training
+from engine.checkpoint import build_model, load_model
+from engine.config import TrainConfig
+from engine.training import TrainingStep
+from utils.files import InputError
+from utils.runtime import Processes
+
+STEPS = 20
+SEPBN = {"sets": 3, "groups": 2, "temperature": 30.0}
+
+
+def train(data: str, norm: str, processes: Processes) -> dict[str, torch.Tensor]:
+    """State of a float64 network after STEPS steps at learning rate 1e-3 without warm-up."""
+    sepbn = SEPBN if norm == "sepbn" else dict.fromkeys(SEPBN)
+    config = TrainConfig(
+        norm=norm, width=4, epochs=200, warmup_epochs=0.0, batch_size=4, lr=1e-3, mean_shape_init=True, **sepbn
+    )
+    torch.manual_seed(0)
+    model = build_model({"norm": norm, "width": 4, "num_landmarks": 98, **sepbn}).double()
+    step = TrainingStep(model, load_faces(data, "train"), config, processes=processes)
+    done = 0
+    for epoch in range(config.epochs):
+        step.start_epoch(epoch)
+        for _ in range(step.iterations):
+            step()
+            done += 1
+            if done == STEPS:
+                return {name: value.clone() for name, value in model.state_dict().items()}
+    raise AssertionError("the run was too short")
+
+
+def worker(rank: int, folder: str, data: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    processes = Processes(rank, 2, rank)
+    for norm in ("bn", "sepbn"):
+        torch.save(train(data, norm, processes), f"{folder}/{norm}{rank}.pt")
+    training.synchronize_statistics = lambda model: model  # the negative control
+    torch.save(train(data, "bn", processes), f"{folder}/apart{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pairs(prepared_set, tmp_path_factory):
+    """Folder with the states that two processes ended with."""
+    folder = tmp_path_factory.mktemp("pairs")
+    multiprocessing.spawn(worker, (str(folder), str(prepared_set)), nprocs=2)
+    return folder
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("norm", ["bn", "sepbn"])
+def test_two_processes_equal_one(pairs, prepared_set, norm):
+    alone = train(str(prepared_set), norm, Processes())
+    first, second = (torch.load(pairs / f"{norm}{rank}.pt") for rank in (0, 1))
+    assert largest_difference(first, second) <= 1e-12
+    assert largest_difference(first, alone) <= 1e-10
+
+
+def test_without_shared_statistics_they_differ(pairs, prepared_set):
+    alone = train(str(prepared_set), "bn", Processes())
+    assert largest_difference(torch.load(pairs / "apart0.pt"), alone) > 1e-4
+
+
+def test_a_batch_that_cannot_be_shared_equally(prepared_set):
+    with pytest.raises(InputError, match="--batch-size 4 cannot be shared equally by 3 processes"):
+        train(str(prepared_set), "bn", Processes(0, 3, 0))
+
+
+def test_the_command_line_under_torchrun(prepared_set, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "trainBaselineSepDyBN.py")]
+    settings = ["--width", "2", "--epochs", "2", "--batch-size", "4", "--lr", "0.02"]
+    done = subprocess.run(
+        [*command, "--data", str(prepared_set), *settings], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test NME") == 1 and "(2 processes)" in done.stdout
+    assert load_model(tmp_path / "checkpoints/sepbn/final.pt").config["processes"] == 2

@@ -1,0 +1,93 @@
+"""Prepared folders: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dataset.faces import central_crops, load_faces
+from utils.files import InputError
+
+
+@pytest.fixture
+def folder(prepared_set, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(prepared_set, tmp_path / "data")
+
+
+def test_pixels_are_rgb_and_landmarks_those_of_the_list(prepared_set):
+    faces = load_faces(prepared_set, "test")
+    assert len(faces) == 8 and faces.scheme.num_points == 98
+    line = (prepared_set / "WFLW256_test.txt").read_text().splitlines()[3].split()
+    expected = np.array(line[:196], float).reshape(2, 98).T
+    assert np.allclose(faces.landmarks[3], expected, atol=1e-4)
+    picture = cv2.imread(str(prepared_set / line[196]))
+    assert np.array_equal(faces.patches[3].numpy(), picture[:, :, ::-1])
+    crop = central_crops(faces.patches[3:4])
+    assert torch.equal(crop[0, 0], (torch.tensor(picture[64:192, 64:192, 2].astype(np.float32)) - 127.5) / 128)
+    assert torch.equal(faces.crop_landmarks(), faces.landmarks - 64)
+
+
+def test_attributes_are_memberships_in_the_subset_lists(prepared_set, official_set):
+    faces = load_faces(prepared_set, "test")
+    source = official_set / "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
+    flags = [line.split()[200:206] for line in source.read_text().splitlines()]
+    assert np.array_equal(faces.attributes, np.array(flags, int).astype(bool))
+    assert faces.attributes.any() and not faces.attributes.all()
+
+
+def test_limit_keeps_the_first_faces(prepared_set):
+    some, everything = load_faces(prepared_set, "train", limit=5), load_faces(prepared_set, "train")
+    assert len(some) == 5 and torch.equal(some.patches, everything.patches[:5])
+    assert torch.allclose(some.mean_shape(), everything.landmarks[:5].mean(dim=0) - 64, atol=1e-3)
+
+
+def test_lists_with_absolute_paths_load_elsewhere(folder, tmp_path):
+    lines = (folder / "WFLW256_train.txt").read_text().splitlines()
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    with (other / "WFLW256_train.txt").open("w") as file:
+        for line in lines:
+            numbers, patch = line.rsplit(" ", 1)
+            file.write(f"{numbers} {folder / patch}\n")
+    assert torch.equal(load_faces(other, "train").patches, load_faces(folder, "train").patches)
+
+
+def test_a_folder_without_patches(tmp_path):
+    with pytest.raises(InputError, match=r"holds no prepared faces \(WFLW256_train.txt is missing\)"):
+        load_faces(tmp_path, "train")
+
+
+def test_a_missing_patch(folder):
+    (folder / "train/WFLW0002.png").unlink()
+    with pytest.raises(InputError, match=r"WFLW256_train\.txt.*3.*WFLW0002\.png"):
+        load_faces(folder, "train")
+
+
+def test_a_patch_of_another_size(folder):
+    cv2.imwrite(str(folder / "train/WFLW0004.png"), np.zeros((128, 256, 3), np.uint8))
+    with pytest.raises(InputError, match=r"WFLW256_train.txt:5: .*WFLW0004.png is 256x128, not 256x256"):
+        load_faces(folder, "train")
+
+
+def test_a_patch_that_is_no_picture(folder):
+    (folder / "train/WFLW0001.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=r"WFLW256_train.txt:2: .*WFLW0001.png is not a readable picture"):
+        load_faces(folder, "train")
+
+
+def test_an_empty_list(folder):
+    (folder / "WFLW256_test.txt").write_text("")
+    with pytest.raises(InputError, match="WFLW256_test.txt is empty"):
+        load_faces(folder, "test")
+
+
+def test_a_subset_that_names_another_patch(folder):
+    first = (folder / "WFLW256_train.txt").read_text().splitlines()[0]
+    (folder / "WFLW256_test_blur.txt").write_text(first + "\n")
+    with pytest.raises(InputError, match=r"WFLW256_test_blur.txt: WFLW0000.png is not in WFLW256_test.txt"):
+        load_faces(folder, "test")

@@ -1,0 +1,340 @@
+"""Training through the public command lines: exact resume, repeatable numbers, clear refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from dataset.faces import load_faces
+from engine import training
+from engine.checkpoint import build_model, load_model, read
+from engine.config import TrainConfig
+from engine.training import TrainingStep
+
+SHORT = "--width 2 --epochs 4 --batch-size 4 --lr 0.02".split()  # 3 steps an epoch on the 12 drawn faces
+TIMES = ("images_per_s", "seconds")
+
+
+@pytest.fixture(autouse=True)
+def in_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # runs go to checkpoints/ in the current folder
+
+
+@pytest.fixture
+def train(run_script, prepared_set):
+    """Run a training script on the drawn faces -> (exit code, stdout, stderr)."""
+
+    def run(*argv, script="trainBaseline.py"):
+        return run_script(script, "--data", prepared_set, *SHORT, *argv)
+
+    return run
+
+
+def weights(run: str) -> dict[str, torch.Tensor]:
+    return read(f"checkpoints/{run}/final.pt")["model"]
+
+
+def log(run: str) -> list[dict]:
+    with open(f"checkpoints/{run}/log.csv") as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_same_ending(one: str, other: str) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert log(one) == log(other)
+
+
+def tiny_step(prepared_set, *, norm="bn", dtype=torch.float32, **settings) -> TrainingStep:
+    sepbn = (
+        {"sets": 3, "groups": 2, "temperature": 30.0}
+        if norm == "sepbn"
+        else dict.fromkeys(("sets", "groups", "temperature"))
+    )
+    config = TrainConfig(**({"norm": norm, "width": 2, "epochs": 4, "batch_size": 4, "lr": 0.02} | sepbn | settings))
+    torch.manual_seed(0)
+    model = build_model({"norm": norm, "width": 2, "num_landmarks": 98, **sepbn}).to(dtype)
+    return TrainingStep(model, load_faces(prepared_set, "train"), config)
+
+
+def signal_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Send the process a signal while it is in its ``step``-th training step."""
+    original, calls = TrainingStep.__call__, []
+
+    def call(self):
+        calls.append(None)
+        if len(calls) == step:
+            os.kill(os.getpid(), number)
+        original(self)
+
+    monkeypatch.setattr(TrainingStep, "__call__", call)
+
+
+@pytest.mark.parametrize("script", ["trainBaseline.py", "trainBaselineSepDyBN.py"])
+def test_a_run_leaves_what_it_promises(train, script):
+    code, output, errors = train("--run", "a", "--eval-every", "2", "--keep-every", "2", script=script)
+    assert code == 0 and errors == ""
+    assert ("SepBN, K = 3 sets, G = 2 groups" in output) == (script == "trainBaselineSepDyBN.py")
+    assert "12 train, 8 test faces" in output and "seed 0" in output and "test NME" in output
+    files = {path.name for path in (training.RunFolder("a").path).iterdir()}
+    assert files == {"final.pt", "config.json", "log.csv", "curve.png", "epoch_0002.pt", "epoch_0004.pt"}
+    rows = log("a")
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["test_nme_percent"] != "" for row in rows] == [False, True, False, True]
+    assert rows[0]["temperature"] == ("30.0" if script == "trainBaselineSepDyBN.py" else "")
+    config = json.loads(open("checkpoints/a/config.json").read())
+    assert config == read("checkpoints/a/final.pt")["config"]
+    assert config["scheme"] == "WFLW-98" and config["warmup_epochs"] == 1.6 and config["machine"]["torch"]
+    loaded = load_model("checkpoints/a/final.pt")
+    if script == "trainBaselineSepDyBN.py":
+        assert loaded.model.bn1.temperature == 27  # 30 at epoch 0, 27 in the last one
+
+
+def test_a_run_learns(train):
+    assert train("--epochs", "30", "--lr", "0.05", "--width", "4")[0] == 0
+    losses = [float(row["loss"]) for row in log("baseline")]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(train):
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert train("--run", run, "--seed", seed)[0] == 0
+    assert_same_ending("a", "b")
+    assert not torch.equal(weights("a")["fc2.weight"], weights("c")["fc2.weight"])
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 8, 11])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_resumes_bit_for_bit(train, monkeypatch, step, number):
+    script = "trainBaselineSepDyBN.py" if number == signal.SIGTERM else "trainBaseline.py"
+    assert train("--run", "straight", script=script)[0] == 0
+    with monkeypatch.context() as patch:
+        signal_at(patch, step, number)
+        code, output, _ = train("--run", "stopped", script=script)
+    assert code == 128 + number and f"stopped at step {step}," in output
+    assert not os.path.exists("checkpoints/stopped/final.pt")
+    assert train("--run", "stopped", "--resume", script=script)[0] == 0
+    assert_same_ending("straight", "stopped")
+
+
+def test_rows_past_the_checkpoint_are_cut(train, monkeypatch):
+    assert train("--run", "straight")[0] == 0
+    with monkeypatch.context() as patch:
+        signal_at(patch, 5)
+        train("--run", "stopped")
+    with open("checkpoints/stopped/log.csv", "a") as file:  # as if it had gone on and then lost its save
+        file.write("1,9,9,9,9,9,9\n2,9,9,9,9,9,9\n")
+    assert train("--run", "stopped", "--resume")[0] == 0
+    assert_same_ending("straight", "stopped")
+
+
+def test_resume_before_anything_was_saved_starts_afresh(train):
+    assert train("--run", "a")[0] == 0
+    assert train("--run", "b", "--resume")[0] == 0
+    assert_same_ending("a", "b")
+    code, output, _ = train("--run", "b", "--resume")
+    assert code == 0 and "finished already" in output
+
+
+def test_killed_runs_resume_bit_for_bit(train, prepared_set):
+    assert train("--run", "straight")[0] == 0
+    command = [sys.executable, str(ROOT / "trainBaseline.py"), "--data", str(prepared_set), *SHORT]
+    command += ["--run", "killed", "--save-every", "0"]
+    process = subprocess.Popen([*command], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while not os.path.exists("checkpoints/killed/last.pt") and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert train("--run", "killed", "--save-every", "0", "--resume")[0] == 0
+    assert_same_ending("straight", "killed")
+
+
+def test_resuming_with_other_settings_names_them(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        train()
+    code, _, errors = train("--resume", "--lr", "0.5", "--seed", "3", "--width", "4", "--save-every", "9")
+    assert code == 1 and errors.count("\n") == 1
+    assert "--lr was 0.02, is 0.5" in errors and "--seed was 0, is 3" in errors and "--width was 2, is 4" in errors
+    assert "save-every" not in errors
+    code, _, errors = train("--resume", "--limit", "8")
+    assert code == 1 and "training faces was" in errors
+    assert train("--resume", "--save-every", "9", "--eval-every", "1")[0] == 0  # cannot change the result
+
+
+def test_an_existing_run_is_not_touched_without_saying_so(train):
+    assert train()[0] == 0
+    before = open("checkpoints/baseline/final.pt", "rb").read()
+    code, _, errors = train("--seed", "1")
+    assert code == 1 and "already holds a run; add --resume" in errors
+    assert open("checkpoints/baseline/final.pt", "rb").read() == before
+    assert train("--seed", "1", "--overwrite")[0] == 0
+    assert open("checkpoints/baseline/final.pt", "rb").read() != before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        assert train("--norm", "none")[0] == 143
+    before = open("checkpoints/baseline/last.pt", "rb").read()
+    original, calls = TrainingStep._step, []
+
+    def poisoned(self):
+        if len(calls) == 2:
+            with torch.no_grad():
+                self.model.fc2.bias.fill_(torch.nan)
+        calls.append(None)
+        original(self)
+
+    monkeypatch.setattr(TrainingStep, "_step", poisoned)
+    code, _, errors = train("--norm", "none", "--resume", "--save-every", "1e-9")
+    assert code == 1 and errors.count("\n") == 1
+    assert "no longer finite at step 4 (epoch 1, learning rate 0.016)" in errors
+    saved = read("checkpoints/baseline/last.pt")
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())
+    assert before and saved["training"]["epoch"] * 3 + saved["training"]["position"] == 4
+
+
+def test_a_full_disk_stops_the_run_with_one_line(train, monkeypatch):
+    from utils import files
+
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        train()
+    before = open("checkpoints/baseline/last.pt", "rb").read()
+    original = os.fsync
+
+    def full(descriptor):
+        if "last.pt" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        original(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    code, _, errors = train("--resume", "--save-every", "0")
+    assert code == 1 and errors.startswith("error: cannot write checkpoints/baseline/last.pt: the disk is full")
+    assert open("checkpoints/baseline/last.pt", "rb").read() == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--data", "absent"], "absent holds no prepared faces"),
+        (["--batch-size", "13"], "--batch-size 13 is more than the 12 training faces"),
+        (["--warmup-epochs", "4"], "--warmup-epochs 4 is not shorter than the run"),
+        (["--init", "absent.pt"], "absent.pt: no such checkpoint file"),
+        (["--device", "cuda:7"], "--device cuda:7"),
+        (["--device", "tpu"], "--device tpu: no such device"),
+    ],
+)
+def test_bad_input_is_one_line(train, argv, words):
+    code, _, errors = train(*argv)
+    assert code == 1 and errors.count("\n") == 1 and words in errors
+    assert not os.path.exists("checkpoints/baseline/final.pt")
+
+
+def test_optional_packages_and_compilers_that_are_missing(train, monkeypatch):
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(training.shutil, "which", lambda name: None)
+    assert "pip install tensorboard" in train("--tensorboard")[2]
+    assert "--compile needs a C++ compiler" in train("--compile")[2]
+
+
+def test_tensorboard_events(train):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train("--tensorboard")[0] == 0
+    events = EventAccumulator("checkpoints/baseline/tensorboard").Reload()
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3]
+    assert len(events.Scalars("test_nme_percent")) == 1
+
+
+def test_bf16_keeps_master_weights_and_statistics_in_fp32(train):
+    assert train("--run", "half", "--precision", "bf16", script="trainBaselineSepDyBN.py")[0] == 0
+    assert train("--run", "full", script="trainBaselineSepDyBN.py")[0] == 0
+    half, full = weights("half"), weights("full")
+    assert all(value.dtype == full[name].dtype for name, value in half.items())
+    assert not torch.equal(half["conv1.weight"], full["conv1.weight"])
+    for name in ("bn1.running_mean", "bn1.running_var"):
+        assert torch.allclose(half[name], full[name], rtol=0.05, atol=0.02)
+
+
+def test_mean_shape_init(train, prepared_set):
+    train("--mean-shape-init", "--lr", "0", "--epochs", "1")
+    landmarks = load_faces(prepared_set, "train").landmarks.double() - 64
+    expected = torch.stack([landmarks[:, :, 0].mean(0), landmarks[:, :, 1].mean(0)], dim=1).flatten()
+    assert torch.allclose(weights("baseline")["fc2.bias"].double(), expected, atol=1e-4)
+
+
+def test_init_from_weights_of_the_same_and_of_another_number_of_landmarks(train, prepared_set):
+    assert train("--run", "first")[0] == 0
+    assert train("--run", "same", "--init", "checkpoints/first/final.pt", "--lr", "0", "--weight-decay", "0")[0] == 0
+    first, same = weights("first"), weights("same")
+    for name in ("conv4.weight", "fc2.weight"):  # the schedule's floor of 1e-10 moves them a little
+        assert torch.allclose(first[name], same[name], rtol=0, atol=1e-6)
+    content = read("checkpoints/first/final.pt")
+    state = {f"module.{name}": value for name, value in content["model"].items()}
+    state["module.fc2.weight"], state["module.fc2.bias"] = (
+        state["module.fc2.weight"][:136],
+        state["module.fc2.bias"][:136],
+    )
+    torch.save(state, "points68.pth")
+    code, output, _ = train("--run", "other", "--init", "points68.pth", "--lr", "0", "--weight-decay", "0")
+    assert code == 0 and "points68.pth has 68 landmarks, the data 98: the last layer starts anew" in output
+    assert torch.allclose(weights("other")["conv4.weight"], first["conv4.weight"], rtol=0, atol=1e-6)
+    assert weights("other")["fc2.weight"].shape[0] == 196
+    code, _, errors = train("--run", "wrong", "--init", "checkpoints/first/final.pt", "--norm", "none")
+    assert code == 1 and "do not fit the network" in errors
+
+
+def test_temperature_and_learning_rate_are_read_at_every_step(prepared_set):
+    step = tiny_step(prepared_set, norm="sepbn", epochs=40, warmup_epochs=0.0)
+    step.start_epoch(3)
+    assert step.model.bn6.temperature == 27
+    step.start_epoch(35)
+    assert step.model.bn6.temperature == 1
+    moved = []
+    for rate in (0.0, 1e-3, 1e-2):
+        step.rates.fill_(rate)
+        before = step.model.fc2.weight.detach().clone()
+        step()
+        moved.append((step.model.fc2.weight - before).abs().sum().item())
+    assert moved[0] == 0 and moved[2] > 5 * moved[1] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_graph_trains_like_eager_steps_and_follows_the_learning_rate(prepared_set):
+    steps = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        model = build_model({"norm": "sepbn", "width": 2, "num_landmarks": 98, "sets": 3, "groups": 2}).cuda()
+        config = TrainConfig(norm="sepbn", width=2, epochs=4, batch_size=4, lr=0.02, warmup_epochs=1.0)
+        steps.append(TrainingStep(model, load_faces(prepared_set, "train"), config, graph=graph))
+    for epoch in range(2):
+        for step in steps:
+            step.start_epoch(epoch)
+            for _ in range(step.iterations):
+                step()
+        assert abs(steps[0].mean_loss() - steps[1].mean_loss()) < 1e-3
+    eager, replayed = (step.model.state_dict() for step in steps)
+    for name in eager:
+        assert torch.allclose(eager[name].float(), replayed[name].float(), rtol=1e-3, atol=1e-4), name
+    moved = []
+    for rate in (0.0, 1e-3, 1e-2):
+        steps[1].start_epoch(2)
+        steps[1].rates.fill_(rate)
+        before = steps[1].model.fc2.weight.detach().clone()
+        steps[1]()
+        moved.append((steps[1].model.fc2.weight - before).abs().sum().item())
+    assert moved[0] == 0 and moved[2] > 5 * moved[1] > 0
