@@ -8,6 +8,7 @@ Crop-list line: P x, then P y (px of the 256 patch), then the patch's path, rela
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def read_crop_list(path: str | Path) -> tuple[np.ndarray, list[Path]]:
                 raise InputError(f"{len(fields)} fields, expected {2 * points} coordinates and the patch's path")
             rows.append(_numbers(fields[:-1]))
             patch = folder / fields[-1].rstrip()
-            if not patch.is_file():
+            if not os.path.isfile(patch):
                 raise InputError(f"patch {patch} does not exist")
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from None

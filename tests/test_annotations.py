@@ -1,0 +1,170 @@
+"""Official lists and crop lists: what is read, and one line with file and line number for what cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dataset.annotations import ATTRIBUTES, read_crop_list, read_official_list, write_crop_list
+from utils.files import InputError
+
+
+def official_fields(points: int = 98, *, seed: int = 0) -> list[str]:
+    coordinates = np.random.default_rng(seed).uniform(-20, 300, 2 * points)
+    rest = ["10", "20", "130", "141", "0", "1", "0", "0", "1", "0", "1--Event/a.jpg"]
+    return [*(f"{value:.6f}" for value in coordinates), *rest]
+
+
+def write_list(path, *lines: list[str]):
+    path.write_text("".join(" ".join(fields) + "\n" for fields in lines))
+    return path
+
+
+@pytest.mark.parametrize("points", [98, 68])
+def test_official_list(tmp_path, points):
+    lines = [official_fields(points, seed=0), official_fields(points, seed=1)]
+    lines[1][-11:] = ["-5", "0", "60", "61", "1", "0", "1", "1", "0", "1", "2--Other/b.png"]
+    first, second = read_official_list(write_list(tmp_path / "list.txt", *lines))
+    assert first.landmarks.shape == (points, 2) and first.landmarks.dtype == np.float64
+    for fields, face in zip(lines, (first, second), strict=True):
+        assert face.landmarks[0].tolist() == [float(fields[0]), float(fields[1])]
+        assert face.landmarks[-1].tolist() == [float(fields[2 * points - 2]), float(fields[2 * points - 1])]
+    assert (first.box, second.box) == ((10, 20, 130, 141), (-5, 0, 60, 61))
+    assert first.attributes == (False, True, False, False, True, False)
+    assert second.attributes == (True, False, True, True, False, True)
+    assert (first.image, first.line, second.image, second.line) == ("1--Event/a.jpg", 1, "2--Other/b.png", 2)
+
+
+def test_order_of_the_attributes():
+    assert ATTRIBUTES == ("largepose", "expression", "illumination", "makeup", "occlusion", "blur")
+
+
+def test_windows_line_ends_and_blank_lines_at_the_end_do_no_harm(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + " ".join(official_fields()).encode() + b" \r\n\r\n \n")
+    (face,) = read_official_list(path)
+    assert face.image == "1--Event/a.jpg"
+
+
+def with_field(index: int, value: str) -> list[str]:
+    fields = official_fields()
+    fields[index] = value
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (official_fields()[:120], "120 fields, expected 207"),
+        (official_fields()[:-1], "206 fields, expected 207"),
+        ([*official_fields(), "extra"], "208 fields, expected 207"),
+        ([], "0 fields, expected 207"),
+        (official_fields(97), "205 fields, expected 207"),
+        (official_fields(68), "68 points, but line 1 has 98"),
+        (with_field(7, "12,5"), "'12,5' is not a number"),
+        (with_field(7, "nan"), "'nan' is not finite"),
+        (with_field(195, "-inf"), "'-inf' is not finite"),
+        (with_field(197, "left"), "'left' is not a number"),
+        (with_field(196, "10.5"), "face box 10.5 20 130 141 is not in whole pixels"),
+        (with_field(198, "10"), "face box 10 20 10 141 has no area"),
+        (with_field(199, "3"), "face box 10 20 130 3 has no area"),
+        (with_field(198, "99999"), "larger than"),
+        (with_field(200, "2"), "attribute largepose is '2', expected 0 or 1"),
+        (with_field(205, "yes"), "attribute blur is 'yes', expected 0 or 1"),
+    ],
+)
+def test_a_bad_official_line_is_named(tmp_path, line, message):
+    path = write_list(tmp_path / "list.txt", official_fields(), line, official_fields())
+    with pytest.raises(InputError) as caught:
+        read_official_list(path)
+    assert str(caught.value).startswith(f"{path}, line 2: ") and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_an_empty_official_list_is_refused(tmp_path, content):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is empty"):
+        read_official_list(path)
+
+
+@pytest.mark.parametrize("read", [read_official_list, read_crop_list])
+def test_files_that_are_no_lists(tmp_path, read):
+    with pytest.raises(InputError, match="does not exist"):
+        read(tmp_path / "missing.txt")
+    with pytest.raises(InputError, match="cannot be read"):
+        read(tmp_path)
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\xff\xfe")
+    with pytest.raises(InputError, match="not a text file"):
+        read(tmp_path / "picture.txt")
+
+
+@pytest.fixture
+def patches(tmp_path):
+    (tmp_path / "test").mkdir()
+    names = [f"test/WFLW000{i}.png" for i in range(3)]
+    for name in names:
+        (tmp_path / name).touch()
+    return names
+
+
+@pytest.mark.parametrize("points", [98, 68])
+def test_crop_list_round_trip_is_exact(tmp_path, patches, points):
+    landmarks = np.random.default_rng(0).normal(128, 1e3, (3, points, 2)) / 3
+    landmarks[0, 0] = (-0.0, 1e-17)
+    write_crop_list(tmp_path / "list.txt", landmarks, patches)
+    got, paths = read_crop_list(tmp_path / "list.txt")
+    assert got.dtype == np.float64
+    np.testing.assert_array_equal(got, landmarks)
+    assert paths == [tmp_path.resolve() / name for name in patches]
+    fields = (tmp_path / "list.txt").read_text().splitlines()[1].split()
+    assert len(fields) == 2 * points + 1 and fields[-1] == "test/WFLW0001.png"
+    assert [float(field) for field in fields[:-1]] == [*landmarks[1, :, 0], *landmarks[1, :, 1]]  # x block, y block
+
+
+def test_crop_list_with_absolute_paths_and_spaces(tmp_path, patches):
+    folder = tmp_path / "some body's disk"
+    folder.mkdir()
+    (folder / "a face.png").touch()
+    write_crop_list(folder / "list.txt", np.zeros((2, 98, 2)), [folder / "a face.png", tmp_path / patches[0]])
+    _, paths = read_crop_list(folder / "list.txt")
+    assert paths == [folder / "a face.png", tmp_path / patches[0]]
+
+
+def test_an_empty_crop_list_is_an_empty_subset(tmp_path):
+    write_crop_list(tmp_path / "list.txt", np.zeros((0, 98, 2)), [])
+    landmarks, paths = read_crop_list(tmp_path / "list.txt")
+    assert landmarks.shape[0] == 0 and paths == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["1.5"] * 196, "196 fields, expected 196 coordinates and the patch's path"),
+        (["1.5"] * 195 + ["test/WFLW0000.png"], "196 fields, expected"),
+        (["1.5"] * 100 + ["x1"] + ["1.5"] * 95 + ["test/WFLW0000.png"], "'x1' is not a number"),
+        (["1.5"] * 100 + ["inf"] + ["1.5"] * 95 + ["test/WFLW0000.png"], "'inf' is not finite"),
+        (["1.5"] * 197 + ["test/WFLW0000.png"], "1.5 test/WFLW0000.png does not exist"),
+        (["1.5"] * 196 + ["test/WFLW0009.png"], "test/WFLW0009.png does not exist"),
+        (["1.5"] * 196 + ["test"], "does not exist"),
+    ],
+)
+def test_a_bad_crop_line_is_named(tmp_path, patches, line, message):
+    path = write_list(tmp_path / "list.txt", ["1.5"] * 196 + [patches[0]], line)
+    with pytest.raises(InputError) as caught:
+        read_crop_list(path)
+    assert str(caught.value).startswith(f"{path}, line 2: ") and message in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [0, 100, 195, 197])
+def test_a_first_crop_line_of_no_known_scheme_is_named(tmp_path, patches, count):
+    path = write_list(tmp_path / "list.txt", ["1.5"] * count + [patches[0]])
+    with pytest.raises(InputError, match=f"line 1: {count} numbers before the patch's path, expected 196"):
+        read_crop_list(path)
+
+
+def test_landmarks_and_patches_must_match(tmp_path):
+    with pytest.raises(ValueError, match="1 landmark sets for 2 patches"):
+        write_crop_list(tmp_path / "list.txt", np.zeros((1, 98, 2)), ["a.png", "b.png"])
+    assert not list(tmp_path.iterdir())

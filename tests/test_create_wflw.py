@@ -1,0 +1,381 @@
+"""createWFLW256 through its command line: real faces, drawn faces, interruption, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import dataset.crop
+from dataset.annotations import ATTRIBUTES
+from utils.files import InputError
+
+SCRIPT = "dataset/createWFLW256.py"
+LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
+NAMES = ["train", "test", *(f"test_{name}" for name in ATTRIBUTES)]
+
+
+def official_list(folder: Path, split: str) -> Path:
+    return folder / LISTS / f"list_98pt_rect_attr_{split}.txt"
+
+
+def expected_square(fields: list[str], points: int) -> tuple[int, int, int]:
+    """Left, top and side of the patch (image px) for a split line, written out from the rule."""
+    left, top, right, bottom = map(int, fields[2 * points : 2 * points + 4])
+    width, height = right - left + 1, bottom - top + 1
+    difference = abs(width - height)
+    if width < height:
+        left, right = left - difference // 2, right + difference // 2 + difference % 2
+    elif height < width:
+        top, bottom = top - difference // 2, bottom + difference // 2 + difference % 2
+    assert right - left == bottom - top
+    side = right - left + 1
+    if side % 2:
+        side += 1
+    return left - side // 2, top - side // 2, 2 * side
+
+
+def check_split(out: Path, split: str, official: Path, images: Path) -> list[list[str]]:
+    """Assert that list, landmarks and pixels of a nearest-resampled split are those of the official list's lines."""
+    lines = [line.split() for line in official.read_text().splitlines()]
+    points = (len(lines[0]) - 11) // 2
+    written = (out / f"WFLW256_{split}.txt").read_text().splitlines()
+    assert len(written) == len(lines) == len(list((out / split).iterdir()))
+    for index, (fields, row) in enumerate(zip(lines, written, strict=True)):
+        *numbers, name = row.split()
+        assert name == f"{split}/WFLW{index:04d}.png" and len(numbers) == 2 * points
+        left, top, side = expected_square(fields, points)
+        xs = [(float(x) - left) * 256 / side for x in fields[0 : 2 * points : 2]]
+        ys = [(float(y) - top) * 256 / side for y in fields[1 : 2 * points : 2]]
+        np.testing.assert_allclose([float(number) for number in numbers], xs + ys, rtol=0, atol=1e-9)
+        image = cv2.imread(str(images / fields[-1]))
+        height, width = image.shape[:2]
+        margin = max(0, -left, -top, left + side - width, top + side - height)
+        padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0))) if margin else image
+        square = padded[top + margin : top + margin + side, left + margin : left + margin + side]
+        assert square.shape == (side, side, 3)
+        patch = cv2.imread(str(out / name))
+        np.testing.assert_array_equal(patch, cv2.resize(square, (256, 256), interpolation=cv2.INTER_NEAREST))
+    return lines
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_real_wflw_faces(shared_data, tmp_path, run_script):
+    wflw, out = shared_data / "wflw", tmp_path / "out"
+    code, output, errors = run_script(SCRIPT, "--wflw", wflw, "--out", out)
+    assert (code, errors) == (0, "") and "332 train + 131 test faces (463 patches written)" in output
+    check_split(out, "train", official_list(wflw, "train"), wflw / "WFLW_images")
+    lines = check_split(out, "test", official_list(wflw, "test"), wflw / "WFLW_images")
+    rows = (out / "WFLW256_test.txt").read_text().splitlines()
+    sizes = []
+    for index, name in enumerate(ATTRIBUTES):
+        members = [row for row, fields in zip(rows, lines, strict=True) if fields[200 + index] == "1"]
+        assert (out / f"WFLW256_test_{name}.txt").read_text().splitlines() == members
+        sizes.append(len(members))
+    assert sizes == [19, 31, 49, 16, 45, 51]
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["counts"] == dict(zip(NAMES, [332, 131, *sizes], strict=True))
+    assert (meta["format"], meta["scheme"], meta["num_points"], meta["resample"]) == (1, "WFLW-98", 98, "nearest")
+    assert {path.name for path in out.iterdir()} == {"train", "test", "meta.json", *(f"WFLW256_{n}.txt" for n in NAMES)}
+
+
+def test_real_68_point_faces(shared_data, tmp_path, run_script):
+    """A sample with odd and unequal sides, and all boxes that cross the border."""
+    folder = shared_data / "p1_68pt"
+    for split in ("train", "test"):
+        lines = (folder / f"list_68pt_rect_attr_{split}.txt").read_text().splitlines()
+        boxes = np.array([line.split()[136:140] for line in lines], dtype=int)
+        sizes = boxes[:, 2:] - boxes[:, :2] + 1
+        crossing = np.flatnonzero((boxes[:, :2] < 0).any(axis=1))
+        chosen = sorted({*range(0, len(lines), 40), *crossing.tolist()})
+        assert (sizes[chosen] % 2).any() and (sizes[chosen, 0] != sizes[chosen, 1]).any()
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines[i] for i in chosen))  # no newline at the end
+    arguments = ["--images", folder / "images", "--train-list", tmp_path / "train.txt"]
+    arguments += ["--test-list", tmp_path / "test.txt", "--out", tmp_path / "out"]
+    assert run_script(SCRIPT, *arguments)[0] == 0
+    for split in ("train", "test"):
+        check_split(tmp_path / "out", split, tmp_path / f"{split}.txt", folder / "images")
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert (meta["scheme"], meta["num_points"]) == ("iBUG-68", 68)
+    assert meta["counts"]["test_blur"] == 0 and (tmp_path / "out" / "WFLW256_test_blur.txt").read_text() == ""
+
+
+def test_drawn_faces(official_set, prepared_set):
+    for split in ("train", "test"):
+        check_split(prepared_set, split, official_list(official_set, split), official_set / "WFLW_images")
+
+
+def test_area_patches_and_their_landmarks(official_set, tmp_path, run_script):
+    code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path / "out", "--resample", "area")
+    assert (code, errors) == (0, "")
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["resample"] == "area"
+    lines = official_list(official_set, "test").read_text().splitlines()
+    for line, row in zip(lines, (tmp_path / "out" / "WFLW256_test.txt").read_text().splitlines(), strict=True):
+        fields, numbers = line.split(), np.array(row.split()[:-1], dtype=float)
+        left, top, side = expected_square(fields, 98)
+        points = np.array(fields[:196], dtype=float).reshape(98, 2)
+        expected = (points - [left, top] + 0.5) * 256 / side - 0.5
+        np.testing.assert_allclose(numbers.reshape(2, 98).T, expected, rtol=0, atol=1e-9)
+
+
+def test_an_image_with_several_faces_is_decoded_once(official_set, tmp_path, run_script, monkeypatch):
+    lines = "".join(official_list(official_set, split).read_text() for split in ("train", "test")).splitlines()
+    names = Counter(line.split()[-1] for line in lines)
+    assert max(names.values()) > 1
+    seen, real = [], dataset.crop.read_image
+    monkeypatch.setattr(dataset.crop, "read_image", lambda path: seen.append(path) or real(path))
+    assert run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path / "out")[0] == 0
+    assert sorted(seen) == sorted(official_set / "WFLW_images" / name for name in names)
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_the_result_does_not_depend_on_the_workers(official_set, prepared_set, tmp_path, run_script, workers):
+    assert run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path / "out", "--workers", workers)[0] == 0
+    assert contents(tmp_path / "out") == contents(prepared_set)
+
+
+def test_runs_from_anywhere_without_torch(official_set, prepared_set, tmp_path):
+    """The one run as a subprocess: relative default output, no torch, both ways to start it."""
+    root = Path(__file__).resolve().parent.parent
+    check = "import sys, dataset.createWFLW256 as c; c.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    command = [sys.executable, "-c", check, "--wflw", official_set]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, check=True, capture_output=True)
+    assert contents(tmp_path / "dataset" / "WFLW256") == contents(prepared_set)
+    command = [sys.executable, root / SCRIPT, "--wflw", official_set]
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (again.returncode, again.stderr) == (0, "") and "already complete, nothing to do" in again.stdout
+
+
+def test_a_finished_set_is_left_alone(official_set, prepared_set, run_script):
+    before = {path: path.stat().st_mtime_ns for path in prepared_set.rglob("*")}
+    code, output, errors = run_script(SCRIPT, "--wflw", official_set, "--out", prepared_set)
+    assert (code, errors) == (0, "") and "12 train + 8 test faces (already complete, nothing to do)" in output
+    assert {path: path.stat().st_mtime_ns for path in prepared_set.rglob("*")} == before
+    code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", prepared_set, "--resample", "area")
+    assert code == 1 and "holds a set of another source or resampling" in errors and errors.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in prepared_set.rglob("*")} == before
+
+
+def test_what_was_lost_from_a_finished_set_comes_back(official_set, prepared_set, tmp_path, run_script):
+    out = tmp_path / "out"
+    shutil.copytree(prepared_set, out)
+    (out / "train" / "WFLW0003.png").unlink()
+    (out / "test" / "WFLW0001.png").write_bytes((out / "test" / "WFLW0001.png").read_bytes()[:500])
+    (out / "WFLW256_test_blur.txt").unlink()
+    _, output, _ = run_script(SCRIPT, "--wflw", official_set, "--out", out)
+    assert "(2 patches written)" in output
+    assert contents(out) == contents(prepared_set)
+
+
+def fail_at_the_ninth(monkeypatch, failure: BaseException) -> None:
+    """Let the cutting of the ninth patch raise `failure`."""
+    calls, real = [], dataset.crop.face_patch
+
+    def fail(*arguments):
+        calls.append(1)
+        if len(calls) == 9:
+            raise failure
+        return real(*arguments)
+
+    monkeypatch.setattr(dataset.crop, "face_patch", fail)
+
+
+def test_an_interrupted_run_carries_on(official_set, prepared_set, tmp_path, run_script, monkeypatch):
+    out = tmp_path / "out"
+    command = (SCRIPT, "--wflw", official_set, "--out", out, "--workers", 1)
+    with monkeypatch.context() as patched:
+        fail_at_the_ninth(patched, KeyboardInterrupt())
+        code, _, errors = run_script(*command)
+    assert code == 1 and errors == "error: interrupted; the same command carries on from here\n"
+    (out / "train" / ".WFLW0011.png.7.tmp").touch()  # a killed process leaves its file
+    kept = {path: path.stat().st_ino for path in out.rglob("WFLW*.png")}
+    assert 8 <= len(kept) < 20 and not list(out.glob("*.txt")) and not (out / "meta.json").exists()
+    code, output, _ = run_script(*command)
+    assert code == 0 and f"({20 - len(kept)} patches written)" in output
+    assert {path: path.stat().st_ino for path in kept} == kept
+    assert contents(out) == contents(prepared_set)
+
+
+def test_leftovers_of_other_settings_are_not_mixed_in(official_set, prepared_set, tmp_path, run_script, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        fail_at_the_ninth(patched, InputError("stop"))
+        assert run_script(SCRIPT, "--wflw", official_set, "--out", out, "--resample", "area", "--workers", 1)[0] == 1
+    assert list(out.rglob("WFLW*.png"))
+    _, output, _ = run_script(SCRIPT, "--wflw", official_set, "--out", out)
+    assert "(20 patches written)" in output
+    assert contents(out) == contents(prepared_set)
+
+
+@pytest.fixture
+def own_set(official_set, tmp_path) -> Path:
+    """A copy of the drawn data set that a test may damage."""
+    return Path(shutil.copytree(official_set, tmp_path / "own"))
+
+
+def replace_fields(path: Path, line: int, index: slice, values: list[str]) -> str:
+    """Change fields of a line (1-based) of a list; returns the line's image name."""
+    lines = path.read_text().splitlines()
+    fields = lines[line - 1].split()
+    fields[index] = values
+    lines[line - 1] = " ".join(fields)
+    path.write_text("\n".join(lines) + "\n")
+    return fields[-1]
+
+
+def assert_refused(run_script, folder: Path, message: str, *, started: bool = False) -> None:
+    """One clear line, exit code 1, and no file unless the run had `started` to cut patches."""
+    out = folder.parent / "out"
+    code, output, errors = run_script(SCRIPT, "--wflw", folder, "--out", out)
+    assert (code, output) == (1, "")
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
+    if started:
+        assert {path.suffix for path in out.rglob("*") if path.is_file()} <= {".png", ".json"}
+        assert not (out / "meta.json").exists()
+    else:
+        assert not out.exists()
+
+
+def test_missing_folders_and_lists(own_set, run_script):
+    assert_refused(run_script, own_set.parent / "nowhere", "WFLW folder")
+    official_list(own_set, "test").unlink()
+    assert_refused(run_script, own_set, "list_98pt_rect_attr_test.txt does not exist")
+    shutil.rmtree(own_set / "WFLW_images")
+    assert_refused(run_script, own_set, "WFLW_images does not exist")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_list(own_set, run_script, split):
+    official_list(own_set, split).write_text("\n")
+    assert_refused(run_script, own_set, f"list_98pt_rect_attr_{split}.txt is empty")
+
+
+@pytest.mark.parametrize(
+    ("index", "values", "message"),
+    [
+        (slice(150, None), [], "line 5: 150 fields, expected 207"),
+        (slice(3, 4), ["1.2.3"], "line 5: '1.2.3' is not a number"),
+        (slice(3, 4), ["nan"], "line 5: coordinate 'nan' is not finite"),
+        (slice(196, 200), ["0", "0", "0", "0"], "line 5: face box 0 0 0 0 has no area"),
+        (slice(203, 204), ["7"], "line 5: attribute makeup is '7'"),
+    ],
+)
+def test_a_bad_line_stops_before_any_patch(own_set, run_script, index, values, message):
+    replace_fields(official_list(own_set, "test"), 5, index, values)
+    assert_refused(run_script, own_set, f"list_98pt_rect_attr_test.txt, {message}")
+
+
+def test_lists_with_different_numbers_of_points(own_set, tmp_path, run_script):
+    path = official_list(own_set, "test")
+    lines = [line.split() for line in path.read_text().splitlines()]
+    path.write_text("".join(" ".join(fields[:136] + fields[196:]) + "\n" for fields in lines))
+    assert_refused(run_script, own_set, "has 98 points a face, but")
+
+
+def test_a_missing_image_stops_before_any_patch(own_set, run_script):
+    replace_fields(official_list(own_set, "test"), 8, slice(206, 207), ["0--Drawn/lost.png"])
+    assert_refused(run_script, own_set, "test.txt, line 8: image")
+
+
+def test_an_unreadable_image_is_named_with_its_line(own_set, prepared_set, run_script):
+    name = replace_fields(official_list(own_set, "test"), 7, slice(0, 0), [])
+    image = own_set / "WFLW_images" / name
+    good = image.read_bytes()
+    image.write_bytes(b"<html>404</html>")
+    assert_refused(run_script, own_set, "list_98pt_rect_attr_test.txt, line 7: image", started=True)
+    image.write_bytes(good)
+    assert run_script(SCRIPT, "--wflw", own_set, "--out", own_set.parent / "out")[0] == 0
+    assert contents(own_set.parent / "out") == contents(prepared_set)
+
+
+def test_a_box_beside_its_image_is_named_and_can_be_mended(own_set, prepared_set, run_script):
+    path = official_list(own_set, "train")
+    good = path.read_text()
+    replace_fields(path, 6, slice(196, 200), ["500", "500", "600", "600"])
+    message = "train.txt, line 6: face box 500 500 600 600 lies outside the image of 200 x 200 px"
+    assert_refused(run_script, own_set, message, started=True)
+    path.write_text(good)
+    assert run_script(SCRIPT, "--wflw", own_set, "--out", own_set.parent / "out")[0] == 0
+    assert contents(own_set.parent / "out") == contents(prepared_set)
+
+
+def test_an_output_that_cannot_be_written(official_set, tmp_path, run_script):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        code, output, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out)
+        assert (code, output) == (1, "") and "a file is in the way" in errors and errors.count("\n") == 1
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write into read-only folders")
+def test_a_read_only_output_folder(official_set, tmp_path, run_script):
+    out = tmp_path / "out"
+    out.mkdir(mode=0o555)
+    code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out)
+    assert code == 1 and "no permission to write there" in errors and not list(out.iterdir())
+
+
+def test_a_foreign_folder_is_left_alone(official_set, tmp_path, run_script):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "WFLW0000.png").write_bytes(b"mine")
+    code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path)
+    assert code == 1 and "holds other files" in errors
+    assert contents(tmp_path) == {"train/WFLW0000.png": b"mine"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_leaves_no_part_of_a_file(official_set, prepared_set, tmp_path, run_script, monkeypatch, number):
+    out = tmp_path / "out"
+    written, real = [], Path.write_bytes
+
+    def write_half(path: Path, data: bytes) -> int:
+        written.append(path)
+        if len(written) < 6:
+            return real(path, data)
+        real(path, data[: len(data) // 2])
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", write_half)
+        code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out, "--workers", 1)
+    advice = {errno.ENOSPC: "the disk is full", errno.EACCES: "no permission"}[number]
+    assert code == 1 and errors.startswith(f"error: cannot write {out}") and advice in errors
+    assert errors.count("\n") == 1
+    patches = {name: data for name, data in contents(out).items() if name != ".partial.json"}
+    assert patches and patches.items() <= contents(prepared_set).items()
+    assert run_script(SCRIPT, "--wflw", official_set, "--out", out)[0] == 0
+    assert contents(out) == contents(prepared_set)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--wflw", "a", "--images", "b"],
+        ["--images", "a", "--train-list", "b", "--test-list", "c"],
+        ["--images", "a", "--train-list", "b", "--out", "c"],
+        ["--wflw", "a", "--workers", "0"],
+        ["--wflw", "a", "--resample", "cubic"],
+    ],
+)
+def test_wrong_usage(run_script, arguments):
+    code, output, errors = run_script(SCRIPT, *arguments)
+    assert (code, output) == (2, "") and "error:" in errors
+
+
+def test_help_names_defaults(run_script):
+    code, output, _ = run_script(SCRIPT, "--help")
+    assert code == 0 and "dataset/WFLW256" in output and "default: nearest" in output
