@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from utils.runtime import progress as progress_bar
 
 SHIFTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the box side, in a random direction
 SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # perturbed box side / box side
-ROBUSTNESS_FACES = 1000  # at most: the curves take 14 passes over them
+ROBUSTNESS_FACES = 500  # at most: the curves take 14 passes over them
 RESAMPLES = 10_000  # of the bootstrap
 
 
@@ -44,8 +46,12 @@ def predict_landmarks(
     Returns:
         (N, P, 2) float32 in crop pixels. Not clipped: landmarks outside the 128x128 crop are legitimate.
     """
-    bar = progress_bar(total=len(faces), desc="predict", unit="face") if progress else None
-    return _predict(model, faces, lambda patches, rows: central_crops(patches), device, batch_size, bar)
+
+    def crops(patches: torch.Tensor, rows: slice) -> torch.Tensor:
+        return central_crops(patches)
+
+    with progress_bar(total=len(faces), desc="predict", unit="face") if progress else nullcontext() as bar:
+        return _predict(model, faces, crops, device=device, batch_size=batch_size, bar=bar)
 
 
 def face_errors(model: nn.Module, faces: FaceSet, *, device: torch.device | str, batch_size: int = 64) -> np.ndarray:
@@ -62,17 +68,13 @@ def subsets(faces: FaceSet) -> dict[str, np.ndarray]:
 
 def summarize(errors: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Per subset: number of faces, NME and FR@0.1 in percent, AUC@0.1 in 0..1; NaN where a subset is empty."""
-    table = {}
-    for name, mask in masks.items():
-        chosen = errors[mask]
-        mean = 100 * chosen.mean() if chosen.size else float("nan")
-        table[name] = {
-            "faces": int(chosen.size),
-            "nme_percent": float(mean),
-            "fr_percent": 100 * failure_rate(chosen),
-            "auc": auc(chosen),
-        }
-    return table
+
+    def row(chosen: np.ndarray) -> dict[str, float]:
+        mean = 100 * float(chosen.mean()) if chosen.size else float("nan")
+        rates = {"fr_percent": 100 * failure_rate(chosen), "auc": auc(chosen)}
+        return {"faces": int(chosen.size), "nme_percent": mean, **rates}
+
+    return {name: row(errors[mask]) for name, mask in masks.items()}
 
 
 def bootstrap_means(errors: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -156,7 +158,7 @@ def robustness(
     angles = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(faces))
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)  # (N, 2)
     target = _numpy(faces.crop_landmarks())
-    bar = progress_bar(total=len(faces) * (len(SHIFTS) + len(SCALES) - 1), desc="box perturbation", unit="face")
+    passes = len(SHIFTS) + len(SCALES) - 1  # shift 0 and scale 1 are the same
 
     def mean_nme(distance: float, scale: float) -> float:
         shift = distance * directions
@@ -165,11 +167,12 @@ def robustness(
         def crops(patches: torch.Tensor, rows: slice) -> torch.Tensor:
             return perturbed_crops(patches, shifts[rows].to(patches.device), scale)
 
-        seen = _predict(model, faces, crops, device, batch_size, bar)
+        seen = _predict(model, faces, crops, device=device, batch_size=batch_size, bar=bar)
         return 100 * float(nme(to_nominal_crop(seen, shift, scale), target, faces.scheme.outer_eyes).mean())
 
-    by_shift = {distance: mean_nme(distance, 1.0) for distance in SHIFTS}
-    by_scale = {scale: by_shift[0.0] if scale == 1.0 else mean_nme(0.0, scale) for scale in SCALES}
+    with progress_bar(total=passes * len(faces), desc="box perturbation", unit="face") as bar:
+        by_shift = {distance: mean_nme(distance, 1.0) for distance in SHIFTS}
+        by_scale = {scale: by_shift[0.0] if scale == 1.0 else mean_nme(0.0, scale) for scale in SCALES}
     return {"shift": by_shift, "scale": by_scale}
 
 
@@ -180,7 +183,7 @@ def spread(count: int, wanted: int) -> np.ndarray:
 
 @torch.no_grad()
 def _predict(
-    model: nn.Module, faces: FaceSet, crops: Callable, device: torch.device | str, batch_size: int, bar=None
+    model: nn.Module, faces: FaceSet, crops: Callable, *, device: torch.device | str, batch_size: int, bar: Any
 ) -> np.ndarray:
     """Predictions (N, P, 2) float32 from ``crops(patches on the device, rows)``."""
     training = model.training

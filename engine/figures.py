@@ -1,0 +1,214 @@
+"""Figures of an evaluation. Every function returns a matplotlib Figure; :func:`save` writes it as PNG.
+
+Lines differ in style and marker and colour maps are perceptually uniform, so that everything can be read in grey.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps, patheffects
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from dataset.annotations import ATTRIBUTES
+from dataset.crop import CROP_OFFSET, CROP_SIZE, PATCH_SIZE
+from dataset.faces import FaceSet
+from dataset.landmarks import LandmarkScheme
+from engine.evaluation import ROBUSTNESS_FACES
+from utils.files import atomic_write
+from utils.metrics import THRESHOLD, point_errors
+
+COLOURS = "viridis"  # monotone in lightness
+LINES, MARKERS, HATCHES = ("-", "--", "-.", ":"), "osD^vPX*", ("", "///", "...", "xxx", "\\\\\\", "++")
+UNIT = "% of the inter-ocular distance"
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=130)
+    return path
+
+
+def cumulative_error(errors: dict[str, np.ndarray]) -> Figure:
+    """Cumulative error distribution (CED) of every model with the threshold; ``errors``: model -> (N,) fractions."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), style in zip(errors.items(), _styles(len(errors)), strict=False):
+        at = np.sort(100 * values[np.isfinite(values)])  # a face without a number is never counted
+        share = np.arange(len(at) + 1) / len(values)
+        style.pop("marker")
+        # A step function, from 0 until beyond the right edge.
+        axes.step([0, *at, 1e9], [*share, share[-1]], where="post", label=name, **style)
+    axes.axvline(100 * THRESHOLD, color="0.4", linewidth=1)
+    axes.text(100 * THRESHOLD, 0.02, f" threshold {THRESHOLD:g}", color="0.3", fontsize=8)
+    axes.set(
+        xlim=(0, 160 * THRESHOLD), ylim=(0, 1), xlabel=f"NME of a face, {UNIT}", ylabel="share of faces at or below"
+    )
+    axes.set_title(f"Cumulative error (CED), {len(next(iter(errors.values()))):,} faces")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    return figure
+
+
+def error_by_landmark(errors: dict[str, np.ndarray], mean_shape: np.ndarray, scheme: LandmarkScheme) -> Figure:
+    """Mean error of each landmark on the mean face.
+
+    Args:
+        errors: model -> (P,) fractions.
+        mean_shape: (P, 2) crop px.
+    """
+    columns = min(4, len(errors))
+    rows = -(-len(errors) // columns)
+    figure = Figure(figsize=(4.2 * columns + 1, 4.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    low, high = (100 * extreme(list(errors.values())) for extreme in (np.nanmin, np.nanmax))
+    for axes in panels[len(errors) :]:
+        axes.set_visible(False)
+    for axes, (name, values) in zip(panels, errors.items(), strict=False):
+        for contour in scheme.contours:
+            order = [*contour.points, *contour.points[: int(contour.closed)]]
+            axes.plot(*mean_shape[order].T, color="0.75", linewidth=0.8, zorder=1)
+        sizes = 20 + 60 * (100 * values - low) / max(high - low, 1e-9)
+        style = {"cmap": COLOURS + "_r", "vmin": low, "vmax": high, "edgecolors": "0.2", "linewidths": 0.4, "zorder": 2}
+        dots = axes.scatter(*mean_shape.T, c=100 * values, s=sizes, **style)
+        axes.set(title=f"{name}\nmean {100 * values.mean():.2f} %", aspect="equal")
+        axes.set(xlabel="x, crop px", ylabel="y, crop px")
+        axes.invert_yaxis()
+        axes.margins(0.08)
+    figure.colorbar(dots, ax=list(panels), label=f"mean error of the landmark, {UNIT}", shrink=0.8)
+    return figure
+
+
+def error_by_subset(summaries: dict[str, dict[str, dict[str, float]]]) -> Figure:
+    """NME of every model on the full set and the subsets; ``summaries``: model -> result of ``summarize``."""
+    subsets = next(iter(summaries.values()))
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(summaries)
+    for i, ((name, table), style) in enumerate(zip(summaries.items(), _styles(len(summaries)), strict=False)):
+        at = np.arange(len(subsets)) - 0.4 + (i + 0.5) * width
+        heights = [table[subset]["nme_percent"] for subset in subsets]
+        style = {"color": style["color"], "hatch": HATCHES[i % len(HATCHES)], "edgecolor": "white", "linewidth": 0.5}
+        bars = axes.bar(at, heights, width, label=name, **style)
+        if len(summaries) <= 3:
+            labels = ["–" if np.isnan(height) else f"{height:.1f}" for height in heights]
+            axes.bar_label(bars, labels, fontsize=7, padding=1)
+    axes.set_xticks(range(len(subsets)), [f"{name}\n{table['faces']:,} faces" for name, table in subsets.items()])
+    axes.set(ylabel=f"NME, {UNIT}", title="NME by subset", xlim=(-0.5, len(subsets) - 0.5))
+    axes.margins(y=0.12)
+    axes.legend(fontsize=8, ncols=min(4, len(summaries)), loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    return figure
+
+
+def robustness_curves(curves: dict[str, dict[str, dict[float, float]]], faces: int) -> Figure:
+    """NME against a shift and a scaling of the face box; ``curves``: model -> result of ``robustness``."""
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    by_shift, by_scale = figure.subplots(1, 2, sharey=True)
+    for (name, curve), style in zip(curves.items(), _styles(len(curves)), strict=False):
+        by_shift.plot([100 * x for x in curve["shift"]], list(curve["shift"].values()), label=name, **style)
+        by_scale.plot(list(curve["scale"]), list(curve["scale"].values()), **style)
+    by_shift.set(xlabel="shift of the box in a random direction, % of its side", ylabel=f"NME, {UNIT}")
+    by_scale.set(xlabel="side of the box / side of the annotated box")
+    by_scale.axvline(1, color="0.6", linewidth=1, zorder=0)
+    by_shift.set_ylim(bottom=0)
+    for axes in (by_shift, by_scale):
+        axes.grid(alpha=0.3)
+    by_shift.legend(loc="upper left", fontsize=8)
+    figure.suptitle(f"NME when the face box is perturbed, {faces:,} faces")
+    return figure
+
+
+def face_gallery(
+    faces: FaceSet, prediction: np.ndarray, errors: np.ndarray, *, rows: list[tuple[str, np.ndarray]], title: str
+) -> Figure:
+    """Faces with predicted and true points.
+
+    Args:
+        prediction: (N, P, 2) crop px.
+        errors: (N,) NME, fractions.
+        rows: for every row of the gallery a label (may be empty) and the indices of its faces.
+    """
+    columns = max(len(indices) for _, indices in rows)
+    figure = Figure(figsize=(2.7 * columns + 0.3, 3.1 * len(rows) + 0.7), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for panel in panels.ravel():
+        panel.set_axis_off()
+    for line, (label, indices) in zip(panels, rows, strict=True):
+        for axes, index in zip(line, indices, strict=False):
+            true = faces.crop_landmarks()[index].cpu().numpy()
+            show_face(axes, faces, index)
+            lines = np.stack([true, prediction[index]], axis=1)  # (P, 2 ends, 2)
+            axes.add_collection(LineCollection(lines, colors="gold", linewidths=0.6))
+            axes.scatter(*true.T, s=9, facecolors="none", edgecolors="white", linewidths=0.8, label="true")
+            axes.scatter(*prediction[index].T, s=5, color="black", edgecolors="gold", linewidths=0.5, label="predicted")
+            fit_view(axes, true, prediction[index])
+            words = f"{label}face {index}, NME {100 * errors[index]:.1f} %\n{attribute_names(faces, index)}"
+            axes.set_title(words, fontsize=8)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8, facecolor="0.6", markerscale=2)
+    figure.suptitle(title)
+    return figure
+
+
+def write_evaluation(folder: Path, faces: FaceSet, evaluations: list, curves: dict[str, dict]) -> list[Path]:
+    """Write every figure of an evaluation.
+
+    Args:
+        evaluations: ``engine.report.Evaluation`` of every model.
+        curves: model -> result of ``robustness``.
+    """
+    target = faces.crop_landmarks().cpu().numpy()
+    by_point = {e.name: point_errors(e.prediction, target, faces.scheme.outer_eyes).mean(axis=0) for e in evaluations}
+    figures = {
+        "ced": cumulative_error({e.name: e.errors for e in evaluations}),
+        "nme_by_landmark": error_by_landmark(by_point, target.mean(axis=0), faces.scheme),
+        "nme_by_subset": error_by_subset({e.name: e.summary for e in evaluations}),
+        "robustness": robustness_curves(curves, min(len(faces), ROBUSTNESS_FACES)),
+    }
+    for e in evaluations:
+        order = np.argsort(e.errors)  # NaN last: among the worst
+        middle = max(0, (len(order) - 6) // 2)
+        rows = [("worst: ", order[::-1][:6]), ("median: ", order[middle : middle + 6])]
+        title = f"{e.name}: worst and median faces (dashed: what the network sees)"
+        gallery = face_gallery(faces, e.prediction, e.errors, rows=rows, title=title)
+        figures["faces_" + re.sub(r"[^A-Za-z0-9._-]+", "_", e.name)] = gallery
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def show_face(axes, faces: FaceSet, index: int) -> None:
+    """Draw a patch with its axes in crop px, and the crop that the network sees."""
+    low = -CROP_OFFSET - 0.5  # pixel centres are integers
+    axes.imshow(faces.patches[index].cpu().numpy(), extent=(low, low + PATCH_SIZE, low + PATCH_SIZE, low))
+    outline = [patheffects.withStroke(linewidth=1.4, foreground="black")]
+    crop = Rectangle((-0.5, -0.5), CROP_SIZE, CROP_SIZE, fill=False, color="white", linewidth=0.8, linestyle="--")
+    axes.add_patch(crop).set_path_effects(outline)
+
+
+def attribute_names(faces: FaceSet, index: int) -> str:
+    """The face's attributes as words, two a line at most."""
+    names = [name for name, present in zip(ATTRIBUTES, faces.attributes[index], strict=True) if present]
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} + {len(names) - 2} more"
+
+
+def fit_view(axes, *points: np.ndarray) -> None:
+    """Show a square within the patch that holds the crop and all ``points``, (P, 2) crop px each."""
+    everything = np.concatenate([*points, [[0, 0], [CROP_SIZE - 1, CROP_SIZE - 1]]])
+    everything = everything[np.isfinite(everything).all(axis=1)]
+    centre = (everything.min(0) + everything.max(0)) / 2
+    half = min((np.ptp(everything, axis=0)).max() / 2 + 4, PATCH_SIZE / 2)
+    low, high = -CROP_OFFSET - 0.5 + half, PATCH_SIZE - CROP_OFFSET - 0.5 - half
+    x, y = np.clip(centre, low, high)
+    axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+
+
+def _styles(count: int):
+    """A line style, a marker and a colour for each of ``count`` models."""
+    colours = colormaps[COLOURS](np.linspace(0, 0.8, max(count, 2)))
+    for colour, line, marker in zip(colours, cycle(LINES), cycle(MARKERS), strict=False):
+        yield {"color": colour, "linestyle": line, "marker": marker}
