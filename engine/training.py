@@ -29,7 +29,7 @@ from engine.run_folder import COLUMNS, RunFolder, refuse_other_settings, run_rec
 from models import SepBatchNorm2d
 from models.sepbn import synchronize_statistics
 from utils.files import InputError
-from utils.runtime import Processes, StopRequest, process_group, progress
+from utils.runtime import Processes, StopRequest, keep_freed_memory, process_group, progress
 from utils.schedule import learning_rate, temperature
 
 LOG_EVERY = 50  # steps between two looks at the loss: on CUDA each waits for the device
@@ -231,6 +231,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         record = run_record(config, train_faces, test_faces, device=device, processes=processes)
         if device.type == "cuda":
             torch.backends.cudnn.deterministic = True
+        else:
+            keep_freed_memory()
         saved = folder.open(resume=resume, overwrite=overwrite) if processes.leads else None
         if processes.count > 1:
             distributed.barrier()

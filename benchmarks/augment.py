@@ -1,0 +1,74 @@
+"""Milliseconds an augmented image, on one core, against the straightforward per-sample pipeline.
+
+    python benchmarks/augment.py --data dataset/WFLW256 [--pairs 15]
+
+Ours gathers, warps and scales batches of 8 from patches in memory; the other decodes each sample's PNG and warps three
+times, and is also timed without the decoding. The two run in turn; medians, and the median of the pairs' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.straightforward import augmented_sample
+from dataset.augment import batch, draw_epoch
+from dataset.faces import load_faces
+from utils.files import reports_input_errors
+from utils.runtime import describe_machine
+
+BATCH = 8
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="dataset/WFLW256", help="prepared folder")
+    parser.add_argument("--pairs", type=int, default=15, help="timed pairs of 20 batches each (default: 15)")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    faces = load_faces(arguments.data, "train", limit=512)
+    epoch = draw_epoch(faces, seed=0, epoch=0)
+    random, mirror = np.random.default_rng(0), np.array(faces.scheme.mirror)
+    landmarks = faces.landmarks.numpy()
+
+    def ours() -> None:
+        for start in range(0, 20 * BATCH, BATCH):
+            batch(faces, epoch, epoch.order[torch.arange(start, start + BATCH) % len(faces)])
+
+    def theirs() -> None:
+        for i in range(20 * BATCH):
+            i %= len(faces)
+            augmented_sample(faces.paths[i], landmarks[i], mirror, random)
+
+    def decoding() -> None:
+        for i in range(20 * BATCH):
+            cv2.imread(str(faces.paths[i % len(faces)]))
+
+    times: dict[str, list[float]] = {"ours": [], "straightforward": [], "of it decoding": []}
+    for pair in range(arguments.pairs + 1):
+        for name, run in zip(times, (ours, theirs, decoding), strict=True):
+            began = time.perf_counter()
+            run()
+            if pair:  # the first round warms up
+                times[name].append(1000 * (time.perf_counter() - began) / (20 * BATCH))
+    print({**describe_machine(), "faces": len(faces), "batch": BATCH, "pairs": arguments.pairs})
+    for name, values in times.items():
+        print(f"{name:16} {statistics.median(values):.3f} ms an image ({min(values):.3f} to {max(values):.3f})")
+    ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["straightforward"], strict=True)]
+    print(f"straightforward / ours, median of {len(ratios)} paired ratios: {statistics.median(ratios):.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""ONNX files: the same numbers in onnxruntime and in OpenCV as in torch, and what the file says about itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from engine.checkpoint import build_model, save
+
+ARMS = {"none": ("none", None, None), "bn": ("bn", None, None), "sepbn1": ("sepbn", 3, 1), "sepbn2": ("sepbn", 3, 2)}
+needs_packages = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="onnx, onnxscript or onnxruntime is not installed",
+)
+
+
+def write_checkpoint(path: Path, arm: str) -> torch.nn.Module:
+    """A small network whose statistics and mapping sets are all different; returns it in evaluation mode."""
+    norm, sets, groups = ARMS[arm]
+    config = {"norm": norm, "num_landmarks": 98, "width": 4, "sets": sets, "groups": groups, "temperature": 2.0}
+    torch.manual_seed(5)
+    model = build_model(config)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.startswith("bn") and name.endswith((".weight", "running_var")) and "fc" not in name:
+                tensor.uniform_(0.5, 1.5)
+            elif name.startswith("bn") and name.endswith((".bias", "running_mean")):
+                tensor.normal_(0, 0.5)
+        model.fc2.bias.uniform_(0, 128)
+    config |= {"resample": "area", "released_geometry": False, "run": "tiny"}
+    save(path, {"model": model.state_dict(), "config": config, "format": 1})
+    return model.eval()
+
+
+@needs_packages
+@pytest.mark.parametrize("arm", ARMS)
+def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
+    import onnx
+    import onnxruntime
+
+    model = write_checkpoint(tmp_path / "final.pt", arm)
+    file = tmp_path / "net.onnx"
+    code, output, errors = run_script("export.py", tmp_path / "final.pt", "--onnx", file)
+    assert code == 0, errors
+    assert "crop px" in output
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    net = cv2.dnn.readNetFromONNX(str(file))
+    for batch in (1, 3, 17):  # one file, one session: the batch size is open
+        crops = torch.rand(batch, 3, 128, 128) * 2 - 1
+        with torch.no_grad():
+            expected = model(crops).numpy()
+        assert np.abs(session.run(["landmarks"], {"crops": crops.numpy()})[0] - expected).max() <= 1e-3
+        net.setInput(crops.numpy())
+        assert np.abs(net.forward() - expected).max() <= 1e-3
+
+    proto = onnx.load(file)
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    said = {entry.key: entry.value for entry in proto.metadata_props}
+    assert said["input_size"] == "128" and said["channel_order"] == "RGB" and said["scheme"] == "WFLW-98"
+    assert said["scaling"] == "(x - 127.5) / 128, x in 0..255" and said["resample"] == "area" and said["run"] == "tiny"
+    assert said["crop_rule"] and said["arm"]
+    assert str(Path(__file__).parent.parent).encode() not in file.read_bytes()  # no paths of this disk
+
+
+@needs_packages
+def test_a_network_that_answers_nonsense_is_not_written(tmp_path, run_script):
+    model = write_checkpoint(tmp_path / "good.pt", "none")
+    with torch.no_grad():
+        model.fc2.bias.fill_(float("nan"))
+    content = torch.load(tmp_path / "good.pt", weights_only=True)
+    save(tmp_path / "bad.pt", content | {"model": model.state_dict()})
+    code, _, errors = run_script("export.py", tmp_path / "bad.pt", "--onnx", tmp_path / "net.onnx")
+    assert code == 1 and errors.count("error:") == 1 and "not written" in errors
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_missing_packages_are_named_in_one_line(tmp_path, run_script, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "onnx" in name else find(name, *rest))
+    code, _, errors = run_script("export.py", tmp_path / "final.pt", "--onnx", tmp_path / "net.onnx")
+    assert code == 1
+    assert errors == "error: export needs packages that are not installed; pip install onnx onnxscript onnxruntime\n"
+
+
+@needs_packages
+def test_a_missing_checkpoint_is_named(tmp_path, run_script):
+    code, _, errors = run_script("export.py", tmp_path / "nothing.pt", "--onnx", tmp_path / "net.onnx")
+    assert code == 1 and "nothing.pt" in errors and errors.count("\n") == 1
+
+
+def test_the_output_file_must_be_named(tmp_path, run_script):
+    code, _, errors = run_script("export.py", tmp_path / "final.pt")
+    assert code == 2 and "--onnx" in errors

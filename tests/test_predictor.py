@@ -1,0 +1,218 @@
+"""From pictures to landmarks and back: painted dots through every step, folded normalisation, drawing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dataset.crop import face_patch, patch_frame
+from dataset.landmarks import scheme_for
+from engine.checkpoint import LoadedModel, build_model
+from engine.drawing import draw_face, draw_faces
+from engine.folding import FoldedSepBN, fold_normalisation
+from engine.predictor import FaceDetector, LandmarkPredictor, Shot, inclusive_box
+from models import SepBatchNorm2d
+from utils.files import InputError
+
+ARMS = [("none", None, None), ("bn", None, None), ("sepbn", 3, 1), ("sepbn", 3, 2)]
+
+
+class BrightestPoint(nn.Module):
+    """A "network" that answers the centroid of brightness of the crop, for all 98 points."""
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        light = (crops.double() + 127.5 / 128).mean(1)  # (B, 128, 128), black is 0
+        ramp = torch.arange(128, dtype=torch.float64)
+        total = light.sum((1, 2))
+        x = (light.sum(1) * ramp).sum(1) / total
+        y = (light.sum(2) * ramp).sum(1) / total
+        return torch.stack([x, y], 1).repeat(1, 98)
+
+
+class MeanColour(nn.Module):
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        return crops.mean((2, 3))[:, [0, 2]].repeat(1, 98)  # "x" is the first channel, "y" the last
+
+
+def predictor_of(model: nn.Module, resample: str = "nearest", **options) -> LandmarkPredictor:
+    config = {"num_landmarks": 98, "resample": resample}
+    return LandmarkPredictor(LoadedModel(model.eval(), config, Path("fake.pt"), "fake"), device="cpu", **options)
+
+
+def random_model(norm: str, sets: int | None, groups: int | None) -> nn.Module:
+    """A small network whose statistics and mapping sets are all different."""
+    torch.manual_seed(3)
+    model = build_model({"norm": norm, "num_landmarks": 98, "width": 4, "sets": sets, "groups": groups, "temperature": 2.0})
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.startswith("bn") and name.endswith((".weight", "running_var")) and "fc" not in name:
+                tensor.uniform_(0.5, 1.5)
+            elif name.startswith("bn") and name.endswith((".bias", "running_mean")):
+                tensor.normal_(0, 0.5)
+        model.fc2.bias.uniform_(0, 128)
+    return model.eval()
+
+
+BOXES = [
+    (40, 30, 79, 69),  # inside; enlarged
+    (40, 30, 80, 60),  # odd, not square
+    (-25, -15, 40, 50),  # across the upper left corner
+    (150, 110, 230, 199),  # across the lower right corner
+    (0, 0, 199, 159),  # the whole picture; shrunk
+    (-60, -80, 260, 240),  # far beyond all sides; shrunk
+]
+
+
+@pytest.mark.parametrize("resample", ["nearest", "area"])
+@pytest.mark.parametrize("box", BOXES)
+def test_painted_dots_come_back_to_their_place_in_the_picture(box, resample):
+    random = np.random.default_rng(0)
+    frame = patch_frame(box, resample)
+    patch_pixel = frame.side / 256  # in image px
+    radius = int(np.ceil(patch_pixel)) if patch_pixel > 1 else 0  # so that no resampling loses the dot
+    low = np.maximum(np.array([frame.left, frame.top]) + frame.side // 4, 0) + radius + 2
+    high = np.minimum(np.array([frame.left, frame.top]) + 3 * frame.side // 4, [200, 160]) - radius - 3
+    predictor = predictor_of(BrightestPoint(), resample)
+    for _ in range(12):
+        x, y = random.integers(low, high + 1)
+        image = np.zeros((160, 200, 3), np.uint8)
+        image[y - radius : y + radius + 1, x - radius : x + radius + 1] = 255
+        points = predictor(image, [box])
+        assert points.shape == (1, 98, 2) and points.dtype == np.float32
+        error = np.abs(points[0] - (x, y)).max()
+        assert error <= 0.5 * patch_pixel + (0.5 if resample == "nearest" else 0) + 1e-3
+
+
+def test_the_patch_is_cut_by_the_rule_of_the_checkpoint():
+    image = np.random.default_rng(1).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    box = (20, 20, 60, 60)
+    for resample, other in (("nearest", "area"), ("area", "nearest")):
+        patches, frames = predictor_of(MeanColour(), resample).cut(image, [box])
+        assert np.array_equal(patches[0][..., ::-1], face_patch(image, box, resample)[0])
+        assert not np.array_equal(patches[0][..., ::-1], face_patch(image, box, other)[0])
+        assert frames[0].resample == resample
+
+
+def test_the_network_sees_rgb():
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[..., 2] = 255  # red in cv2's order
+    box = (10, 10, 29, 29)
+    bright, dark = 64 + 127.5 / 128, 64 - 127.5 / 128  # crop px to patch px
+    expected = patch_frame(box).to_image(np.array([bright, dark]))
+    assert predictor_of(MeanColour())(image, [box])[0, 0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_batches_and_streams_do_not_change_the_answer():
+    image = np.random.default_rng(2).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+    model = random_model("sepbn", 3, 2)
+    single = np.concatenate([predictor_of(model, batch_size=1)(image, [box]) for box in BOXES])
+    assert np.abs(predictor_of(model, batch_size=4)(image, np.array(BOXES)) - single).max() < 1e-3
+    predictor = predictor_of(model, batch_size=4)
+    groups = [BOXES[:1], [], BOXES[1:6], BOXES[:2]]
+    shots = [Shot(Path(str(i)), image, boxes, None, *predictor.cut(image, boxes)) for i, boxes in enumerate(groups)]
+    answers = list(predictor.stream(iter(shots)))
+    assert [shot for shot, _ in answers] == shots
+    for (_, points), expected in zip(answers, [single[:1], single[:0], single[1:6], single[:2]], strict=True):
+        assert points.shape == expected.shape
+        assert np.abs(points - expected).max(initial=0) < 1e-3
+
+
+def test_no_boxes_give_no_landmarks():
+    assert predictor_of(MeanColour())(np.zeros((9, 9, 3), np.uint8), []).shape == (0, 98, 2)
+
+
+@pytest.mark.parametrize(
+    ("image", "boxes"),
+    [
+        (np.zeros((9, 9), np.uint8), [(0, 0, 5, 5)]),
+        (np.zeros((9, 9, 4), np.uint8), [(0, 0, 5, 5)]),
+        (np.zeros((9, 9, 3), np.float32), [(0, 0, 5, 5)]),
+        (np.zeros((9, 9, 3), np.uint8), [(0, 0, 5.5, 5)]),
+        (np.zeros((9, 9, 3), np.uint8), (0, 0, 5, 5)),
+        (np.zeros((9, 9, 3), np.uint8), [(0, 0, float("nan"), 5)]),
+    ],
+)
+def test_wrong_arrays_are_refused(image, boxes):
+    with pytest.raises(ValueError, match="must be"):
+        predictor_of(MeanColour())(image, boxes)
+
+
+@pytest.mark.parametrize("box", [(9, 0, 20, 5), (-9, 0, -1, 5), (0, 9, 5, 12), (0, -5, 5, -1), (3, 3, 3, 8)])
+def test_boxes_without_a_pixel_of_the_image_are_refused(box):
+    with pytest.raises(InputError, match="box"):
+        predictor_of(MeanColour())(np.zeros((9, 9, 3), np.uint8), [box])
+
+
+@pytest.mark.parametrize(("norm", "sets", "groups"), ARMS)
+def test_folding_keeps_the_function_and_the_model(norm, sets, groups):
+    model = random_model(norm, sets, groups)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    crops = torch.rand(3, 3, 128, 128) * 2 - 1
+    folded = fold_normalisation(model)
+    with torch.no_grad():
+        assert (folded(crops) - model(crops)).abs().max() < 1e-3
+        assert (folded.to(memory_format=torch.channels_last)(crops) - model(crops)).abs().max() < 1e-3
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_folded_sepbn_is_the_equation():
+    torch.manual_seed(0)
+    layer = SepBatchNorm2d(6, num_sets=4, groups=3, temperature=0.7).double().eval()
+    with torch.no_grad():
+        for tensor in (layer.weight, layer.bias, layer.running_mean):
+            tensor.normal_()
+        layer.running_var.uniform_(0.2, 2)
+        x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
+        p = layer.attention(x)
+        expected = torch.empty_like(x)
+        for n in range(2):
+            for c in range(6):
+                normal = (x[n, c] - layer.running_mean[c]) / torch.sqrt(layer.running_var[c] + layer.eps)
+                weights = p[n, c // 2]  # three groups of two channels
+                scale = sum(weights[k] * layer.weight[k, c] for k in range(4))
+                expected[n, c] = scale * normal + sum(weights[k] * layer.bias[k, c] for k in range(4))
+        assert (FoldedSepBN(layer)(x) - expected).abs().max() < 1e-12
+
+
+def test_a_detectors_rectangle_becomes_an_inclusive_box():
+    assert inclusive_box(10.0, 20.0, 5.0, 6.0) == (10, 20, 14, 25)  # five columns, six rows
+    assert inclusive_box(-0.5, 1.2, 3.0, 3.0) == (-1, 1, 2, 4)
+
+
+def test_a_missing_or_wrong_detector_is_named(tmp_path):
+    with pytest.raises(InputError, match="no face detector at .*nothing.onnx"):
+        FaceDetector(tmp_path / "nothing.onnx")
+    wrong = tmp_path / "wrong.onnx"
+    wrong.write_bytes(b"no network")
+    with pytest.raises(InputError, match="wrong.onnx is not a YuNet model"):
+        FaceDetector(wrong)
+
+
+def test_the_detector_finds_the_same_faces_in_an_enlarged_picture(shared_data):
+    detector = FaceDetector(shared_data / "models/face_detection_yunet_2023mar.onnx")
+    picture = cv2.imread(str(next((shared_data / "wflw/WFLW_images/31--Waiter_Waitress").glob("*.jpg"))))
+    boxes, scores = detector(picture)
+    assert len(boxes) and boxes.shape == (len(boxes), 4) and (np.diff(scores) <= 0).all() and scores[0] > 0.8
+    larger, _ = detector(cv2.resize(picture, None, fx=3, fy=3))  # beyond max_side
+    side = boxes[0, 2] - boxes[0, 0]
+    assert np.abs(larger / 3 - boxes[0]).max(axis=1).min() < 0.15 * side
+
+
+def test_drawing_marks_points_and_box_on_a_copy():
+    scheme = scheme_for(98)
+    image = np.full((100, 120, 3), 10, np.uint8)
+    points = np.tile([60.0, 50.0], (98, 1))
+    points[96] = (20.0, 30.0)  # a pupil, alone
+    drawn = draw_face(image, points, scheme, box=(5, 6, 110, 90))
+    assert (image == 10).all()
+    assert (drawn[30, 20] != 10).any() and (drawn[50, 60] != 10).any()
+    assert (drawn[6, 5:111] == 255).all() and (drawn[6:91, 110] == 255).all()
+    assert (drawn[20, 90] == 10).all() and (drawn[95:] == 10).all()
+    lost = np.full((2, 98, 2), 1e9)  # what an untrained network may answer
+    assert (draw_faces(image, lost, scheme) == 10).all()

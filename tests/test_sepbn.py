@@ -1,0 +1,435 @@
+"""SepBatchNorm2d against K BatchNorms, stacked, weighted and summed as the equations say."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import sepbn
+from models.sepbn import SepBatchNorm2d
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+class ManyBatchNorms(nn.Module):
+    """The slow reference: K full BatchNorms of one input, weighted by the attention and summed."""
+
+    def __init__(self, layer: SepBatchNorm2d):
+        super().__init__()
+        self.num_sets, self.groups, self.temperature = layer.num_sets, layer.groups, layer.temperature.item()
+        channels = layer.num_features
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(channels, layer.eps, layer.momentum).to(layer.weight) for _ in range(self.num_sets)
+        )
+        self.squeeze, self.expand = copy.deepcopy(layer.fc1), copy.deepcopy(layer.fc2)
+        with torch.no_grad():
+            for k, norm in enumerate(self.norms):
+                norm.weight.copy_(layer.weight[k])
+                norm.bias.copy_(layer.bias[k])
+                norm.running_mean.copy_(layer.running_mean)
+                norm.running_var.copy_(layer.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(x, 1)
+        logits = self.expand(F.leaky_relu(self.squeeze(pooled), 0.01))[:, :, 0, 0]
+        width = x.shape[1] // self.groups
+        mixed = torch.zeros_like(x)
+        for group in range(self.groups):
+            rows = logits[:, group * self.num_sets : (group + 1) * self.num_sets] / self.temperature
+            weights = torch.softmax(rows, dim=1)
+            channels = slice(group * width, (group + 1) * width)
+            for k, norm in enumerate(self.norms):
+                normalised = norm(x) if group == 0 else self.last[k]
+                self.last = [*getattr(self, "last", [])[:k], normalised] if group == 0 else self.last
+                part = torch.zeros_like(x)
+                part[:, channels] = weights[:, k, None, None, None] * normalised[:, channels]
+                mixed = mixed + part
+        return mixed
+
+
+def make_layer(channels: int = 6, **options) -> SepBatchNorm2d:
+    layer = SepBatchNorm2d(channels, **{"temperature": 0.7, "dtype": torch.float64, **options})
+    with torch.no_grad():
+        layer.weight.normal_()
+        layer.bias.normal_()
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2)
+    return layer
+
+
+def make_input(*shape: int, layout=torch.contiguous_format, dtype=torch.float64) -> Tensor:
+    x = 2 * torch.randn(shape, dtype=torch.float64) + 1 + torch.arange(shape[1])[:, None, None] / 3
+    return x.to(dtype).contiguous(memory_format=layout).requires_grad_()
+
+
+def in_layout(x: Tensor, layout) -> bool:
+    return x.is_contiguous(memory_format=layout)
+
+
+@pytest.fixture(params=["kernels", "plain"])
+def path(request, monkeypatch):
+    """ATen's CPU kernels, and the plain operations that serve every other device and the compilers."""
+    if request.param == "plain":
+        monkeypatch.setattr(sepbn, "_has_kernels", lambda x: False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("num_sets", "groups"), [(3, 1), (3, 2), (4, 3), (1, 1)])
+def test_equals_many_batchnorms(path, layout, training, num_sets, groups):
+    torch.manual_seed(0)
+    layer = make_layer(num_sets=num_sets, groups=groups).train(training)
+    reference = ManyBatchNorms(layer).train(training)
+    x = make_input(4, 6, 5, 3, layout=layout)
+    other = x.detach().clone().requires_grad_()
+    gradient = torch.randn(4, 6, 5, 3, dtype=torch.float64)
+    for _ in range(2):  # twice: running estimates move on
+        output, expected = layer(x), reference(other)
+        output.backward(gradient)
+        expected.backward(gradient)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(x.grad, other.grad, rtol=0, atol=1e-11)
+    for ours, theirs in [
+        (layer.weight.grad, torch.stack([norm.weight.grad for norm in reference.norms])),
+        (layer.bias.grad, torch.stack([norm.bias.grad for norm in reference.norms])),
+        (layer.fc1.weight.grad, reference.squeeze.weight.grad),
+        (layer.fc2.weight.grad, reference.expand.weight.grad),
+        (layer.running_mean, reference.norms[-1].running_mean),
+        (layer.running_var, reference.norms[-1].running_var),
+    ]:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    assert layer.num_batches_tracked == reference.norms[0].num_batches_tracked
+    assert in_layout(output, layout) and in_layout(x.grad, layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1, "momentum": 0.3}]
+)
+def test_one_set_is_batchnorm(path, dtype, options):
+    torch.manual_seed(1)
+    ours = SepBatchNorm2d(5, num_sets=1, dtype=dtype, **options)
+    theirs = nn.BatchNorm2d(5, dtype=dtype, **options)
+    with torch.no_grad():
+        theirs.weight.normal_()
+        ours.weight.copy_(theirs.weight)
+    tolerance = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 3e-6}
+    for step in range(4):
+        if step == 3:
+            ours.eval()
+            theirs.eval()
+        x = make_input(4, 5, 6, 6, dtype=dtype)
+        other = x.detach().clone().requires_grad_()
+        output, expected = ours(x), theirs(other)
+        gradient = torch.randn_like(output)
+        output.backward(gradient)
+        expected.backward(gradient)
+        torch.testing.assert_close(output, expected, **tolerance)
+        torch.testing.assert_close(x.grad, other.grad, **tolerance)
+    torch.testing.assert_close(ours.weight.grad[0], theirs.weight.grad, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(ours.bias.grad[0], theirs.bias.grad, rtol=1e-5, atol=1e-4)
+    if ours.track_running_stats:
+        torch.testing.assert_close(ours.running_mean, theirs.running_mean, **tolerance)
+        torch.testing.assert_close(ours.running_var, theirs.running_var, **tolerance)
+        assert ours.num_batches_tracked == theirs.num_batches_tracked == 3
+    else:
+        assert ours.running_mean is None and ours.num_batches_tracked is None
+
+
+def test_without_affine_it_is_batchnorm_without_affine():
+    ours, theirs = SepBatchNorm2d(4, affine=False), nn.BatchNorm2d(4, affine=False)
+    x = make_input(3, 4, 5, 5, dtype=torch.float32)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert not list(ours.parameters())
+
+
+def worst_errors(x: Tensor, gradient: Tensor) -> tuple[list[float], list[float]]:
+    """Errors against float64 of our layer with one set and of BatchNorm: output and gradients of input and affine map.
+
+    Largest ones, relative to the largest value.
+    """
+    channels = x.shape[1]
+    results = []
+    for layer, dtype in [
+        (nn.BatchNorm2d(channels, dtype=torch.float64), torch.float64),
+        (SepBatchNorm2d(channels, num_sets=1), x.dtype),
+        (nn.BatchNorm2d(channels), x.dtype),
+    ]:
+        inputs = x.detach().to(dtype).requires_grad_()
+        output = layer(inputs)
+        assert output.dtype == dtype
+        output.backward(gradient.to(dtype))
+        assert inputs.grad.dtype == dtype
+        gradients = (inputs.grad, layer.weight.grad.view(-1), layer.bias.grad.view(-1))
+        results.append([tensor.double() for tensor in (output, *gradients)])
+    exact, ours, theirs = results
+    error = [
+        [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact, strict=True)]
+        for found in (ours, theirs)
+    ]
+    return error[0], error[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "mean"), [(torch.float32, 1e3), (torch.bfloat16, 10.0), (torch.bfloat16, 100.0)])
+def test_accuracy_far_from_zero(path, layout, dtype, mean):
+    torch.manual_seed(2)
+    x = (torch.randn(8, 16, 32, 32) + mean).to(dtype).contiguous(memory_format=layout)
+    gradient = torch.randn(x.shape).to(dtype)
+    for ours, theirs in zip(*worst_errors(x, gradient), strict=True):
+        assert ours <= 3 * theirs + 3e-7  # a few roundings: where BatchNorm is exact, the order of summing decides
+
+
+def test_low_precision_keeps_the_shift_exact(path):
+    """A shift that bfloat16 cannot hold must not be rounded before it is added."""
+    layer = SepBatchNorm2d(2, num_sets=2)
+    scale, shift = 2**-9, 1 + 2**-8 - 2**-11  # bfloat16 numbers around 1 are 2**-7 apart
+    nn.init.constant_(layer.weight, scale)
+    nn.init.constant_(layer.bias, shift)
+    x = torch.randn(4, 2, 16, 16).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(x)
+    exact = F.batch_norm(x.double(), None, None, training=True) * scale + shift
+    assert output.dtype == torch.bfloat16
+    assert (output.double() - exact).abs().max() <= 2**-8 + 1e-6  # half of that distance
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradcheck(path, layout, training):
+    torch.manual_seed(3)
+    layer = make_layer(4, num_sets=3, groups=2).train(training)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+        return torch.func.functional_call(layer, {**dict(zip(names, values, strict=True)), **buffers}, (x,))
+
+    x = make_input(3, 4, 3, 2, layout=layout)
+    assert torch.autograd.gradcheck(run, (x, *[p.detach().requires_grad_() for p in parameters]))
+
+
+def test_backward_of_an_expanded_gradient_and_of_a_strided_input(path):
+    layer = make_layer(4, num_sets=2)
+    reference = ManyBatchNorms(layer)
+    wide = make_input(3, 8, 6, 6)
+    other = wide.detach().clone().requires_grad_()
+    (layer(wide[:, ::2, ::2, 1:]) * 3).mean().backward()
+    (reference(other[:, ::2, ::2, 1:]) * 3).mean().backward()
+    torch.testing.assert_close(wide.grad, other.grad, rtol=0, atol=1e-12)
+
+
+def test_gradient_reaches_the_input_only_through_what_was_asked(path):
+    """Frozen maps and an input without gradient, as in fine-tuning."""
+    layer = make_layer(4)
+    layer.weight.requires_grad_(False)
+    layer(make_input(2, 4, 3, 3).detach()).square().sum().backward()
+    assert layer.weight.grad is None and layer.bias.grad.abs().sum() > 0 and layer.fc1.weight.grad is not None
+
+
+def test_memory_saved_for_backward():
+    def saved_bytes(layer: nn.Module) -> int:
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = layer(x)
+        del output
+        return sum(storages.values())
+
+    for layout in LAYOUTS:
+        for dtype in (torch.float32, torch.bfloat16):
+            x = make_input(8, 64, 32, 32, layout=layout, dtype=dtype)
+            ours, theirs = saved_bytes(SepBatchNorm2d(64, 8, 2)), saved_bytes(nn.BatchNorm2d(64))
+            assert ours <= 1.05 * theirs
+
+
+def test_attention_weights():
+    layer = make_layer(6, num_sets=3, groups=2)
+    x = make_input(5, 6, 4, 4)
+    weights = layer.attention(x)
+    assert weights.shape == (5, 2, 3)
+    torch.testing.assert_close(weights.sum(2), torch.ones(5, 2, dtype=torch.float64))
+    layer.temperature.fill_(1e6)
+    torch.testing.assert_close(layer.attention(x), torch.full((5, 2, 3), 1 / 3).double(), rtol=0, atol=1e-4)
+    seen = []
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(module.attention(inputs[0])))
+    layer(x)
+    torch.testing.assert_close(seen[0], layer.attention(x))
+    torch.testing.assert_close(layer.attention(x.float().bfloat16()), layer.attention(x).float(), rtol=0, atol=1e-2)
+
+
+def test_groups_are_contiguous_channels():
+    """Each group answers to its own attention rows (row g K + k)."""
+    layer = make_layer(6, num_sets=2, groups=3, temperature=1.0).eval()
+    nn.init.constant_(layer.fc1.weight, 1)
+    nn.init.constant_(layer.fc2.weight, 0)
+    layer.fc2.weight.data[2 * 2 + 1] = 1e4  # group 2 takes set 1, the others both sets alike
+    x = torch.ones(1, 6, 2, 2, dtype=torch.float64)
+    normalised = (x - layer.running_mean[:, None, None]) / (layer.running_var[:, None, None] + layer.eps).sqrt()
+    scale, shift = layer.weight.mean(0), layer.bias.mean(0)
+    scale, shift = torch.cat((scale[:4], layer.weight[1, 4:])), torch.cat((shift[:4], layer.bias[1, 4:]))
+    torch.testing.assert_close(layer(x), normalised * scale[:, None, None] + shift[:, None, None])
+
+
+def test_initial_values_and_names():
+    torch.manual_seed(5)
+    layer = SepBatchNorm2d(64, 3, 2, temperature=30.0)
+    assert set(layer.state_dict()) == {
+        *("weight", "bias", "fc1.weight", "fc2.weight", "temperature"),
+        *("running_mean", "running_var", "num_batches_tracked"),
+    }
+    assert layer.weight.eq(1).all() and layer.bias.eq(0).all() and layer.temperature == 30
+    assert layer.fc1.weight.shape == (6, 64, 1, 1) and layer.fc2.weight.shape == (6, 6, 1, 1)
+    assert layer.fc1.weight.abs().max() <= (6 / 64) ** 0.5 and layer.fc2.weight.abs().max() <= 1
+    assert SepBatchNorm2d(4).fc1.weight.shape[0] == 1  # the bottleneck is never empty
+    assert "num_sets=3, groups=2" in repr(layer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_features": 6, "groups": 4}, "divisible"),
+        ({"num_features": 6, "groups": 0}, "divisible"),
+        ({"num_features": 6, "num_sets": 0}, "num_sets"),
+        ({"num_features": 6, "temperature": 0.0}, "temperature"),
+        ({"num_features": 6, "temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SepBatchNorm2d(**arguments)
+
+
+def test_bad_inputs():
+    layer = SepBatchNorm2d(4)
+    with pytest.raises(ValueError, match="4-D"):
+        layer(torch.zeros(2, 4, 3))
+    with pytest.raises(ValueError, match="4 channels"):
+        layer(torch.zeros(2, 5, 3, 3))
+    with pytest.raises(ValueError, match="more than 1 value"):
+        layer(torch.zeros(1, 4, 1, 1))
+    layer.eval()(torch.zeros(1, 4, 1, 1))
+
+
+def test_copies(tmp_path):
+    layer = make_layer(4, num_sets=2)
+    x = make_input(2, 4, 3, 3)
+    buffer = io.BytesIO()
+    torch.save(layer.state_dict(), buffer)
+    buffer.seek(0)
+    loaded = SepBatchNorm2d(4, num_sets=2, dtype=torch.float64)
+    loaded.load_state_dict(torch.load(buffer, weights_only=True))
+    assert loaded.temperature == layer.temperature
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), loaded):
+        assert torch.equal(other.eval()(x), layer.eval()(x))
+
+
+def test_works_as_one_copied_file(tmp_path):
+    source = Path(sepbn.__file__)
+    shutil.copy(source, tmp_path / "copied.py")
+    code = (
+        "import torch, copied; layer = copied.SepBatchNorm2d(4, 3, 2);"
+        "layer(torch.randn(2, 4, 8, 8, requires_grad=True)).sum().backward();"
+        "assert type(copied.convert_batchnorm(torch.nn.BatchNorm2d(4))).__name__ == 'SepBatchNorm2d'"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+class Compiled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), SepBatchNorm2d(8, 3, 2, temperature=3.0)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+def check_compiled(backend, batches: tuple[int, ...], training: bool) -> None:
+    torch.manual_seed(6)
+    eager = Compiled().train(training)
+    module = copy.deepcopy(eager)
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    for step, batch in enumerate(batches):
+        for layer in (eager.norm, module.norm):
+            layer.temperature.fill_(30.0 - step)
+        x = torch.randn(batch, 3, 10, 10)
+        output, expected = compiled(x), eager(x)
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+        gradient = torch.randn_like(output)
+        for ours, theirs in zip(
+            torch.autograd.grad(output, list(module.norm.parameters()), gradient),
+            torch.autograd.grad(expected, list(eager.norm.parameters()), gradient),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    for name, buffer in module.norm.named_buffers():
+        torch.testing.assert_close(buffer, eager.norm.get_buffer(name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_into_one_graph_for_all_temperatures(training):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    check_compiled(counter, (8, 4, 6, 1, 5, 8), training)
+    assert counter.frame_count <= 3
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_compiles_with_inductor():
+    torch._dynamo.reset()
+    check_compiled("inductor", (4,), training=True)
+
+
+def test_exports_with_a_dynamic_batch():
+    model = Compiled().eval()
+    x = torch.randn(2, 3, 10, 10)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.mean.dim" in names and not any("batch_norm" in name for name in names)
+    x = torch.randn(5, 3, 10, 10)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_traces_for_older_tools():
+    model = Compiled().eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.randn(2, 3, 10, 10))
+        x = torch.randn(5, 3, 10, 10)
+        torch.testing.assert_close(traced(x), model(x))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cuda_equals_cpu(layout, dtype):
+    torch.manual_seed(7)
+    layer = make_layer(6, num_sets=3, groups=2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    there = copy.deepcopy(layer).cuda()
+    x = make_input(4, 6, 5, 3, layout=layout, dtype=dtype)
+    y = x.detach().cuda().requires_grad_()
+    tolerance = {"rtol": 0, "atol": 1e-11 if dtype == torch.float64 else 0.1}
+    for mode in (True, False):
+        output, expected = there.train(mode)(y), layer.train(mode)(x)
+        gradient = torch.randn(output.shape).to(dtype)
+        output.backward(gradient.cuda())
+        expected.backward(gradient)
+        assert output.dtype == dtype and in_layout(output, layout)
+        torch.testing.assert_close(output.cpu(), expected, **tolerance)
+    torch.testing.assert_close(y.grad.cpu(), x.grad, **tolerance)

@@ -1,0 +1,236 @@
+"""The synthetic faces: repeatable bytes, WFLW's layout, points on their features, truthful attributes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dataset.annotations import ATTRIBUTES, read_official_list
+from dataset.landmarks import scheme_for
+from dataset.synthetic.camera import Pose, draw_pose
+from dataset.synthetic.face import SWITCHES, _photograph, draw_face
+from dataset.synthetic.head import LEFT_EYE, RIGHT_EYE, SKIN, load_head, visible_landmarks
+from dataset.synthetic.light import draw_light
+from dataset.synthetic.raster import rasterise
+from dataset.synthetic.skin import draw_brows
+
+LISTS = Path("WFLW_annotations/list_98pt_rect_attr_train_test")
+MIRROR = np.array(scheme_for(98).mirror)
+SCALE, MIDDLE = 120.0, 300.0  # px per head unit, and the middle of the 600 px canvas the tests draw on
+
+
+class Plain:
+    """The average head under a pose, in parallel projection."""
+
+    def __init__(self, yaw: float = 0.0, pitch: float = 0.0, weights: dict[str, float] | None = None) -> None:
+        head = load_head()
+        self.head = head
+        vertices = head.base + head.expression(weights) if weights else head.base
+        rotation = Pose(np.radians(yaw), np.radians(pitch), 0.0, 10.0).rotation
+        camera = vertices @ rotation.T
+        self.points = (camera * [SCALE, -SCALE, SCALE] + [MIDDLE, MIDDLE, 0]).astype(np.float32)
+        eyes = [head.eye(vertices, side) for side in (0, 1)]
+        pupils = np.stack([centre + [0, 0, radius] for centre, radius in eyes]) @ rotation.T
+        brows = draw_brows(head, np.random.default_rng(3))
+        flat, pupils = self.points[:, :2].astype(np.float64), pupils[:, :2] * [SCALE, -SCALE] + MIDDLE
+        self.landmarks = visible_landmarks(head, flat, brows, pupils, rotation[:2, 1] * [1, -1])
+        fragments = rasterise(self.points, head.triangles, (600, 600), np.ones(len(head.triangles), bool))
+        self.part = np.full(600 * 600, -1)
+        self.part[fragments.pixel] = head.part[fragments.triangle]
+        self.part = self.part.reshape(600, 600)
+
+    def part_at(self, point: np.ndarray) -> int:
+        x, y = np.rint(point).astype(int)
+        return int(self.part[y, x])
+
+
+def test_rasteriser_agrees_with_a_loop_over_triangles_and_pixels() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-5, 45, (30, 3)).astype(np.float32)
+    triangles = rng.integers(0, 30, (40, 3))
+    cull = rng.random(40) < 0.5
+    got = rasterise(points, triangles, (40, 36), cull)
+    nearest = np.full((40, 36), -np.inf)
+    owner = np.full((40, 36), -1)
+    for k, corners in enumerate(points[triangles].astype(np.float64)):
+        (ax, ay, az), (bx, by, bz), (cx, cy, cz) = corners
+        area = (bx - ax) * (cy - ay) - (cx - ax) * (by - ay)
+        if area == 0 or (cull[k] and area > 0):
+            continue
+        for y in range(40):
+            for x in range(36):
+                a = ((bx - x) * (cy - y) - (cx - x) * (by - y)) / area
+                b = ((cx - x) * (ay - y) - (ax - x) * (cy - y)) / area
+                depth = a * az + b * bz + (1 - a - b) * cz
+                if min(a, b, 1 - a - b) >= 0 and depth > nearest[y, x]:
+                    nearest[y, x], owner[y, x] = depth, k
+    drawn = np.full(40 * 36, -1)
+    drawn[got.pixel] = got.triangle
+    assert (drawn == owner.ravel()).mean() > 0.995  # depths closer than 1/65535 of the range may tie
+    assert np.allclose(got.depth, nearest.ravel()[got.pixel], atol=0.01)
+    assert np.allclose(got.weights.sum(axis=1), 1, atol=1e-5)
+
+
+def test_frontal_landmarks_obey_the_mirror_permutation() -> None:
+    face = Plain()
+    mirrored = (2 * MIDDLE - face.landmarks[:, 0])[MIRROR]
+    assert np.abs(mirrored - face.landmarks[:, 0]).max() < 0.04 * SCALE
+    assert np.abs(face.landmarks[MIRROR, 1] - face.landmarks[:, 1]).max() < 0.04 * SCALE
+    assert face.landmarks[60, 0] < face.landmarks[64, 0] < face.landmarks[68, 0] < face.landmarks[72, 0]
+
+
+def test_turned_heads_are_mirror_images() -> None:
+    left, right = Plain(yaw=-50).landmarks, Plain(yaw=50).landmarks
+    distance = np.abs(right[MIRROR] * [-1, 1] + [2 * MIDDLE, 0] - left)
+    assert distance.mean() < 0.02 * SCALE and distance.max() < 0.12 * SCALE
+
+
+def test_eye_points_surround_the_eyeballs() -> None:
+    face = Plain()
+    for ring, pupil, part in ((range(60, 68), 96, RIGHT_EYE), (range(68, 76), 97, LEFT_EYE)):
+        centre = face.landmarks[list(ring)].mean(axis=0)
+        assert face.part_at(centre) == part and face.part_at(face.landmarks[pupil]) == part
+        for k in ring:
+            outside = face.landmarks[k] + (face.landmarks[k] - centre) * 0.3
+            assert face.part_at(outside) == SKIN
+        lids = face.landmarks[[ring[2], ring[6]]]
+        assert face.part_at(lids[0] + [0, 0.03 * SCALE]) == part and face.part_at(lids[1] - [0, 0.03 * SCALE]) == part
+
+
+def test_closed_eyes_and_an_open_mouth_move_their_points() -> None:
+    rest, moved = Plain(), Plain(weights={"eyeBlinkLeft": 1, "eyeBlinkRight": 1, "jawOpen": 1})
+
+    def gap(face: Plain, upper: int, lower: int) -> float:
+        return float(face.landmarks[lower, 1] - face.landmarks[upper, 1])
+
+    for upper, lower in ((62, 66), (70, 74)):
+        assert gap(moved, upper, lower) < 0.35 * gap(rest, upper, lower)
+    assert gap(moved, 90, 94) > gap(rest, 90, 94) + 0.2 * SCALE
+    assert gap(moved, 54, 16) > gap(rest, 54, 16) + 0.15 * SCALE
+
+
+@pytest.mark.parametrize("yaw", [35, 60, 85])
+def test_far_contour_lies_on_the_visible_outline(yaw: int) -> None:
+    face = Plain(yaw=yaw)
+    for k in range(20, 27):  # the far cheek: the picture's right when the head turns to the right
+        assert face.part_at(face.landmarks[k] - [0.03 * SCALE, 0]) != -1
+    outside = [face.part_at(face.landmarks[k] + [0.06 * SCALE, 0]) == -1 for k in range(20, 24)]
+    assert sum(outside) >= 3
+    near = face.landmarks[[4, 8, 12]]
+    assert all(face.part_at(p + [0, 0]) == SKIN for p in near)
+
+
+def test_a_face_depends_on_seed_split_and_index_only() -> None:
+    first = draw_face(5, "train", 2)
+    draw_face(6, "train", 2)  # another set in between
+    again = draw_face(5, "train", 2)
+    assert (
+        (first.picture == again.picture).all() and (first.landmarks == again.landmarks).all() and first.box == again.box
+    )
+    for other in (draw_face(5, "test", 2), draw_face(5, "train", 3), draw_face(6, "train", 2)):
+        assert other.picture.shape != first.picture.shape or (other.picture != first.picture).any()
+
+
+def test_points_and_boxes_fit() -> None:
+    for index in range(12):
+        face = draw_face(1, "train", index)
+        left, top, right, bottom = face.box
+        side = max(right - left, bottom - top) + 1
+        assert face.picture.dtype == np.uint8 and face.picture.ndim == 3
+        middle = np.array([left + right, top + bottom]) / 2
+        assert np.abs(face.landmarks - middle).max() < side  # inside the patch of twice the box
+        assert np.abs(face.landmarks.mean(axis=0) - middle).max() < 0.35 * side
+        height, width = face.picture.shape[:2]
+        overlap = (min(right, width - 1) - max(left, 0)) * (min(bottom, height - 1) - max(top, 0))
+        assert overlap > 0.5 * (right - left) * (bottom - top)
+
+
+def test_attributes_follow_what_was_drawn() -> None:
+    assert Pose(np.radians(70), 0, 0, 10).large and Pose(0, np.radians(-35), 0, 10).large
+    assert not Pose(np.radians(15), np.radians(-10), np.radians(8), 10).large
+    rng = np.random.default_rng(0)
+    assert not any(draw_pose(rng, vary=False).large for _ in range(50))
+    assert not draw_light(rng, vary=False).remarkable
+    mild = [light for light in (draw_light(rng) for _ in range(200)) if not light.remarkable]
+    assert 80 < len(mild) < 180
+    assert all(0.4 < light.ambient.mean() + light.colours.sum(0).mean() for light in mild)
+
+    everything_off = frozenset(SWITCHES)
+    flags = np.array([draw_face(2, "train", k, everything_off).attributes for k in range(8)])
+    assert not flags[:, [ATTRIBUTES.index("largepose"), ATTRIBUTES.index("illumination")]].any()
+
+    noise = np.repeat(rng.uniform(0, 255, (256, 256, 1)), 3, axis=2).astype(np.float32)
+    sharpness: dict[bool, list[float]] = {False: [], True: []}
+    for k in range(40):
+        picture, blurred = _photograph(noise.copy(), np.random.default_rng(k))
+        fine = cv2.absdiff(picture, cv2.GaussianBlur(picture, (0, 0), 2)).mean()
+        sharpness[blurred].append(float(fine) / max(float(picture.std()), 1))
+    assert len(sharpness[True]) > 4 and np.median(sharpness[True]) < np.median(sharpness[False])
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from dataset.createSynthetic import main
+
+    out = tmp_path_factory.mktemp("synthetic") / "set"
+    assert main(["--out", str(out), "--train", "27", "--test", "3", "--seed", "4", "--workers", "2"]) == 0
+    return out
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_any_number_of_workers_writes_the_same_bytes(drawn: Path, tmp_path: Path, run_script) -> None:
+    arguments = ("--train", "27", "--test", "3", "--seed", "4", "--workers", "1")
+    code, _, err = run_script("dataset/createSynthetic.py", "--out", tmp_path / "one", *arguments)
+    assert code == 0, err
+    assert _content(tmp_path / "one") == _content(drawn)
+
+
+def test_layout_is_wflws_own(drawn: Path) -> None:
+    for split, count in (("train", 27), ("test", 3)):
+        path = drawn / LISTS / f"list_98pt_rect_attr_{split}.txt"
+        assert all(len(line.split()) == 207 for line in path.read_text().splitlines())
+        faces = read_official_list(path)
+        assert len(faces) == count and len({face.image for face in faces}) == count
+        for face in faces:
+            picture = cv2.imread(str(drawn / "WFLW_images" / face.image))
+            expected = draw_face(4, split, int(Path(face.image).stem.split("_")[1]))
+            assert picture.shape == expected.picture.shape
+            assert np.abs(picture.astype(int) - expected.picture).mean() < 25
+            assert np.allclose(face.landmarks, expected.landmarks, atol=1e-4)
+            assert face.box == expected.box and face.attributes == expected.attributes
+
+
+def test_a_finished_set_stays_and_an_interrupted_one_is_completed(drawn: Path, run_script) -> None:
+    arguments = ("--out", str(drawn), "--train", "27", "--test", "3", "--seed", "4", "--workers", "2")
+    before = _content(drawn)
+    code, out, _ = run_script("dataset/createSynthetic.py", *arguments)
+    assert code == 0 and "already holds" in out
+    state = json.loads((drawn / "synthetic.json").read_text())
+    (drawn / "synthetic.json").write_text(json.dumps({**state, "finished": False}))
+    (drawn / LISTS / "list_98pt_rect_attr_test.txt").unlink()
+    picture = next((drawn / "WFLW_images").rglob("*.jpg"))
+    picture.write_bytes(picture.read_bytes()[:100])
+    code, _, err = run_script("dataset/createSynthetic.py", *arguments)
+    assert code == 0, err
+    assert _content(drawn) == before
+
+
+def test_bad_input_is_one_line(drawn: Path, tmp_path: Path, run_script) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "letter.txt").write_text("mine")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for out, extra in ((foreign, ()), (blocked / "set", ()), (drawn, ("--seed", "5"))):
+        code, _, err = run_script(
+            "dataset/createSynthetic.py", "--out", str(out), "--train", "2", "--test", "1", *extra
+        )
+        assert code == 1 and err.startswith("error: ") and len(err.strip().splitlines()) == 1, err
+    assert [p.name for p in foreign.iterdir()] == ["letter.txt"]
