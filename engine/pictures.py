@@ -45,12 +45,11 @@ def read_image(path: Path) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
+    try:  # imdecode, since imread fills up a JPEG that breaks off with grey
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     except cv2.error:  # e.g. more pixels than OpenCV's limit
         image = None
-    # cv2 fills up a JPEG that breaks off with grey; the end marker after the last scan tells.
-    if image is None or (data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")):
+    if image is None:
         raise InputError(f"{path}: not a picture that OpenCV can decode, or a damaged one")
     return image
 

@@ -47,7 +47,8 @@ def predictor_of(model: nn.Module, resample: str = "nearest", **options) -> Land
 def random_model(norm: str, sets: int | None, groups: int | None) -> nn.Module:
     """A small network whose statistics and mapping sets are all different."""
     torch.manual_seed(3)
-    model = build_model({"norm": norm, "num_landmarks": 98, "width": 4, "sets": sets, "groups": groups, "temperature": 2.0})
+    architecture = {"norm": norm, "num_landmarks": 98, "width": 4, "sets": sets, "groups": groups}
+    model = build_model(architecture | {"temperature": 2.0})
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.startswith("bn") and name.endswith((".weight", "running_var")) and "fc" not in name:

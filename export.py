@@ -1,0 +1,130 @@
+"""Write a checkpoint's network as an ONNX file, checked against torch before it is written.
+
+Input `crops` (N, 3, 128, 128), output `landmarks` (N, 2P) in pixels of the 128 crop, any N; how to cut, scale and read
+them stands in the file's metadata. Needs the packages onnx, onnxscript and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.files import InputError, atomic_write, reports_input_errors
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from engine.checkpoint import LoadedModel
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-3  # crop px
+CROP_RULE = (
+    "inclusive integer box; the shorter side grows at both ends to a square, by d//2 at its low and d//2 + d%2 at its "
+    "high edge; an odd side grows by 1 at right and bottom; what is outside the image is black before scaling; a patch "
+    "of twice the side S, from (left - S//2, top - S//2), is resampled to 256x256 and its central 128x128 are the crop"
+)
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="final.pt of a run, or a released .pth")
+    parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
+    args = parser.parse_args(argv)
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"export needs packages that are not installed; pip install {' '.join(missing)}")
+
+    from engine.checkpoint import load_model
+    from engine.folding import fold_normalisation
+
+    loaded = load_model(args.checkpoint)
+    exported = to_onnx(fold_normalisation(loaded.model))
+    add_metadata(exported, loaded)
+    data = exported.SerializeToString()
+    difference = largest_difference(data, loaded.model)
+    if not difference <= TOLERANCE:
+        raise InputError(f"{args.onnx} not written: it differs from torch by {difference:.2g} crop px (> {TOLERANCE})")
+    with atomic_write(args.onnx) as file:
+        file.write(data)
+    print(f"{args.checkpoint}: {loaded.config['arm']}")
+    print(f"{args.onnx}: {len(data) / 1e6:.1f} MB, onnxruntime differs from torch by at most {difference:.1e} crop px")
+    return 0
+
+
+def to_onnx(model: nn.Module) -> onnx.ModelProto:
+    """The network with an open batch size, without the exporter's notes on source files."""
+    import torch
+
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)  # it warns that torchvision is not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (torch.zeros(2, 3, 128, 128),),  # 2, since the exporter takes a batch of 1 for a constant
+                dynamo=True,
+                input_names=["crops"],
+                output_names=["landmarks"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    finally:
+        exporter.setLevel(level)
+    proto = program.model_proto
+    for item in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        item.ClearField("metadata_props")
+    return proto
+
+
+def add_metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
+    """What a user needs to feed the file and to read its answer, as key-value strings."""
+    import onnx
+
+    from dataset.crop import CROP_SIZE
+    from dataset.faces import PIXEL_MEAN, PIXEL_SCALE
+    from dataset.landmarks import scheme_for
+
+    scheme = scheme_for(loaded.config["num_landmarks"])
+    entries = {
+        "input_size": CROP_SIZE,
+        "channel_order": "RGB",
+        "scaling": f"(x - {PIXEL_MEAN}) / {PIXEL_SCALE:g}, x in 0..255",
+        "output": "x0 y0 x1 y1 ... in pixels of the crop; integers are pixel centres; may lie outside the crop",
+        "scheme": scheme.name,
+        "outer_eyes": f"{scheme.outer_eyes[0]} {scheme.outer_eyes[1]}",
+        "crop_rule": CROP_RULE,
+        "resample": loaded.config["resample"],
+        "run": loaded.name,
+        "arm": loaded.config["arm"],
+    }
+    onnx.helper.set_model_props(proto, {key: str(value) for key, value in entries.items()})
+
+
+def largest_difference(data: bytes, model: nn.Module) -> float:
+    """Largest difference between onnxruntime and torch, in crop px, over random crops in batches of 1 and 3."""
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    for batch in (1, 3):
+        crops = torch.rand(batch, 3, 128, 128, generator=generator) * 2 - 1
+        with torch.no_grad():
+            expected = model(crops)
+        answer = torch.from_numpy(session.run(None, {"crops": crops.numpy()})[0])
+        differences.append((answer - expected).abs().max())
+    return torch.stack(differences).max().item()  # nan stays nan
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,352 @@
+"""predict.py from the command line: the same landmarks as test.py, odd pictures, tables of boxes, videos."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import load_script
+
+from dataset.annotations import read_official_list
+from dataset.crop import CROP_OFFSET, patch_frame
+from dataset.faces import load_faces
+from engine.checkpoint import build_model, load_model, save
+from engine.evaluation import predict_landmarks
+from engine.pictures import atomic_video, output_names, read_image
+from engine.predictor import LandmarkPredictor
+
+LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
+
+
+def write_checkpoint(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = {"norm": "sepbn", "num_landmarks": 98, "width": 4, "sets": 3, "groups": 2, "temperature": 2.0}
+    torch.manual_seed(seed)
+    model = build_model(config)
+    with torch.no_grad():
+        model.fc2.bias.uniform_(20, 108)
+    config |= {"resample": "nearest", "released_geometry": False, "run": path.parent.name}
+    save(path, {"model": model.state_dict(), "config": config, "format": 1})
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny" / "final.pt")
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """(120, 160, 3) uint8, smooth noise."""
+    return cv2.resize(np.random.default_rng(4).integers(0, 256, (6, 8, 3), dtype=np.uint8), (160, 120))
+
+
+@pytest.fixture
+def predict(run_script, checkpoint, tmp_path):
+    """predict(*arguments) -> (exit code, stdout, stderr, files of landmarks.json); results go to tmp_path/out."""
+
+    def run(*arguments: object) -> tuple[int, str, str, list[dict]]:
+        out = tmp_path / "out"
+        code, output, errors = run_script("predict.py", *arguments, "--checkpoint", checkpoint, "--out", out)
+        written = out / "landmarks.json"
+        return code, output, errors, json.loads(written.read_text())["files"] if written.exists() else []
+
+    return run
+
+
+def landmarks_of(entry: dict) -> np.ndarray:
+    return np.array([face["landmarks"] for face in entry["faces"]])
+
+
+def compare_with_evaluation(official: Path, prepared: Path, checkpoint: Path, predict) -> None:
+    """Landmarks of predict.py with the annotated boxes against those of the test path, in crop px."""
+    annotations = read_official_list(official / LISTS / "list_98pt_rect_attr_test.txt")
+    table = prepared.parent / "boxes.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "x0", "y0", "x1", "y1"])
+        writer.writerows([face.image, *face.box] for face in annotations)
+    pictures = sorted({official / "WFLW_images" / face.image for face in annotations})
+    code, _, errors, files = predict(*pictures, "--boxes", table, "--batch-size", 5)
+    assert code == 0 and not errors
+    faces = load_faces(prepared, "test")
+    expected = predict_landmarks(load_model(checkpoint).model, faces, device="cpu")
+    answers = {(entry["file"], tuple(face["box"])): face["landmarks"] for entry in files for face in entry["faces"]}
+    assert len(faces) == len(annotations) == len(answers)
+    for face, crop_px in zip(annotations, expected, strict=True):
+        frame = patch_frame(face.box, "nearest")
+        answer = frame.to_patch(np.array(answers[str(official / "WFLW_images" / face.image), face.box])) - CROP_OFFSET
+        assert np.abs(answer - crop_px).max() <= 1e-3
+
+
+def test_predictions_are_those_of_the_test_path(official_set, prepared_set, checkpoint, predict):
+    compare_with_evaluation(official_set, prepared_set, checkpoint, predict)
+
+
+def test_predictions_are_those_of_the_test_path_on_real_faces(shared_data, checkpoint, predict, tmp_path):
+    official = tmp_path / "some"
+    (official / LISTS).mkdir(parents=True)
+    (official / "WFLW_images").symlink_to(shared_data / "wflw/WFLW_images")
+    for split in ("train", "test"):
+        name = f"{LISTS}/list_98pt_rect_attr_{split}.txt"
+        lines = (shared_data / "wflw" / name).read_text().splitlines()
+        (official / name).write_text("\n".join(lines[:12] if split == "test" else lines[:1]) + "\n")
+    prepared = tmp_path / "prepared"
+    assert load_script("dataset/createWFLW256.py").main(["--wflw", str(official), "--out", str(prepared)]) == 0
+    compare_with_evaluation(official, prepared, checkpoint, predict)
+
+
+def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "good.jpg"), picture)
+    data = (folder / "good.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "text.png").write_bytes(b"hello")
+    (folder / "empty.bmp").write_bytes(b"")
+    (folder / "notes.txt").write_bytes(b"no picture, not looked at")
+    cv2.imwrite(str(folder / "one.png"), picture[:1, :1])
+    code, output, errors, files = predict(folder, tmp_path / "nowhere.jpg", "--whole")
+    assert code == 1
+    assert errors.count("error:") == errors.count("\n") == 5
+    for name in ("half.jpg", "text.png", "empty.bmp", "one.png", "nowhere.jpg"):
+        assert name in errors and sum(name in entry["file"] and "error" in entry for entry in files) == 1
+    done = [entry for entry in files if "faces" in entry]
+    assert [Path(entry["file"]).name for entry in done] == ["good.jpg"]
+    assert done[0]["faces"][0]["box"] == [0, 0, 159, 119] and done[0]["faces"][0]["score"] is None
+    assert (done[0]["width"], done[0]["height"]) == (160, 120)
+    assert "faces: 1" in output and "faces/s" in output
+    overlay = read_image(tmp_path / "out" / "good_overlay.jpg")
+    assert overlay.shape == picture.shape and np.abs(overlay.astype(int) - picture).max() > 50
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good_overlay.jpg", "landmarks.json"]
+
+
+def test_an_empty_folder_is_named(predict, tmp_path):
+    (tmp_path / "in").mkdir()
+    code, _, errors, _ = predict(tmp_path / "in", "--whole")
+    assert code == 1 and "holds no pictures" in errors and errors.count("\n") == 1
+
+
+def test_a_box_outside_the_picture_is_named(predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    code, _, errors, files = predict(tmp_path / "a.png", "--box", 500, 10, 600, 100)
+    assert code == 1 and "a.png" in errors and "outside" in errors and "faces" not in files[0]
+
+
+def test_boxes_may_cross_the_border_and_repeat(predict, picture, tmp_path, checkpoint):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    boxes = [[-30, -20, 60, 70], [100, 60, 200, 170]]
+    arguments = [argument for box in boxes for argument in ("--box", *box)]
+    code, _, _, files = predict(tmp_path / "a.png", *arguments, "--format", "pts")
+    assert code == 0 and [face["box"] for face in files[0]["faces"]] == boxes
+    expected = LandmarkPredictor(checkpoint, device="cpu")(picture, boxes)
+    assert np.abs(landmarks_of(files[0]) - expected).max() < 1e-3
+    for index, points in enumerate(expected):  # iBUG counts pixels from 1
+        lines = (tmp_path / "out" / f"a_{index}.pts").read_text().splitlines()
+        assert lines[:3] == ["version: 1", "n_points: 98", "{"] and lines[-1] == "}"
+        assert np.abs(np.array([line.split() for line in lines[3:-1]], float) - 1 - points).max() < 1e-3
+
+
+def test_exif_orientation_is_honoured(predict, picture, tmp_path):
+    picture[:40] //= 4  # so that up and down differ
+    jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # Orientation = 6: turn clockwise to show
+    exif = b"Exif\0\0" + b"II*\0\x08\0\0\0" + struct.pack("<H", 1) + entry + bytes(4)
+    tagged = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+    (tmp_path / "tagged.jpg").write_bytes(tagged)
+    plain = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    cv2.imwrite(str(tmp_path / "turned.png"), cv2.rotate(plain, cv2.ROTATE_90_CLOCKWISE))
+    code, _, _, files = predict(tmp_path / "tagged.jpg", tmp_path / "turned.png", "--box", 10, 20, 100, 130)
+    assert code == 0
+    assert [(entry["width"], entry["height"]) for entry in files] == [(120, 160)] * 2
+    assert np.abs(landmarks_of(files[0]) - landmarks_of(files[1])).max() < 1e-3
+
+
+def test_deep_grey_and_transparent_pictures(predict, picture, tmp_path):
+    grey = picture[..., 0]
+    kinds = {
+        "grey8": cv2.merge([grey] * 3),
+        "grey": grey,
+        "deep": grey.astype(np.uint16) * 257,
+        "alpha": np.dstack([grey, grey, grey, np.full_like(grey, 9)]),
+    }
+    for name, pixels in kinds.items():
+        assert cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
+    code, _, _, files = predict(*(tmp_path / f"{name}.png" for name in kinds), "--whole")
+    assert code == 0
+    for entry in files[1:]:
+        assert np.abs(landmarks_of(entry) - landmarks_of(files[0])).max() < 1e-3
+
+
+def write_video(path: Path, frames: list[np.ndarray]) -> None:
+    size = frames[0].shape[1], frames[0].shape[0]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12.5, size)
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write videos")
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def read_frames(path: Path) -> list[np.ndarray]:
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while True:
+        there, frame = capture.read()
+        if not there:
+            return frames
+        frames.append(frame)
+
+
+def test_a_video_gives_a_row_a_frame(predict, picture, tmp_path, checkpoint):
+    write_video(tmp_path / "clip.avi", [np.roll(picture, 7 * i, axis=1) for i in range(5)])
+    code, _, _, files = predict(tmp_path / "clip.avi", "--box", 20, 20, 99, 99, "--batch-size", 3)
+    assert code == 0 and files[0]["frames"] == 5 and files[0]["frames_per_second"] == 12.5
+    rows = [json.loads(line) for line in (tmp_path / "out" / files[0]["rows"]).read_text().splitlines()]
+    assert [row["frame"] for row in rows] == list(range(5))
+    predictor = LandmarkPredictor(checkpoint, device="cpu")
+    for row, frame in zip(rows, read_frames(tmp_path / "clip.avi"), strict=True):
+        assert np.abs(landmarks_of(row) - predictor(frame, [[20, 20, 99, 99]])).max() < 1e-3
+    overlay = read_frames(tmp_path / "out" / "clip_overlay.mp4")
+    assert len(overlay) == 5 and overlay[0].shape == picture.shape
+
+
+def test_a_video_without_frames_is_named(predict, picture, tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    write_video(tmp_path / "none.avi", [picture])
+    data = (tmp_path / "none.avi").read_bytes()
+    (tmp_path / "none.avi").write_bytes(data[:300])  # the header alone
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    code, _, errors, files = predict(tmp_path / "empty.mp4", tmp_path / "none.avi", tmp_path / "a.png", "--whole")
+    assert code == 1
+    for name in ("empty.mp4", "none.avi"):
+        assert any(line.startswith("error:") and name in line for line in errors.splitlines())
+    assert sum("faces" in entry for entry in files) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_overlay.jpg", "landmarks.json"]
+
+
+def test_a_video_that_is_not_finished_leaves_nothing(picture, tmp_path):
+    with pytest.raises(KeyError), atomic_video(tmp_path / "v.mp4", 10) as video:
+        video.write(picture)
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("file,x0,y0,x1\na.png,1,2,3\n", "line 1: no column y1"),
+        ("", "line 1: no column file"),
+        ("file,x0,y0,x1,y1\na.png,1,2,30,30\na.png,1,2,3\n", "line 3: x0, y0, x1, y1 must be four whole numbers"),
+        ("file,x0,y0,x1,y1\na.png,1,2,30.5,30\n", "line 2: x0, y0, x1, y1 must be four whole numbers"),
+        ("file,x0,y0,x1,y1\na.png,30,2,1,30\n", "line 2: face box 30 2 1 30 has no area"),
+        ("file,x0,y0,x1,y1\n,1,2,30,30\n", "line 2: the file name is missing"),
+        ("file,x0,y0,x1,y1\na.png,1,2,30,30\na.png,500,2,530,30\n", "line 3"),
+    ],
+)
+def test_a_table_of_boxes_says_where_it_is_wrong(text, complaint, predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    (tmp_path / "boxes.csv").write_text(text)
+    code, _, errors, _ = predict(tmp_path / "a.png", "--boxes", tmp_path / "boxes.csv")
+    assert code == 1 and errors.startswith("error:") and errors.count("\n") == 1
+    assert "boxes.csv" in errors and complaint in errors
+
+
+def test_a_table_finds_its_pictures(predict, picture, tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), picture)
+    cv2.imwrite(str(tmp_path / "ba.png"), picture)
+    rows = ["id,file,x0,y0,x1,y1", "7,x/a.png,1,2,30,40", "8,a.png,5,5,50,60", "9,zzz.png,1,1,9,9"]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows))
+    pictures = [tmp_path / "x/a.png", tmp_path / "y/a.png", tmp_path / "ba.png"]
+    code, output, _, files = predict(*pictures, "--boxes", tmp_path / "boxes.csv")
+    assert code == 0 and "the first is line 4" in output and f"{pictures[2]}: no face" in output
+    boxes = {entry["file"]: [face["box"] for face in entry["faces"]] for entry in files}
+    assert boxes == {
+        str(pictures[0]): [[1, 2, 30, 40], [5, 5, 50, 60]],
+        str(pictures[1]): [[5, 5, 50, 60]],
+        str(pictures[2]): [],
+    }
+    assert {"a_overlay.jpg", "a_2_overlay.jpg"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_output_names_differ():
+    paths = [Path("x/a.jpg"), Path("y/a.png"), Path("A.png"), Path("a_2.jpg"), Path("b.tar.png")]
+    names = output_names(paths)
+    assert len({name.lower() for name in names}) == len(paths) and names[0] == "a" and names[4] == "b.tar"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--whole", "--box", 1, 1, 9, 9],
+        ["--whole", "--detector", "x.onnx"],
+        ["--box", 9, 9, 1, 1],
+        ["--box", 1, 2, 3],
+        ["--whole", "--batch-size", 0],
+        ["--whole", "--format", "xml"],
+        ["--whole", "--unknown"],
+    ],
+)
+def test_wrong_usage(arguments, predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    code, _, errors, _ = predict(tmp_path / "a.png", *arguments)
+    assert code == 2 and "usage:" in errors and not (tmp_path / "out").exists()
+
+
+def test_pts_files_are_not_for_videos_and_inputs_are_not_overwritten(run_script, checkpoint, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    (tmp_path / "v.mp4").write_bytes(b"")
+    options = ["--whole", "--checkpoint", checkpoint]
+    code, _, errors = run_script(
+        "predict.py", tmp_path / "v.mp4", *options, "--format", "pts", "--out", tmp_path / "out"
+    )
+    assert code == 2 and ".jsonl" in errors
+    code, _, errors = run_script("predict.py", tmp_path / "a.png", *options, "--out", tmp_path)
+    assert code == 2 and "overwritten" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "v.mp4"]
+
+
+def test_a_missing_detector_is_named(predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    code, _, errors, _ = predict(tmp_path / "a.png", "--detector", tmp_path / "none.onnx")
+    assert code == 1 and "no face detector at" in errors and errors.count("\n") == 1
+
+
+def test_a_picture_without_a_face(shared_data, predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    cv2.imwrite(str(tmp_path / "dot.png"), picture[:1, :1])
+    detector = shared_data / "models/face_detection_yunet_2023mar.onnx"
+    code, output, _, files = predict(tmp_path / "a.png", tmp_path / "dot.png", "--detector", detector)
+    assert code == 0 and output.count(": no face") == 2
+    assert [entry["faces"] for entry in files] == [[], []]
+
+
+def test_faces_are_found_with_scores(shared_data, predict):
+    folder = shared_data / "wflw/WFLW_images/31--Waiter_Waitress"
+    code, _, _, files = predict(folder, "--detector", shared_data / "models/face_detection_yunet_2023mar.onnx")
+    faces = [face for entry in files for face in entry["faces"]]
+    assert code == 0 and faces
+    assert all(0.6 <= face["score"] <= 1 and len(face["landmarks"]) == 98 for face in faces)
+
+
+def test_the_newest_finished_run_is_taken_and_named(run_script, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("a.png", picture)
+    code, _, errors = run_script("predict.py", "a.png", "--whole")
+    assert code == 1 and "no finished run" in errors
+    for age, run in enumerate(["newer", "older"]):
+        file = write_checkpoint(tmp_path / "checkpoints" / run / "final.pt", seed=age)
+        os.utime(file, (1_000_000 - age, 1_000_000 - age))
+    (tmp_path / "checkpoints" / "unfinished").mkdir()
+    code, output, _ = run_script("predict.py", "a.png", "--whole")
+    assert code == 0 and str(Path("checkpoints/newer/final.pt")) in output
+    assert (tmp_path / "predictions" / "landmarks.json").exists()
