@@ -101,7 +101,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from engine.pictures import expand_input, is_video, output_names
     from engine.predictor import LandmarkPredictor
+    from utils.runtime import keep_freed_memory
 
+    keep_freed_memory()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # this script names broken files itself
     tally = Tally()
     paths: list[Path] = []

@@ -41,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     from dataset.faces import load_faces
     from engine import report
     from engine.evaluation import ROBUSTNESS_FACES, robustness, subsets
-    from utils.runtime import describe_machine, select_device
+    from utils.runtime import describe_machine, keep_freed_memory, select_device
 
+    keep_freed_memory()
     run = {"device": select_device(arguments.device), "batch_size": arguments.batch_size}
     out = make_folder(arguments.out) if arguments.out else None
     paths = arguments.checkpoints or report.find_checkpoints(Path("checkpoints"))

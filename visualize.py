@@ -26,8 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     from engine.checkpoint import load_model
     from engine.evaluation import predict_landmarks, require_same_points, spread
     from utils.metrics import nme
-    from utils.runtime import select_device
+    from utils.runtime import keep_freed_memory, select_device
 
+    keep_freed_memory()
     device = select_device(arguments.device)
     loaded = load_model(arguments.checkpoint)
     faces = load_faces(arguments.data, "test")

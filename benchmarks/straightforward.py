@@ -1,4 +1,4 @@
-"""The straightforward input pipeline and loop that the benchmarks compare with, written from the recipe.
+"""The straightforward input pipeline that the benchmarks compare with, written from the recipe.
 
 Per sample: decode the PNG, rotate, shear and window with one warp each, mirror, scale, transpose.
 """
@@ -9,27 +9,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-
-class KBatchNorm2d(nn.Module):
-    """SepBN as K full BatchNorms of the same input whose outputs are stacked, weighted and summed; one channel group."""
-
-    def __init__(self, channels: int, sets: int = 3, temperature: float = 30.0) -> None:
-        super().__init__()
-        hidden = max(1, channels // 10)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(sets))
-        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=False)
-        self.fc2 = nn.Conv2d(hidden, sets, 1, bias=False)
-        self.temperature = temperature
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = F.adaptive_avg_pool2d(x, 1)  # (N, C, 1, 1)
-        weights = torch.softmax(self.fc2(F.leaky_relu(self.fc1(pooled), 0.01)).flatten(1) / self.temperature, dim=1)
-        outputs = torch.stack([norm(x) for norm in self.norms], dim=1)  # (N, K, C, H, W)
-        return (weights[:, :, None, None, None] * outputs).sum(dim=1)
 
 
 def augmented_sample(

@@ -114,7 +114,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     with torch.random.fork_rng(devices=[]):  # initial weights are replaced at once: leave the generator alone
         model = build_model({**config, "temperature": 1.0})
     load_weights(model, state, path)
-    return LoadedModel(model.to(device).eval(), config, path, name)
+    # Channels last is the order of the crops: a third of the time of a batch of one on a CPU.
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    return LoadedModel(model, config, path, name)
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
