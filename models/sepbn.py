@@ -122,18 +122,17 @@ class SepBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features, **factory) if tracked else None)
         self.register_buffer("running_var", torch.ones(num_features, **factory) if tracked else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0, device=device) if tracked else None)
+        membership = torch.eye(groups, **factory).repeat_interleave(num_features // groups, 1)  # (G, C)
+        self.register_buffer("membership", membership[:, None], persistent=False)
         self.register_buffer("temperature", torch.tensor(float(temperature), device=device, dtype=torch.float32))
         self.reset_parameters()
 
-    def reset_running_stats(self) -> None:
+    def reset_parameters(self) -> None:
+        """Make all sets the identity, draw the attention anew (Kaiming-uniform) and forget the running estimates."""
         if self.track_running_stats:
             self.running_mean.zero_()
             self.running_var.fill_(1)
             self.num_batches_tracked.zero_()
-
-    def reset_parameters(self) -> None:
-        """Make all sets the identity, draw the attention anew (Kaiming-uniform) and forget the running estimates."""
-        self.reset_running_stats()
         if self.affine:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
@@ -150,37 +149,37 @@ class SepBatchNorm2d(nn.Module):
         """Attention weights of an input: (N, C, H, W) -> (N, G, K), summing to 1 over K."""
         self._check_input(x)
         with _no_autocast(x):
-            return self._attention(_pool(x))
+            return self._attention(_pool(_dense(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        x = _dense(x)
         with _no_autocast(x):
             if self.training or not self.track_running_stats:
                 x, pooled, variance = _instance_moments(x)
                 mean, var = _batch_statistics(self, x, pooled, variance)
-            else:
-                mean, var = self.running_mean, self.running_var
-                if x.requires_grad and torch.is_grad_enabled():
-                    x, pooled, _ = _instance_moments(x)
-                else:
-                    pooled = _pool(x)
-            scale, shift = self._mixed_affine(pooled)
-            return _normalize(x, mean, var + self.eps, scale, shift)
+                return _normalize(x, mean, var + self.eps, *self._mixed_affine(pooled))
+            scale, shift = self._mixed_affine(_pool(x))
+            if not (_has_kernels(x) and x.is_contiguous()):
+                return _normalize(x, self.running_mean, self.running_var + self.eps, scale, shift)
+            mean, var = (values.to(scale.dtype).repeat(len(x)) for values in (self.running_mean, self.running_var))
+            (instances,) = _instances(x)
+            return F.batch_norm(instances, mean, var, scale.flatten(), shift.flatten(), eps=self.eps).view_as(x)
 
     def _attention(self, pooled: Tensor) -> Tensor:
         hidden = F.leaky_relu(F.linear(pooled, self.fc1.weight.flatten(1).to(pooled.dtype)), 0.01)  # (N, h)
         logits = F.linear(hidden, self.fc2.weight.flatten(1).to(pooled.dtype))  # (N, G K), row g K + k
-        return torch.softmax(logits.unflatten(1, (self.groups, self.num_sets)) / self.temperature, dim=2)
+        return torch.softmax(logits.view(-1, self.groups, self.num_sets) / self.temperature, dim=2)
 
     def _mixed_affine(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift of every sample's channels, (N, C) each, from the pooled input (N, C)."""
         if not self.affine:
             return torch.ones_like(pooled), torch.zeros_like(pooled)
-        weights = self._attention(pooled).transpose(0, 1)  # (N, G, K) -> (G, N, K)
+        weights = self._attention(pooled).flatten(1)  # (N, G K)
 
         def mix(sets: Tensor) -> Tensor:
-            grouped = sets.to(pooled.dtype).unflatten(1, (self.groups, -1)).transpose(0, 1)  # (K, C) -> (G, K, C/G)
-            return torch.matmul(weights, grouped).transpose(0, 1).flatten(1)  # (G, N, C/G) -> (N, C)
+            own = sets.to(pooled.dtype) * self.membership  # (K, C) -> (G, K, C), zero outside the group's channels
+            return torch.mm(weights, own.flatten(0, 1))
 
         return mix(self.weight), mix(self.bias)
 
@@ -226,7 +225,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         self._check_input_dim(x)
         with _no_autocast(x):
-            x, pooled, variance = _instance_moments(x)
+            x, pooled, variance = _instance_moments(_dense(x))
             mean, var = _batch_statistics(self, x, pooled, variance)
             scale = self.weight if self.affine else torch.ones_like(mean)
             shift = self.bias if self.affine else torch.zeros_like(mean)
@@ -273,43 +272,30 @@ def convert_batchnorm(module: nn.Module, num_sets: int = 3, groups: int = 1, **o
         elif isinstance(layer, exact):
             raise TypeError(f"{name or 'module'}: cannot convert {type(layer).__name__}, a subclass of BatchNorm2d")
 
-    def converted(layer: nn.Module) -> SepBatchNorm2d:
-        like = layer.weight if layer.affine else layer.running_mean
-        new = SepBatchNorm2d(
-            layer.num_features,
-            num_sets,
-            groups,
-            eps=layer.eps,
-            momentum=layer.momentum,
-            affine=layer.affine,
-            track_running_stats=layer.track_running_stats,
-            device=None if like is None else like.device,
-            dtype=None if like is None else like.dtype,
-            **options,
-        )
-        with torch.no_grad():
-            if layer.affine:
-                new.weight.copy_(layer.weight)  # (C,) -> (K, C)
-                new.bias.copy_(layer.bias)
-                new.weight.requires_grad_(layer.weight.requires_grad)
-                new.bias.requires_grad_(layer.bias.requires_grad)
-                for attention in (new.fc1, new.fc2):  # a frozen layer stays frozen as a whole
-                    attention.requires_grad_(layer.weight.requires_grad or layer.bias.requires_grad)
-            if layer.track_running_stats:
-                new.running_mean.copy_(layer.running_mean)
-                new.running_var.copy_(layer.running_var)
-                new.num_batches_tracked.copy_(layer.num_batches_tracked)
-        new.synchronized = type(layer) is not nn.BatchNorm2d
-        return new.train(layer.training)
-
     replacements: dict[nn.Module, nn.Module] = {}  # a layer that occurs in several places stays one layer
     for parent in [nn.ModuleList([module]), *module.modules()]:
         for name, child in parent._modules.items():  # named_children() would skip a second occurrence
             if type(child) in exact:
                 if child not in replacements:
-                    replacements[child] = converted(child)
+                    replacements[child] = _from_batchnorm(child, num_sets, groups, **options)
                 setattr(parent, name, replacements[child])
     return replacements.get(module, module)
+
+
+def _from_batchnorm(layer: nn.Module, num_sets: int, groups: int, **options) -> SepBatchNorm2d:
+    like = layer.weight if layer.affine else layer.running_mean
+    options |= {} if like is None else {"device": like.device, "dtype": like.dtype}
+    kept = {name: getattr(layer, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
+    new = SepBatchNorm2d(layer.num_features, num_sets, groups, **kept, **options)
+    with torch.no_grad():
+        for name, value in (*layer.named_parameters(), *layer.named_buffers()):
+            getattr(new, name).copy_(value)  # weight and bias: (C,) -> (K, C)
+    for name, parameter in layer.named_parameters():
+        getattr(new, name).requires_grad_(parameter.requires_grad)
+    if layer.affine and not (layer.weight.requires_grad or layer.bias.requires_grad):
+        new.requires_grad_(False)  # a frozen layer stays frozen, attention and all
+    new.synchronized = type(layer) is not nn.BatchNorm2d
+    return new.train(layer.training)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,14 +309,16 @@ def _batch_statistics(layer: nn.Module, x: Tensor, means: Tensor, variances: Ten
     count = x.shape[0] * x.shape[2] * x.shape[3]
     if layer.synchronized and _is_distributed():
         mean, var, count = _over_processes(mean, var, count)
-    elif count == 1:
+    elif count < 2:
         raise ValueError(f"expected more than 1 value per channel in training, got input of shape {tuple(x.shape)}")
     if layer.training and layer.track_running_stats:
         with torch.no_grad():
             layer.num_batches_tracked.add_(1)
-            newest = layer.momentum if layer.momentum is not None else 1 / layer.num_batches_tracked
             for running, value in ((layer.running_mean, mean), (layer.running_var, var * (count / (count - 1)))):
-                running.copy_(running * (1 - newest) + value * newest)
+                newest = layer.momentum  # None: the average of all batches
+                if newest is None:
+                    newest = layer.num_batches_tracked.to(running.dtype).reciprocal()
+                running.lerp_(value.to(running.dtype), newest)
     return mean, var
 
 
@@ -338,10 +326,9 @@ def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-@torch.compiler.disable
 def _over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Combine the processes' channel statistics, each weighted by its count of values."""
-    own = torch.cat((mean, var, mean.new_tensor([count])))
+    own = torch.cat((mean, var, mean.new_full((1,), count)))
     means, variances, counts = _Gather.apply(own).split((len(mean), len(mean), 1), dim=1)  # (R, C), (R, C), (R, 1)
     total = counts.detach().sum()
     shares = counts.detach() / total
@@ -375,14 +362,14 @@ def _normalize(x: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tenso
     """scale (x - mean) / sqrt(var) + shift with mean, var of (C,) and scale, shift of (N, C)."""
     scale = scale / var.to(scale.dtype).sqrt()
     centre = mean.to(scale.dtype).expand_as(scale)
-    if _is_traced():
+    if _is_traced() or not torch.is_grad_enabled():
         return _affine(x, centre, scale, shift)
     return _InstanceAffine.apply(x, centre, scale, shift)
 
 
 def _instance_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x itself, and mean and biased variance over each sample's channels, (N, C)."""
-    if _is_traced():
+    if _is_traced() or not torch.is_grad_enabled():
         return x, *_moments(x)
     return _InstanceMoments.apply(x)
 
@@ -394,17 +381,15 @@ class _InstanceMoments(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = _moments(x)
         ctx.save_for_backward(x, mean)
-        ctx.set_materialize_grads(False)
         return x, mean, var
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dx: Tensor, dmean: Tensor | None, dvar: Tensor | None) -> Tensor:
+    def backward(ctx, dx: Tensor, dmean: Tensor, dvar: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         pixels = x.shape[2] * x.shape[3]
-        dmean = torch.zeros_like(mean) if dmean is None else dmean
-        scale = torch.zeros_like(mean) if dvar is None else dvar * 2
-        return _add_affine_(dx, x, mean, scale / pixels, dmean / pixels)  # dx is _InstanceAffine's, nobody else's
+        # In place: dx was made by _InstanceAffine.backward and nobody else has seen it.
+        return _add_affine_(dx, x, mean, 2 / pixels * dvar, dmean / pixels)
 
 
 class _InstanceAffine(torch.autograd.Function):
@@ -417,14 +402,14 @@ class _InstanceAffine(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, centre, scale = ctx.saved_tensors
         dx, dscale, dshift = _affine_backward(dy, x, centre, scale)
         return dx, -scale * dshift, dscale, dshift
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
@@ -439,14 +424,26 @@ def _is_traced() -> bool:
 
 
 def _has_kernels(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not _is_traced()
+    return x.device.type == "cpu" and x.numel() > 0 and not _is_traced()
+
+
+def _is_wide_channels_last(x: Tensor) -> bool:
+    """Here plain operations are as fast on large maps and far faster on small ones than N kernel calls."""
+    return not x.is_contiguous() and x.element_size() >= 4
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x in one of the two layouts that the kernels know."""
+    if not _has_kernels(x) or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
 
 
 def _instances(x: Tensor) -> list[Tensor]:
     """Views of x whose channels are the instances (n, c), so that BatchNorm's kernels treat each on its own."""
     if x.is_contiguous():
         return [x.view(1, -1, *x.shape[2:])]  # (1, N C, H, W)
-    return list(x.contiguous(memory_format=torch.channels_last).split(1))  # N times (1, C, H, W)
+    return list(x.split(1))  # channels_last: N times (1, C, H, W)
 
 
 def _joined(parts: list[Tensor], shape: torch.Size) -> Tensor:
@@ -455,7 +452,7 @@ def _joined(parts: list[Tensor], shape: torch.Size) -> Tensor:
 
 def _pool(x: Tensor) -> Tensor:
     """Mean over the pixels: (N, C, H, W) -> (N, C)."""
-    if _has_kernels(x) and x.element_size() < 4 and not torch.is_grad_enabled():
+    if _has_kernels(x) and x.element_size() < 4 and not (x.requires_grad and torch.is_grad_enabled()):
         return _moments(x)[0]  # torch.mean takes seven times as long on bfloat16
     return x.mean((2, 3), dtype=_compute_dtype(x))
 
@@ -476,25 +473,26 @@ def _affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale (x - centre) + shift, computed in the dtype of scale, returned in that of x."""
     if not _has_kernels(x):
         return ((x - _map(centre)) * _map(scale) + _map(shift)).to(x.dtype)
-    if not x.is_contiguous() and x.dtype == scale.dtype:  # one pass, whereas the kernel needs a call for each sample
+    if _is_wide_channels_last(x):
         return torch.addcmul(_map(shift - centre * scale), x, _map(scale))
     y = torch.empty_like(x)
     parts, none = _instances(x), scale.new_empty(0)
     centre, scale, shift = (t.reshape(len(parts), -1) for t in (centre, scale, shift))
     ones = torch.ones_like(scale[0])
     for i, (source, target) in enumerate(zip(parts, _instances(y), strict=True)):
-        torch.native_batch_norm(
-            source, scale[i], shift[i], centre[i], ones, False, 0.0, 0.0, out=(target, none, none)
-        )
+        torch.native_batch_norm(source, scale[i], shift[i], centre[i], ones, False, 0.0, 0.0, out=(target, none, none))
     return y
 
 
 def _affine_backward(dy: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """scale dy, and over the pixels the sums of dy (x - centre) and of dy, (N, C) each."""
-    if not _has_kernels(x):
-        wide = dy.to(scale.dtype)
-        return (wide * _map(scale)).to(x.dtype), (wide * (x - _map(centre))).sum((2, 3)), wide.sum((2, 3))
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    dy = dy.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
+    if not _has_kernels(x) or _is_wide_channels_last(x):
+        dy = dy.to(scale.dtype)
+        samples = max(1, 2**18 // x[0].numel()) if _has_kernels(x) else len(x)  # on CPU, slices that fit in the cache
+        slices = zip(dy.split(samples), x.split(samples), centre.split(samples), strict=True)
+        dscale = torch.cat([(part - _map(middle)).mul_(grad).sum((2, 3)) for grad, part, middle in slices])
+        return (dy * _map(scale)).to(x.dtype), dscale, dy.sum((2, 3))
     parts = _instances(x)
     centres, scales = centre.reshape(len(parts), -1), scale.reshape(len(parts), -1)
     ones = torch.ones_like(scales[0])
@@ -502,7 +500,7 @@ def _affine_backward(dy: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tu
         torch.ops.aten.native_batch_norm_backward(
             *(grad, part, scales[i], centres[i], ones, centres[i], ones), False, 0.0, (True, True, True)
         )
-        for i, (grad, part) in enumerate(zip(_instances(dy.contiguous(memory_format=layout)), parts, strict=True))
+        for i, (grad, part) in enumerate(zip(_instances(dy), parts, strict=True))
     ]
     dx, dscale, dshift = zip(*results, strict=True)
     return _joined(dx, x.shape), _joined(dscale, scale.shape), _joined(dshift, scale.shape)

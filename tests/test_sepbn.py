@@ -229,6 +229,22 @@ def test_backward_of_an_expanded_gradient_and_of_a_strided_input(path):
     torch.testing.assert_close(wide.grad, other.grad, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_large_maps_in_either_layout(batch):
+    """Large enough for the channels_last sums to be taken in slices."""
+    layer, results = make_layer(12, num_sets=2, groups=2), []
+    gradient = torch.randn(batch, 12, 120, 200, dtype=torch.float64)
+    for layout in LAYOUTS:
+        torch.manual_seed(8)
+        x = make_input(batch, 12, 120, 200, layout=layout)
+        layer.zero_grad()
+        output = layer(x)
+        output.backward(gradient)
+        results.append([output.detach(), x.grad, layer.weight.grad.clone(), layer.fc1.weight.grad.clone()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 def test_gradient_reaches_the_input_only_through_what_was_asked(path):
     """Frozen maps and an input without gradient, as in fine-tuning."""
     layer = make_layer(4)
