@@ -413,7 +413,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
 

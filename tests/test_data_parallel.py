@@ -85,7 +85,8 @@ def test_a_batch_that_cannot_be_shared_equally(prepared_set):
 
 
 def test_the_command_line_under_torchrun(prepared_set, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "trainBaselineSepDyBN.py")]
+    script = str(ROOT / "trainBaselineSepDyBN.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script]
     settings = ["--width", "2", "--epochs", "2", "--batch-size", "4", "--lr", "0.02"]
     done = subprocess.run(
         [*command, "--data", str(prepared_set), *settings], cwd=tmp_path, capture_output=True, text=True, timeout=120
