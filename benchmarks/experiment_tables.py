@@ -1,0 +1,111 @@
+"""Markdown tables of the experiments: means over seeds, and differences paired by face.
+
+Used by ``benchmarks/experiments.py``, which explains the suites.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiment_runs import Plan, test_faces
+from dataset.annotations import read_crop_list
+from dataset.faces import list_path
+from engine.evaluation import bootstrap_means, paired_difference
+from utils.metrics import nme
+
+DIFFERENCES = (("none", "bn"), ("none", "sepbn-g1k3"), ("bn", "sepbn-g1k3"), ("bn", "sepbn-g2k3"))
+PUBLISHED = {"none": "5.70", "sepbn-g1k3": "5.48"}  # NME in percent on all of WFLW
+
+
+def arm_errors(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Arm -> (seeds, N) errors of its finished main runs."""
+    found: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        if row["stage"] == "main" and row["errors"] is not None:
+            found.setdefault(row["arm"], []).append(row["errors"])
+    return {arm: np.stack(errors) for arm, errors in found.items()}
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> str:
+    """Second minus first, in points: faces paired, errors (seeds, N) averaged over seeds; and its spread over seeds."""
+    means = np.stack([first.mean(axis=0), second.mean(axis=0)])
+    found = paired_difference(bootstrap_means(means), means)
+    shared = min(len(first), len(second))
+    by_seed = 100 * (second[:shared].mean(axis=1) - first[:shared].mean(axis=1))
+    spread = f"{by_seed.std(ddof=1):.2f}" if shared > 1 else "–"
+    low, high = 100 * found["low"], 100 * found["high"]
+    return f"{100 * found['difference']:+.2f} | {low:+.2f} … {high:+.2f} | {spread}"
+
+
+def explained(none: np.ndarray, bn: np.ndarray, sepbn: np.ndarray) -> str:
+    """How much of the gain from no normalisation to SepBN is there with BatchNorm, in words."""
+    means = bootstrap_means(np.stack([errors.mean(axis=0) for errors in (none, bn, sepbn)]))
+    low, high = np.percentile(means[0] - means[2], (2.5, 97.5))
+    if low <= 0 <= high:
+        return "There is no clear difference between none and sepbn-g1k3 that BatchNorm could explain."
+    share = 100 * (none.mean() - bn.mean()) / (none.mean() - sepbn.mean())
+    low, high = np.percentile(100 * (means[0] - means[1]) / (means[0] - means[2]), (2.5, 97.5))
+    return f"BatchNorm alone gives {share:.0f} % (95 % over faces: {low:.0f} … {high:.0f}) of the change to sepbn-g1k3."
+
+
+def table(plan: Plan, rows: list[dict[str, Any]]) -> str:
+    """Markdown: an arm a line, then the differences of interest."""
+    main = [row for row in rows if row["stage"] == "main"]
+    errors, some = arm_errors(rows), main[0]
+    lines = [
+        f"{plan.suite}: {some['n_train']} training, {some['n_test']} test faces, width {plan.width}, {plan.epochs} "
+        f"epochs, batch {some['batch_size']}, warm-up {some['warmup_epochs']:g} epochs, {plan.seeds} seeds; "
+        f"{_hardware(some)}. The mean shape alone: {mean_shape_nme(plan):.2f} %.",
+        "",
+        "| arm | lr | runs | NME % | FR@0.1 % | AUC@0.1 | s a run |" + (" published |" if plan.published else ""),
+        "|---|---|---|---|---|---|---|" + ("---|" if plan.published else ""),
+    ]
+    for arm in plan.arms:
+        runs = [row for row in main if row["arm"] == arm]
+        done = [row for row in runs if row["errors"] is not None]
+        cells = [arm, f"{runs[0]['lr']:g}", f"{len(done)} of {len(runs)}"]
+        for name, digits in (("nme_percent", 2), ("fr_percent", 1), ("auc", 3), ("train_seconds", 0)):
+            cells.append(_mean_std([row[name] for row in done], digits))
+        lines.append(
+            f"| {' | '.join(cells)} |"
+            + (f" {PUBLISHED.get(arm.removesuffix('-released'), '–')} |" if plan.published else "")
+        )
+    released = [(arm.removesuffix("-released"), arm) for arm in plan.arms if arm.endswith("-released")]
+    others = [("bn", arm) for arm in plan.arms if arm.startswith("sepbn")]
+    pairs = [pair for pair in dict.fromkeys((*DIFFERENCES, *others, *released)) if set(pair) <= set(errors)]
+    if pairs:
+        lines += ["", "| difference | points | 95 % over faces | std over seeds |", "|---|---|---|---|"]
+        lines += [f"| {b} − {a} | {difference(errors[a], errors[b])} |" for a, b in pairs]
+    if {"none", "bn", "sepbn-g1k3"} <= set(errors):
+        lines += ["", explained(errors["none"], errors["bn"], errors["sepbn-g1k3"])]
+    tuned = [row for row in rows if row["stage"] == "tune"]
+    if tuned:
+        of = f"{tuned[0]['n_train']} faces, {tuned[0]['epochs']} epochs, seed 0; {tuned[0]['n_test']} faces held out"
+        lines += ["", f"Hold-out NME % by learning rate ({of}):", ""]
+        for arm in dict.fromkeys(row["arm"] for row in tuned):
+            found = sorted((row["lr"], row.get("nme_percent")) for row in tuned if row["arm"] == arm)
+            lines.append(f"- {arm}: " + ", ".join(f"{lr:g}: " + (f"{x:.2f}" if x else "diverged") for lr, x in found))
+    return "\n".join(lines)
+
+
+def mean_shape_nme(plan: Plan) -> float:
+    """NME in percent of answering with the mean training shape."""
+    landmarks = read_crop_list(list_path(plan.data, "train"))[0][: plan.limit]
+    faces = test_faces(str(plan.data.resolve()), plan.limit)
+    target = faces.landmarks.double().numpy()
+    prediction = np.broadcast_to(landmarks.mean(axis=0), target.shape)
+    return 100 * float(nme(prediction, target, faces.scheme.outer_eyes).mean())
+
+
+def _mean_std(values: list[float], digits: int) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def _hardware(row: dict[str, Any]) -> str:
+    where = f"{row['cpu']}, {row['threads']} threads" if row["device"] == "cpu" else row["device"]
+    return f"{where}, torch {row['torch']}, numpy {row['numpy']}, Python {row['python']}"

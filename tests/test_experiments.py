@@ -1,0 +1,279 @@
+"""The experiments: what is trained, what is tuned on, what is skipped, what the tables say."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import load_script, write_official_set
+
+from benchmarks import experiment_runs as runs
+from benchmarks import experiment_tables as tables
+from benchmarks import liveness
+from dataset.annotations import read_crop_list
+from dataset.faces import list_path, load_faces
+from engine.evaluation import predict_landmarks
+from engine.sepbn_figures import attention_weights, sepbn_modules
+from models import BaselineSepDyBN
+from utils.files import InputError
+
+SCRIPT = "benchmarks/experiments.py"
+SMALL = ("--width", 2, "--epochs", 2, "--limit", 8)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def plan_for(*argv: object) -> runs.Plan:
+    script = load_script(SCRIPT)
+    return script.make_plan(script.parse([str(argument) for argument in argv]))
+
+
+def test_a_suite_tunes_trains_tabulates_and_does_nothing_twice(run_script, prepared_set, tmp_path):
+    arms = ("none", "bn", "sepbn-g2k3", "bn-released")
+    command = ("--suite", "real98", "--data", prepared_set, "--work", tmp_path, *SMALL, "--seeds", 2, "--arms", *arms)
+    code, table, _ = run_script(SCRIPT, *command)
+    assert code == 0
+    rows = read_rows(tmp_path / "real98.csv")
+    main = [row for row in rows if row["stage"] == "main"]
+    assert [(row["arm"], row["seed"]) for row in main] == [(arm, str(seed)) for seed in (0, 1) for arm in arms]
+    assert {row["arm"] for row in rows if row["stage"] == "tune"} == {"none", "bn", "sepbn-g2k3"}
+    assert str(tmp_path) not in (tmp_path / "real98.csv").read_text(), "a row names a folder of this disk"
+    faces = read_rows(tmp_path / "real98_faces.csv")
+    assert len(faces) == 8
+    for row in main:
+        errors = [float(face[f"{row['arm']} seed {row['seed']}"]) for face in faces]
+        log = read_rows(tmp_path / "checkpoints" / row["run"] / "log.csv")
+        assert 100 * np.mean(errors) == pytest.approx(float(row["nme_percent"]), abs=1e-3)
+        assert float(row["nme_percent"]) == pytest.approx(float(log[-1]["test_nme_percent"]), abs=1e-6)
+    means = {arm: [float(row["nme_percent"]) for row in main if row["arm"] == arm] for arm in arms}
+    for arm in arms:
+        chosen = next(row["lr"] for row in main if row["arm"] == arm)
+        assert f"| {arm} | {float(chosen):g} | 2 of 2 | {np.mean(means[arm]):.2f} ± " in table
+    assert next(line for line in table.splitlines() if line.startswith("| bn-released − bn |"))
+    tuned = {
+        float(row["lr"]): float(row["nme_percent"]) for row in rows if row["stage"] == "tune" and row["arm"] == "bn"
+    }
+    assert {float(row["lr"]) for row in main if row["arm"].startswith("bn")} == {min(tuned, key=tuned.get)}
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*.*")}
+    assert run_script(SCRIPT, *command) == (0, table, "")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*.*")} == before
+
+    networks = [tmp_path / "checkpoints" / row["run"] / "final.pt" for row in main]
+    code, report, _ = run_script(
+        SCRIPT, "--suite", "liveness", "--data", prepared_set, "--work", tmp_path, "--checkpoints", networks[2]
+    )
+    assert code == 0 and report.count(f"| {main[2]['run']} |") >= 2
+    found = read_rows(tmp_path / "liveness.csv")
+    assert [row["module"] for row in found] == ["all", *(f"bn{i}" for i in range(1, 7))]
+    assert float(found[0]["nme_percent"]) == pytest.approx(float(main[2]["nme_percent"]), abs=1e-3)
+    code, _, complaint = run_script(
+        SCRIPT, "--suite", "liveness", "--data", prepared_set, "--work", tmp_path, "--checkpoints", networks[1]
+    )
+    assert code == 1 and "no SepBN in it" in complaint and complaint.count("\n") == 1
+
+
+def test_a_stopped_suite_goes_on_where_it_was(run_script, prepared_set, tmp_path, monkeypatch):
+    command = ("--suite", "real98", "--data", prepared_set, "--work", tmp_path, *SMALL, "--rates", 0.01, "--seeds", 2)
+    command = (*command, "--arms", "bn")
+    train, calls = runs.train, []
+
+    def stops_in_the_second_run(config, *, resume):
+        calls.append((config.run, resume))
+        return 143 if len(calls) == 2 else train(config, resume=resume)
+
+    monkeypatch.setattr(runs, "train", stops_in_the_second_run)
+    code, output, _ = run_script(SCRIPT, *command)
+    assert (code, output) == (143, "")
+    assert len(read_rows(tmp_path / "real98.csv")) == 1
+    code, output, _ = run_script(SCRIPT, *command)
+    assert code == 0 and "| bn | 0.01 | 2 of 2 |" in output
+    assert len(calls) == 3 and calls[1] == calls[2] and calls[2][1], "the stopped run was not resumed"
+
+
+def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path):
+    command = ("--suite", "real98", "--data", prepared_set, *SMALL, "--seeds", 1, "--arms", "none")
+    code, table, _ = run_script(SCRIPT, *command, "--work", tmp_path / "one", "--rates", 1e30)
+    assert code == 0 and "| none | 1e+30 | 0 of 1 | – |" in table
+    (row,) = read_rows(tmp_path / "one" / "real98.csv")
+    assert row["status"] == "diverged" and row["nme_percent"] == ""
+    code, _, complaint = run_script(SCRIPT, *command, "--work", tmp_path / "two", "--rates", 1e30, 1e31)
+    assert code == 1 and "every learning rate tried for none diverged" in complaint.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "message"),
+    [
+        (("--suite", "real98", "--arms", "gn"), 1, "--arms gn: no such arm"),
+        (("--suite", "real98", "--arms", "sepbn-g3k2", "--width", 4), 1, "--groups 3 does not divide --width 4"),
+        (("--suite", "real98", "--data", "nowhere"), 1, "nowhere"),
+        (("--suite", "liveness"), 2, "--suite liveness needs --checkpoints"),
+        (("--suite", "real98", "--seeds", 0), 2, "--seeds must be at least 1"),
+        (("--suite", "real98", "--rates", -1), 2, "--rates must be positive"),
+    ],
+)
+def test_bad_input_is_one_line(run_script, prepared_set, tmp_path, monkeypatch, arguments, expected, message):
+    monkeypatch.chdir(tmp_path)
+    code, output, complaint = run_script(SCRIPT, "--data", prepared_set, *arguments)
+    assert (code, output) == (expected, "")
+    assert message in complaint.splitlines()[-1]
+    assert expected == 2 or complaint.count("\n") == 1
+    assert not list(tmp_path.rglob("*.*")), "something was written before the complaint"
+
+
+def test_other_faces_need_another_work_folder(run_script, prepared_set, tmp_path):
+    (tmp_path / "checkpoints" / "real98-main-bn-w2-e2-lr0.01-s0-n8").mkdir(parents=True)
+    result = tmp_path / "checkpoints" / "real98-main-bn-w2-e2-lr0.01-s0-n8" / "result.json"
+    result.write_text(json.dumps({"data": "elsewhere"}))
+    command = ("--suite", "real98", "--data", prepared_set, "--work", tmp_path, *SMALL, "--arms", "bn", "--rates", 0.01)
+    code, _, complaint = run_script(SCRIPT, *command)
+    assert code == 1 and "choose another --work" in complaint
+
+
+def test_the_wflw_suite_is_the_published_recipe():
+    plan = plan_for("--suite", "wflw", "--data", "d")
+    assert plan.arms == ("none", "bn", "sepbn-g1k3", "sepbn-g2k3") and len(plan.rates) == 1
+    config = runs.configuration(plan, "sepbn-g1k3", run="r", lr=plan.rates[0], seed=0)
+    assert (config.epochs, config.warmup, config.lr, config.batch_size) == (2000, 800, 1e-3, 8)
+    assert (config.sets, config.groups, config.temperature, config.width) == (3, 1, 30, 64)
+    assert not config.mean_shape_init and not config.released_geometry and config.limit is None
+
+
+def test_short_runs_reach_temperature_one_after_a_third():
+    plan = plan_for("--suite", "real68", "--data", "d", "--epochs", 30)
+    annealed, fixed, released = (
+        runs.configuration(plan, arm, run="r", lr=0.01, seed=0)
+        for arm in ("sepbn-g1k8", "sepbn-g1k8-fixed", "bn-released")
+    )
+    assert (annealed.temperature, annealed.sets, annealed.warmup) == (10, 8, 3)
+    assert fixed.temperature == 1 and replace(fixed, temperature=annealed.temperature) == annealed
+    assert released.released_geometry and released.norm == "bn" and released.temperature is None
+
+
+def test_rates_are_tuned_on_training_faces_only(prepared_set, tmp_path):
+    plan = plan_for("--suite", "real98", "--data", prepared_set, "--work", tmp_path)
+    train, held = (read_crop_list(list_path(runs.hold_out(plan), split)) for split in ("train", "test"))
+    landmarks, patches = read_crop_list(list_path(prepared_set, "train"))
+    assert (len(train[1]), len(held[1])) == (9, 3)
+    assert sorted(train[1] + held[1]) == sorted(patches)
+    for points, path in zip(np.concatenate([train[0], held[0]]), train[1] + held[1], strict=True):
+        np.testing.assert_array_equal(points, landmarks[patches.index(path)])
+    assert read_crop_list(list_path(runs.hold_out(plan), "test"))[1] == held[1]
+
+
+@pytest.mark.parametrize(
+    ("optimum", "tried"),
+    [
+        (0.02, {0.01, 0.03, 0.09}),
+        (0.0011, {0.01, 0.03, 0.0033, 0.0011}),
+        (1.0, {0.01, 0.03, 0.09, 0.27}),
+        (0.004, {0.01, 0.03, 0.0033, 0.0011}),
+    ],
+)
+def test_the_grid_grows_towards_the_best_rate(prepared_set, tmp_path, monkeypatch, optimum, tried):
+    plan = plan_for("--suite", "real98", "--data", prepared_set, "--work", tmp_path)
+    seen = {}
+
+    def error_by_rate(plan, arm, lr, *, seed, stage):
+        assert (seed, stage, plan.epochs) == (0, "tune", 30)
+        seen[lr] = abs(np.log(lr / optimum))
+        return {"lr": lr} if lr > 0.5 else {"lr": lr, "nme_percent": seen[lr]}
+
+    monkeypatch.setattr(runs, "run_once", error_by_rate)
+    assert runs.tune(plan, "bn", []) == min(seen, key=seen.get)
+    assert set(seen) == tried
+
+
+def test_differences_are_paired_by_face_and_in_points():
+    random = np.random.default_rng(0)
+    first = random.uniform(0.02, 0.4, (3, 50))
+    assert tables.difference(first, first + 0.01) == "+1.00 | +1.00 … +1.00 | 0.00"
+    shifts = np.array([[0.01], [0.02], [0.03]])
+    assert tables.difference(first, first - shifts) == "-2.00 | -2.00 … -2.00 | 1.00"
+    assert tables.difference(first[:1], first[:1]).endswith("| –")
+
+
+def test_share_of_the_gain_that_batchnorm_has():
+    none = np.random.default_rng(0).uniform(0.2, 0.3, (2, 40))
+    assert tables.explained(none, none - 0.08, none - 0.1).startswith(
+        "BatchNorm alone gives 80 % (95 % over faces: 80 … 80)"
+    )
+    noise = np.random.default_rng(1).normal(0, 0.05, none.shape)
+    assert tables.explained(none, none, none + noise - noise.mean()).startswith("There is no clear difference")
+
+
+def lively_network(sets: int = 3, groups: int = 2) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = BaselineSepDyBN(sets, groups, 1.0, width=4)
+    for module in sepbn_modules(model).values():
+        torch.nn.init.normal_(module.weight)
+        torch.nn.init.normal_(module.bias)
+        torch.nn.init.normal_(module.fc2.weight, std=20)
+    return model.eval()
+
+
+def test_constant_attention_is_uniform_or_as_given(prepared_set):
+    faces = load_faces(prepared_set, "test")
+    model = lively_network()
+    flat = liveness.constant_attention(model)
+    np.testing.assert_allclose(attention_weights(flat, faces, device="cpu")[1], 1 / 3, rtol=1e-6)
+    only_second = np.zeros((6, 2, 3))
+    only_second[:, :, 1] = 1
+    second = liveness.constant_attention(model, only_second)
+    mixed = np.random.default_rng(0).dirichlet([1, 1, 1], (6, 2))
+    mixture = liveness.constant_attention(model, mixed)
+    for m, (name, module) in enumerate(sepbn_modules(model).items()):
+        torch.testing.assert_close(sepbn_modules(second)[name].weight[2], module.weight[1])
+        for c in range(module.num_features):
+            share = mixed[m, c * 2 // module.num_features]
+            expected = sum(share[k] * module.bias[k, c].item() for k in range(3))
+            assert sepbn_modules(mixture)[name].bias[0, c].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for module in sepbn_modules(model).values():
+        module.temperature.fill_(1e9)  # makes attention uniform in another way
+    ours, other = (predict_landmarks(network, faces, device="cpu") for network in (flat, model))
+    np.testing.assert_allclose(ours, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
+    assert np.abs(predict_landmarks(second, faces, device="cpu") - ours).max() > 0.01 * np.abs(ours).max()
+
+
+def test_attention_that_knows_a_label_stands_out():
+    random = np.random.default_rng(0)
+    masks = {"known": np.arange(80) < 30, "unknown": random.permutation(80) < 30}
+    logits = random.normal(size=(80, 2, 1, 3))
+    logits[masks["known"], 1, 0, 2] += 3
+    weights = np.exp(logits) / np.exp(logits).sum(axis=3, keepdims=True)
+    known, unknown = ([float(x) for x in line.split(" | ")[2:]] for line in liveness.attention_by_label(weights, masks))
+    assert known[0] > 2 * known[1] and unknown[0] < 1.5 * unknown[1]
+
+
+def test_mixtures_hold_equal_shares_of_their_sub_domains(tmp_path, monkeypatch):
+    seeds = {}
+
+    def draw(argv):
+        options = dict(zip(argv[::2], argv[1::2], strict=False))
+        seeds[options["--out"]] = options["--seed"]
+        write_official_set(
+            Path(options["--out"]),
+            train=int(options["--train"]),
+            test=int(options["--test"]),
+            seed=int(options["--seed"]),
+        )
+        return 0
+
+    monkeypatch.setattr(liveness.createSynthetic, "main", draw)
+    folder = liveness.mixture(tmp_path, 2, 8)
+    faces = load_faces(folder, "train")
+    assert [path.parent.parent.name for path in faces.paths] == ["plain"] * 4 + ["lighting"] * 4
+    assert len(set(seeds.values())) == len(seeds) == 2, "two sub-domains share their people"
+    labels = liveness.face_labels(load_faces(folder, "test"))
+    np.testing.assert_array_equal(labels["domain plain"], [True, True, False, False])
+    monkeypatch.setattr(liveness.createSynthetic, "main", lambda argv: 1)
+    with pytest.raises(InputError, match="sub-domain plain"):
+        liveness.mixture(tmp_path / "other", 1, 8)
