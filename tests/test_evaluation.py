@@ -234,8 +234,9 @@ def test_cost_counts_the_attention(groups):
     model = BaselineSepDyBN(groups=groups, width=8).eval()
     channels = [8, 16, 32, 64, 128, 256]
     attention = sum(c * max(1, c // 10) + max(1, c // 10) * 3 * groups for c in channels)
+    mixing = sum(2 * 3 * groups * c for c in channels)  # the sets of scale and of shift, weighted and summed
     cost = model_cost(model, torch.device("cpu"))
-    assert cost["macs"] == macs_by_hand(8) + attention
+    assert cost["macs"] == macs_by_hand(8) + attention + mixing
     assert cost["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 
