@@ -24,7 +24,7 @@ from benchmarks.straightforward import augmented_sample
 from dataset.augment import batch, draw_epoch
 from dataset.faces import load_faces
 from utils.files import reports_input_errors
-from utils.runtime import describe_machine
+from utils.runtime import describe_machine, keep_freed_memory
 
 BATCH = 8
 
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", default="dataset/WFLW256", help="prepared folder")
     parser.add_argument("--pairs", type=int, default=15, help="timed pairs of 20 batches each (default: 15)")
     arguments = parser.parse_args(argv)
+    keep_freed_memory()  # as in training
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     faces = load_faces(arguments.data, "train", limit=512)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 import os
 import random
 import statistics
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -71,7 +73,7 @@ def rewound(step: TrainingStep) -> Callable[[], None]:
     return call
 
 
-def straightforward_step(faces: FaceSet, *, width: int, batch_size: int, bf16: bool) -> Callable[[], None]:
+def straightforward_step(faces: FaceSet, *, width: int, batch_size: int) -> Callable[[], None]:
     """One step of the straightforward loop."""
     model = VanillaCNN(ManyBatchNorms, faces.scheme.num_points, width)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
@@ -83,9 +85,7 @@ def straightforward_step(faces: FaceSet, *, width: int, batch_size: int, bf16: b
         images = torch.from_numpy(np.stack([image for image, _ in samples]))
         targets = torch.from_numpy(np.stack([points for _, points in samples]))
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            prediction = model(images)
-        loss = F.l1_loss(prediction.float(), targets)
+        loss = F.l1_loss(model(images), targets)
         loss.backward()
         optimizer.step()
         loss.item()
@@ -132,14 +132,46 @@ def overhead(faces: FaceSet, pairs: int) -> None:
         report(f"overhead, width {width}, batch 8", times)
 
 
-def speed(faces: FaceSet, pairs: int) -> None:
-    """Throughput over the straightforward loop's."""
+def speed_worker(connection: Connection, data: str, ours: bool, bf16: bool, batch_size: int) -> None:
+    """Run one step for every message that comes, and answer with its seconds."""
+    if ours:  # as train() does; the straightforward loop has torch's and the system's defaults
+        keep_freed_memory()
+    faces = load_faces(data, "train")
+    if ours:
+        run = rewound(our_step(faces, batch_size=batch_size, precision="bf16" if bf16 else "fp32"))
+    else:
+        run = straightforward_step(faces, width=64, batch_size=batch_size)
+    while connection.recv():
+        began = time.perf_counter()
+        run()
+        connection.send(time.perf_counter() - began)
+
+
+def speed(data: str, pairs: int) -> None:
+    """Throughput over the straightforward loop's, each in a process of its own."""
     for bf16, batch_size in ((False, 8), (True, 32)):
-        runs = {
-            "straightforward": straightforward_step(faces, width=64, batch_size=batch_size, bf16=False),
-            "ours": rewound(our_step(faces, batch_size=batch_size, precision="bf16" if bf16 else "fp32")),
-        }
-        report(f"speed, ours in {'bf16' if bf16 else 'fp32'}, batch {batch_size}", interleaved(runs, pairs, 1))
+        workers, runs = [], {}
+        for name in ("straightforward", "ours"):
+            here, there = multiprocessing.Pipe()
+            arguments = (there, data, name == "ours", bf16, batch_size)
+            workers.append(multiprocessing.get_context("spawn").Process(target=speed_worker, args=arguments))
+            workers[-1].start()
+
+            def run(connection: Connection = here) -> float:
+                connection.send(True)
+                return connection.recv()
+
+            runs[name] = (run, here)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for pair in range(pairs + 2):
+            for name, (run, _) in runs.items():
+                seconds = run()
+                if pair >= 2:  # the first rounds warm up
+                    times[name].append(seconds)
+        for (_, connection), worker in zip(runs.values(), workers, strict=True):
+            connection.send(False)
+            worker.join()
+        report(f"speed, ours in {'bf16' if bf16 else 'fp32'}, batch {batch_size}", times)
 
 
 def kills(data: str, count: int) -> None:
@@ -228,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     if "overhead" in parts:
         overhead(faces, arguments.pairs)
     if "speed" in parts:
-        speed(faces, arguments.pairs)
+        speed(arguments.data, arguments.pairs)
     if "kills" in parts:
         kills(arguments.data, arguments.kills)
     if "cuda" in parts:

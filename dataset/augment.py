@@ -154,5 +154,6 @@ def batch(faces: FaceSet, epoch: Epoch, index: torch.Tensor) -> tuple[torch.Tens
     Returns:
         (B, 3, 128, 128) float32 input and (B, 2 P) float32 targets x0 y0 x1 y1 ... in crop pixels.
     """
-    images = warp(faces.patches[index], epoch.matrices[index])
-    return images, epoch.targets[index].flatten(1)  # (B, P, 2) -> (B, 2P)
+    # index_select copies whole faces; indexing with a tensor took fifteen times as long on a CPU.
+    images = warp(faces.patches.index_select(0, index), epoch.matrices.index_select(0, index))
+    return images, epoch.targets.index_select(0, index).flatten(1)  # (B, P, 2) -> (B, 2P)
