@@ -59,8 +59,8 @@ class RunFolder:
         self.last, self.final = self.path / "last.pt", self.path / "final.pt"
         self.rows: list[dict[str, Any]] = []
 
-    def open(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-        """Make the folder ready.
+    def saved(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+        """Look at what is there, without changing it.
 
         Returns:
             The content of ``last.pt`` when there is something to resume, else None.
@@ -68,19 +68,27 @@ class RunFolder:
         Raises:
             InputError: a run is there and neither resume nor overwrite was asked for.
         """
-        existing = [file for file in (self.final, self.last, self.path / "log.csv") if file.exists()]
-        if existing and not (resume or overwrite):
+        if self._existing() and not (resume or overwrite):
             raise InputError(
                 f"{self.path} already holds a run; add --resume to carry it on, --overwrite to replace it, "
                 "or choose another name with --run"
             )
+        return checkpoint.read(self.last) if resume and self.last.exists() else None
+
+    def clear(self) -> None:
+        """Make an empty folder for a new run; call when nothing can go wrong any more, since it removes an old one."""
         make_folder(self.path)
-        if resume and self.last.exists():
-            return checkpoint.read(self.last)
-        for file in (*existing, self.path / "config.json", self.path / "curve.png", *self.path.glob("epoch_*.pt")):
+        for file in (
+            *self._existing(),
+            self.path / "config.json",
+            self.path / "curve.png",
+            *self.path.glob("epoch_*.pt"),
+        ):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        return None
+
+    def _existing(self) -> list[Path]:
+        return [file for file in (self.final, self.last, self.path / "log.csv") if file.exists()]
 
     def start_log(self, record: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """Write ``config.json`` and the log's first rows; rows past a checkpoint are thereby cut."""

@@ -233,33 +233,36 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             torch.backends.cudnn.deterministic = True
         else:
             keep_freed_memory()
-        saved = folder.open(resume=resume, overwrite=overwrite) if processes.leads else None
-        if processes.count > 1:
-            distributed.barrier()
-            if not processes.leads and resume and folder.last.exists():
-                saved = checkpoint.read(folder.last)
+        saved = folder.saved(resume=resume, overwrite=overwrite)
         if saved is not None:
             refuse_other_settings(saved["config"], record, folder.last)
-        model = _initial_model(config, record, train_faces, announce=processes.leads)
+        init = config.init if saved is None else None  # what was saved replaces it
+        model = _initial_model(config, record, train_faces, init=init, announce=processes.leads)
         model = model.to(device, memory_format=torch.channels_last)
         step = TrainingStep(model, train_faces, config, processes=processes)
+        if processes.count > 1:
+            distributed.barrier()  # everybody has read what is there
+        if saved is None and processes.leads:
+            folder.clear()
         return fit(step, test_faces, record=record, folder=folder, saved=saved)
 
 
-def _initial_model(config: TrainConfig, record: dict[str, Any], faces: FaceSet, *, announce: bool) -> nn.Module:
-    """The network before the first step: drawn from the seed, then ``--mean-shape-init`` and ``--init``."""
+def _initial_model(
+    config: TrainConfig, record: dict[str, Any], faces: FaceSet, *, init: str | None, announce: bool
+) -> nn.Module:
+    """The network before the first step: drawn from the seed, then ``--mean-shape-init`` and the weights ``init``."""
     torch.manual_seed(config.seed)
     model = checkpoint.build_model(record)
     if config.mean_shape_init:
         with torch.no_grad():
             model.fc2.bias.copy_(faces.mean_shape().flatten())
-    if config.init is not None:
-        loaded = checkpoint.load_model(config.init)
+    if init is not None:
+        loaded = checkpoint.load_model(init)
         weights = loaded.model.state_dict()
         if loaded.config["num_landmarks"] != record["num_landmarks"]:
             if announce:
                 print(
-                    f"{config.init} has {loaded.config['num_landmarks']} landmarks, the data "
+                    f"{init} has {loaded.config['num_landmarks']} landmarks, the data "
                     f"{record['num_landmarks']}: the last layer starts anew"
                 )
             weights |= {name: value for name, value in model.state_dict().items() if name.startswith("fc2.")}

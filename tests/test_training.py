@@ -183,6 +183,23 @@ def test_an_existing_run_is_not_touched_without_saying_so(train):
     assert open("checkpoints/baseline/final.pt", "rb").read() != before
 
 
+@pytest.mark.parametrize("wrong", [["--batch-size", "13"], ["--init", "absent.pt"], ["--warmup-epochs", "9"]])
+def test_overwriting_with_settings_that_cannot_run_loses_nothing(train, wrong):
+    assert train("--keep-every", "2")[0] == 0
+    folder = training.RunFolder("baseline").path
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert train("--overwrite", *wrong)[0] == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_may_start_from_the_weights_that_it_overwrites(train):
+    assert train()[0] == 0
+    before = weights("baseline")["conv4.weight"]
+    settings = ["--lr", "0", "--weight-decay", "0", "--epochs", "1"]
+    assert train("--overwrite", "--init", "checkpoints/baseline/final.pt", *settings)[0] == 0
+    assert torch.allclose(weights("baseline")["conv4.weight"], before, rtol=0, atol=1e-6)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, 2)
