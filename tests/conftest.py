@@ -53,6 +53,19 @@ def shared_data() -> Path:
     return Path(folder)
 
 
+def make_sets_differ(model) -> None:
+    """Give a network's normalisation layers statistics and mapping sets that all differ, and landmarks in the crop."""
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.startswith("bn") and name.endswith((".weight", "running_var")) and "fc" not in name:
+                tensor.uniform_(0.5, 1.5)
+            elif name.startswith("bn") and name.endswith((".bias", "running_mean")):
+                tensor.normal_(0, 0.5)
+        model.fc2.bias.uniform_(0, 128)
+
+
 def symmetric_shape(num_points: int) -> np.ndarray:
     """(P, 2) points on the unit circle and inside it whose mirror image is their mirror permutation."""
     mirror = np.array(scheme_for(num_points).mirror)

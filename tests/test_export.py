@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import make_sets_differ
 
 from engine.checkpoint import build_model, save
 
@@ -25,13 +26,7 @@ def write_checkpoint(path: Path, arm: str) -> torch.nn.Module:
     config = {"norm": norm, "num_landmarks": 98, "width": 4, "sets": sets, "groups": groups, "temperature": 2.0}
     torch.manual_seed(5)
     model = build_model(config)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.startswith("bn") and name.endswith((".weight", "running_var")) and "fc" not in name:
-                tensor.uniform_(0.5, 1.5)
-            elif name.startswith("bn") and name.endswith((".bias", "running_mean")):
-                tensor.normal_(0, 0.5)
-        model.fc2.bias.uniform_(0, 128)
+    make_sets_differ(model)
     config |= {"resample": "area", "released_geometry": False, "run": "tiny"}
     save(path, {"model": model.state_dict(), "config": config, "format": 1})
     return model.eval()

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import make_sets_differ
 from torch import nn
 
 from dataset.crop import face_patch, patch_frame
@@ -49,13 +50,7 @@ def random_model(norm: str, sets: int | None, groups: int | None) -> nn.Module:
     torch.manual_seed(3)
     architecture = {"norm": norm, "num_landmarks": 98, "width": 4, "sets": sets, "groups": groups}
     model = build_model(architecture | {"temperature": 2.0})
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.startswith("bn") and name.endswith((".weight", "running_var")) and "fc" not in name:
-                tensor.uniform_(0.5, 1.5)
-            elif name.startswith("bn") and name.endswith((".bias", "running_mean")):
-                tensor.normal_(0, 0.5)
-        model.fc2.bias.uniform_(0, 128)
+    make_sets_differ(model)
     return model.eval()
 
 
