@@ -60,16 +60,17 @@ class Stopped(Exception):
 
 def split_arm(arm: str) -> tuple[str, dict[str, Any]]:
     """Name of an arm -> (name without endings, settings of :class:`TrainConfig`)."""
-    match = re.fullmatch(r"(none|bn|sepbn-g([1-9]\d*)k([1-9]\d*)(-fixed)?)(-released)?", arm)
+    match = re.fullmatch(r"(none|bn|sepbn-g([1-9]\d*)k([1-9]\d*)(?:-grid([1-9]\d*))?(-fixed)?)(-released)?", arm)
     if match is None:
         raise InputError(
-            f"--arms {arm}: no such arm; use none, bn or sepbn-gGkK[-fixed], each with or without -released"
+            f"--arms {arm}: no such arm; use none, bn or sepbn-gGkK[-gridT][-fixed], each with or without -released"
         )
-    name, groups, sets, fixed, released = match.groups()
+    name, groups, sets, grid, fixed, released = match.groups()
     settings: dict[str, Any] = {"norm": name, "released_geometry": released is not None, **dict.fromkeys(SEPBN_OPTIONS)}
     if groups is not None:
         name = name.removesuffix("-fixed")
         settings |= {"norm": "sepbn", "sets": int(sets), "groups": int(groups)}
+        settings["attention_grid"] = int(grid) if grid else None
         settings["temperature"] = 1.0 if fixed else 30.0
     return name, settings
 

@@ -11,9 +11,10 @@ a row a run, WORK/SUITE_faces.csv the errors of every test face; the tables are 
 CPU are fastest on one thread: set OMP_NUM_THREADS=1.
 
 **Arms.** ``none`` (the released baseline), ``bn``, ``sepbn-g1k3`` (as released), ``sepbn-g2k3`` (as described), in
-general ``sepbn-gGkK``. Endings: ``-fixed`` keeps the temperature at 1; ``-released`` trains with the released labels
-(mirrored and rotated off by up to a pixel), as behind the published numbers: ``--suite wflw --arms none-released
-sepbn-g1k3-released``. Both take the learning rate of the arm without the ending.
+general ``sepbn-gGkK``, with attention on a T x T grid ``sepbn-gGkK-gridT`` (a reconstruction of the paper's diagram).
+Endings: ``-fixed`` keeps the temperature at 1; ``-released`` trains with the released labels (mirrored and rotated off
+by up to a pixel), as behind the published numbers: ``--suite wflw --arms none-released sepbn-g1k3-released``. Both take
+the learning rate of the arm without the ending.
 
 **Learning rate.** Except in ``wflw``, each arm's rate is tuned with seed 0 on a hold-out, a quarter of the *training*
 faces, drawn once for all arms; these runs take half as many epochs. The grid is extended by its own ratio, at most
@@ -64,7 +65,7 @@ class Suite:
 
 SUITES = {
     "wflw": Suite(MAIN_ARMS, epochs=2000, width=64, seeds=1, rates=(1e-3,), published=True),
-    "real98": Suite((*MAIN_ARMS, "bn-released"), epochs=60),
+    "real98": Suite((*MAIN_ARMS, "sepbn-g2k3-grid4", "bn-released"), epochs=60),
     "real68": Suite((*MAIN_ARMS, *(f"sepbn-g1k{k}" for k in (1, 2, 4, 8)), "sepbn-g1k3-fixed"), epochs=20),
     "subdomains": Suite(("bn", "sepbn-g1k3"), epochs=40),
 }

@@ -20,7 +20,7 @@ from models import Baseline, BaselineSepDyBN
 from utils.files import InputError, atomic_write
 
 FORMAT = 1
-ARCHITECTURE = ("norm", "num_landmarks", "width", "sets", "groups")
+ARCHITECTURE = ("norm", "num_landmarks", "width", "sets", "groups", "attention_grid")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class LoadedModel:
 
     Args:
         model: in evaluation mode.
-        config: settings it was trained with; always has norm, num_landmarks, width, sets, groups, resample,
-            released_geometry, run, arm (in words) and format_name (``"own"`` or ``"released"``).
+        config: settings it was trained with; always has norm, num_landmarks, width, sets, groups,
+            attention_grid, resample, released_geometry, run, arm (in words) and format_name (``"own"`` or
+            ``"released"``).
         path: the file.
         name: name of the run, or the file's stem.
     """
@@ -45,11 +46,12 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     """A freshly initialised network.
 
     Args:
-        config: needs ``norm``, ``num_landmarks``, ``width`` and, for SepBN, ``sets``, ``groups``; ``temperature`` is
-            the softmax temperature to start from.
+        config: needs ``norm``, ``num_landmarks``, ``width`` and, for SepBN, ``sets``, ``groups``; ``attention_grid``
+            may be absent; ``temperature`` is the softmax temperature to start from.
     """
     size = {"num_landmarks": config["num_landmarks"], "width": config["width"]}
     if config["norm"] == "sepbn":
+        size["attention_grid"] = config.get("attention_grid")
         return BaselineSepDyBN(config["sets"], config["groups"], config.get("temperature") or 1.0, **size)
     return Baseline(config["norm"], **size)
 
@@ -100,7 +102,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     if "model" in content and "config" in content:
         if content.get("format") != FORMAT:
             raise InputError(f"{path}: written in format {content.get('format')}, this code reads format {FORMAT}")
-        state, config = content["model"], dict(content["config"])
+        state, config = content["model"], {"attention_grid": None} | content["config"]
         missing = [name for name in (*ARCHITECTURE, "resample", "released_geometry", "run") if name not in config]
         if missing:
             raise InputError(f"{path}: its config lacks {', '.join(missing)}; use a checkpoint written by this project")
@@ -138,6 +140,7 @@ def _released_config(path: Path, state: dict[str, Any]) -> dict[str, Any]:
             "width": state["conv1.weight"].shape[0],
             "sets": None,
             "groups": None,
+            "attention_grid": None,
         }
         if "bn1.bn.0.weight" in state:
             sets = sum(key.startswith("bn1.bn.") and key.endswith(".weight") for key in state)

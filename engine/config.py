@@ -23,6 +23,9 @@ class TrainConfig:
     norm: str = _option("bn", "normalisation; none is the released baseline", choices=("bn", "none"))
     sets: int | None = _option(3, "K, mapping sets (scale and shift) of each SepBN module", type=int)
     groups: int | None = _option(2, "G, channel groups with attention of their own; the released code has 1", type=int)
+    attention_grid: int | None = _option(
+        None, "T, attention on a T x T grid, a reconstruction of the paper's diagram (default: as released)", type=int
+    )
     temperature: float | None = _option(
         30.0, "softmax temperature at epoch 0; falls by 1 an epoch, stays at 1", type=float
     )
@@ -60,7 +63,7 @@ class TrainConfig:
         Raises:
             InputError: naming the option and what it must be.
         """
-        at_least_one = ("sets", "groups", "width", "epochs", "batch_size", "limit")
+        at_least_one = ("sets", "groups", "attention_grid", "width", "epochs", "batch_size", "limit")
         at_least_zero = ("lr", "momentum", "weight_decay", "seed", "eval_every", "save_every", "keep_every", "warmup")
         for name in (*at_least_one, *at_least_zero, "temperature"):
             value = getattr(self, name)
@@ -86,7 +89,7 @@ class TrainConfig:
             )
 
 
-SEPBN_OPTIONS = ("sets", "groups", "temperature")
+SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
 
 
 class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -140,9 +143,10 @@ def describe_arm(config: dict[str, Any]) -> str:
     """Which arm of the comparison a network is, in words, and whether it is the published one.
 
     Args:
-        config: needs ``norm``, ``width``, ``sets``, ``groups``.
+        config: needs ``norm``, ``width``, ``sets``, ``groups``, ``attention_grid``.
     """
-    norm, width, sets, groups = (config.get(name) for name in ("norm", "width", "sets", "groups"))
+    names = ("norm", "width", "sets", "groups", "attention_grid")
+    norm, width, sets, groups, grid = (config.get(name) for name in names)
     if norm == "none":
         text, published = "Vanilla CNN without normalisation: the released baseline", "published NME 5.70"
     elif norm == "bn":
@@ -150,7 +154,10 @@ def describe_arm(config: dict[str, Any]) -> str:
         published = "not published; the published 5.70 has no normalisation, --norm none"
     else:
         text = f"Vanilla CNN with SepBN, K = {sets} sets, G = {groups} group{'s' if groups != 1 else ''}"
-        if (sets, groups) == (3, 1):
+        if grid:
+            text += f", attention on a {grid} x {grid} grid: a reconstruction of the paper's diagram"
+            published = "not a published setting"
+        elif (sets, groups) == (3, 1):
             text, published = text + ": as in the released code", "published NME 5.48"
         elif (sets, groups) == (3, 2):
             text, published = (

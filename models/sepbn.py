@@ -30,6 +30,8 @@ class SepBatchNorm2d(nn.Module):
     :math:`a` is a bottleneck on the globally averaged, un-normalised input: C -> h (``fc1``), LeakyReLU(0.01),
     h -> G K (``fc2``), both without bias, :math:`h = \max(1, \lfloor \text{reduction} \cdot C \rfloor)`; output row
     :math:`g K + k` belongs to group g and set k. A high temperature :math:`\tau` makes all sets count alike.
+    With ``attention_grid`` T it is a reconstruction of the paper's diagram instead: average pool to C x T x T -> G x T
+    x T (``fc1``), LeakyReLU(0.01), flattened, G T T -> G K (``fc2``). T and the kinds of layers are not published.
 
     Mean and variance are those of the batch in training (and always if ``track_running_stats`` is False), the running
     ones in evaluation. Their definitions, ``eps``, ``momentum``, and the running estimates are those of
@@ -60,6 +62,7 @@ class SepBatchNorm2d(nn.Module):
         num_sets: number of affine maps K.
         groups: number of channel groups G, each with attention weights of its own; divides C.
         reduction: width of the attention's bottleneck relative to C.
+        attention_grid: T of the attention on a grid; None for the released bottleneck.
         temperature: initial :math:`\tau`; kept in the buffer ``temperature``, change it by ``temperature.fill_(t)``.
         eps: added to the variance.
         momentum: weight of the newest batch in the running estimates; None averages over all batches.
@@ -89,6 +92,7 @@ class SepBatchNorm2d(nn.Module):
         groups: int = 1,
         *,
         reduction: float = 0.1,
+        attention_grid: int | None = None,
         temperature: float = 1.0,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
@@ -102,19 +106,23 @@ class SepBatchNorm2d(nn.Module):
             raise ValueError(f"num_sets must be at least 1, got {num_sets}")
         if groups < 1 or num_features % groups:
             raise ValueError(f"num_features ({num_features}) must be divisible by groups ({groups})")
+        if attention_grid is not None and attention_grid < 1:
+            raise ValueError(f"attention_grid must be at least 1, got {attention_grid}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         factory = {"device": device, "dtype": dtype}
         self.num_features, self.num_sets, self.groups = num_features, num_sets, groups
+        self.attention_grid = attention_grid
         self.eps, self.momentum = eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.synchronized = False  # see synchronize_statistics
         if affine:
-            hidden = max(1, int(reduction * num_features))
+            hidden = groups if attention_grid else max(1, int(reduction * num_features))
             self.weight = nn.Parameter(torch.empty(num_sets, num_features, **factory))
             self.bias = nn.Parameter(torch.empty(num_sets, num_features, **factory))
             self.fc1 = nn.Conv2d(num_features, hidden, 1, bias=False, **factory)
-            self.fc2 = nn.Conv2d(hidden, groups * num_sets, 1, bias=False, **factory)
+            cells = attention_grid**2 if attention_grid else 1
+            self.fc2 = nn.Conv2d(hidden * cells, groups * num_sets, 1, bias=False, **factory)
         else:
             self.register_parameter("weight", None)
             self.register_parameter("bias", None)
@@ -141,38 +149,50 @@ class SepBatchNorm2d(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.num_features}, num_sets={self.num_sets}, groups={self.groups}, eps={self.eps}, "
-            f"momentum={self.momentum}, affine={self.affine}, track_running_stats={self.track_running_stats}"
+            f"{self.num_features}, num_sets={self.num_sets}, groups={self.groups}, "
+            f"attention_grid={self.attention_grid}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
         )
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention weights of an input: (N, C, H, W) -> (N, G, K), summing to 1 over K."""
         self._check_input(x)
         with _no_autocast(x):
-            return self._attention(_pool(_dense(x)))
+            return self._attention(self._pool(_dense(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
         x = _dense(x)
         with _no_autocast(x):
             if self.training or not self.track_running_stats:
-                x, pooled, variance = _instance_moments(x)
-                mean, var = _batch_statistics(self, x, pooled, variance)
-                return _normalize(x, mean, var + self.eps, *self._mixed_affine(pooled))
-            scale, shift = self._mixed_affine(_pool(x))
+                pooled = None if self.attention_grid is None else self._pool(x)
+                x, means, variance = _instance_moments(x)
+                mean, var = _batch_statistics(self, x, means, variance)
+                return _normalize(x, mean, var + self.eps, *self._mixed_affine(means if pooled is None else pooled))
+            scale, shift = self._mixed_affine(self._pool(x))
             if not (_has_kernels(x) and x.is_contiguous()):
                 return _normalize(x, self.running_mean, self.running_var + self.eps, scale, shift)
             mean, var = (values.to(scale.dtype).repeat(len(x)) for values in (self.running_mean, self.running_var))
             (instances,) = _instances(x)
             return F.batch_norm(instances, mean, var, scale.flatten(), shift.flatten(), eps=self.eps).view_as(x)
 
+    def _pool(self, x: Tensor) -> Tensor:
+        """What attention sees: the (N, C) means, or (N, C, T, T) of them."""
+        if self.attention_grid is None or not self.affine:
+            return _pool(x)
+        return F.adaptive_avg_pool2d(x.to(_compute_dtype(x)), self.attention_grid)
+
     def _attention(self, pooled: Tensor) -> Tensor:
-        hidden = F.leaky_relu(F.linear(pooled, self.fc1.weight.flatten(1).to(pooled.dtype)), 0.01)  # (N, h)
+        if self.attention_grid is None:
+            hidden = F.linear(pooled, self.fc1.weight.flatten(1).to(pooled.dtype))  # (N, h)
+        else:
+            hidden = F.conv2d(pooled, self.fc1.weight.to(pooled.dtype)).flatten(1)  # (N, G T T)
+        hidden = F.leaky_relu(hidden, 0.01)
         logits = F.linear(hidden, self.fc2.weight.flatten(1).to(pooled.dtype))  # (N, G K), row g K + k
         return torch.softmax(logits.view(-1, self.groups, self.num_sets) / self.temperature, dim=2)
 
     def _mixed_affine(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift of every sample's channels, (N, C) each, from the pooled input (N, C)."""
+        """Scale and shift of every sample's channels, (N, C) each, from the pooled input."""
         if not self.affine:
             return torch.ones_like(pooled), torch.zeros_like(pooled)
         weights = self._attention(pooled).flatten(1)  # (N, G K)

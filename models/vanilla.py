@@ -78,12 +78,18 @@ def Baseline(norm: str = "bn", num_landmarks: int = 98, width: int = 64) -> Vani
 
 
 def BaselineSepDyBN(
-    num_sets: int = 3, groups: int = 2, temperature: float = 30.0, *, num_landmarks: int = 98, width: int = 64
+    num_sets: int = 3,
+    groups: int = 2,
+    temperature: float = 30.0,
+    *,
+    attention_grid: int | None = None,
+    num_landmarks: int = 98,
+    width: int = 64,
 ) -> VanillaCNN:
     """The Vanilla CNN with SepBN after each convolution; ``groups=1`` is the released code, 2 the published figures."""
 
     def norm(channels: int) -> nn.Module:
-        return SepBatchNorm2d(channels, num_sets, groups, temperature=temperature)
+        return SepBatchNorm2d(channels, num_sets, groups, attention_grid=attention_grid, temperature=temperature)
 
     return VanillaCNN(norm, num_landmarks, width)
 
@@ -92,7 +98,7 @@ def released_state_dict(model: VanillaCNN) -> dict[str, Tensor]:
     """The model's weights under the names of the released training code (K BatchNorms in every SepBN).
 
     Networks without SepBN have the same names in both worlds. Raises ValueError where the released code has no place
-    for what the model is: more than one channel group, or a temperature other than 1.
+    for what the model is: more than one channel group, attention on a grid, or a temperature other than 1.
     """
     state = model.state_dict()
     for name, module in model.named_modules():
@@ -100,6 +106,8 @@ def released_state_dict(model: VanillaCNN) -> dict[str, Tensor]:
             continue
         if module.groups != 1:
             raise ValueError(f"{name}: the released form has one channel group, this model has {module.groups}")
+        if module.attention_grid is not None:
+            raise ValueError(f"{name}: the released form has no attention on a grid")
         temperature = module.temperature.item()
         if temperature != 1:
             raise ValueError(f"{name}: the released form knows temperature 1 only, this model is at {temperature:g}")

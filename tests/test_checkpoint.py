@@ -55,6 +55,16 @@ def test_round_trip_of_our_own_form(tmp_path):
         assert torch.equal(loaded.model.state_dict()[name], value)
 
 
+def test_attention_on_a_grid_comes_back(tmp_path):
+    config = CONFIG | {"attention_grid": 4}
+    loaded = load_model(own_file(tmp_path / "grid.pt", config))
+    assert "4 x 4 grid" in loaded.config["arm"] and loaded.config["attention_grid"] == 4
+    assert load_model(own_file(tmp_path / "older.pt")).config["attention_grid"] is None
+    faces = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(faces), scramble(build_model(config))(faces), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize(
     "settings",

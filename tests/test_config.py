@@ -60,6 +60,7 @@ def test_help_shows_defaults(run_script, script):
         (["--temperature", "0.5"], "--temperature 0.5: must be at least 1"),
         (["--groups", "3"], "--groups 3 does not divide --width 64"),
         (["--limit", "0"], "--limit 0: must be at least 1"),
+        (["--attention-grid", "0"], "--attention-grid 0: must be at least 1"),
     ],
 )
 def test_values_no_run_could_use(argv, message):
@@ -78,6 +79,7 @@ def test_values_no_run_could_use(argv, message):
             "the released code behind the published 5.48 has G = 1",
         ),
         ({"norm": "sepbn", "width": 64, "sets": 4, "groups": 1}, "not a published setting"),
+        ({"norm": "sepbn", "width": 64, "sets": 3, "groups": 2, "attention_grid": 4}, "4 x 4 grid: a reconstruction"),
         ({"norm": "none", "width": 16}, "width 16, not the published 64"),
     ],
 )

@@ -156,6 +156,10 @@ def test_short_runs_reach_temperature_one_after_a_third():
     assert (annealed.temperature, annealed.sets, annealed.warmup) == (10, 8, 3)
     assert fixed.temperature == 1 and replace(fixed, temperature=annealed.temperature) == annealed
     assert released.released_geometry and released.norm == "bn" and released.temperature is None
+    assert annealed.attention_grid is None
+    grid = runs.configuration(plan, "sepbn-g1k8-grid4-fixed", run="r", lr=0.01, seed=0)
+    assert grid == replace(fixed, attention_grid=4)
+    assert runs.split_arm("sepbn-g1k8-grid4-fixed-released")[0] == "sepbn-g1k8-grid4"
 
 
 def test_rates_are_tuned_on_training_faces_only(prepared_set, tmp_path):

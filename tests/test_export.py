@@ -13,7 +13,13 @@ from conftest import make_sets_differ
 
 from engine.checkpoint import build_model, save
 
-ARMS = {"none": ("none", None, None), "bn": ("bn", None, None), "sepbn1": ("sepbn", 3, 1), "sepbn2": ("sepbn", 3, 2)}
+ARMS = {
+    "none": {"norm": "none", "sets": None, "groups": None},
+    "bn": {"norm": "bn", "sets": None, "groups": None},
+    "sepbn1": {"norm": "sepbn", "sets": 3, "groups": 1},
+    "sepbn2": {"norm": "sepbn", "sets": 3, "groups": 2},
+    "grid": {"norm": "sepbn", "sets": 3, "groups": 2, "attention_grid": 4},
+}
 needs_packages = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="onnx, onnxscript or onnxruntime is not installed",
@@ -22,8 +28,7 @@ needs_packages = pytest.mark.skipif(
 
 def write_checkpoint(path: Path, arm: str) -> torch.nn.Module:
     """A small network whose statistics and mapping sets are all different; returns it in evaluation mode."""
-    norm, sets, groups = ARMS[arm]
-    config = {"norm": norm, "num_landmarks": 98, "width": 4, "sets": sets, "groups": groups, "temperature": 2.0}
+    config = {"num_landmarks": 98, "width": 4, "temperature": 2.0} | ARMS[arm]
     torch.manual_seed(5)
     model = build_model(config)
     make_sets_differ(model)

@@ -27,6 +27,7 @@ class ManyBatchNorms(nn.Module):
     def __init__(self, layer: SepBatchNorm2d):
         super().__init__()
         self.num_sets, self.groups, self.temperature = layer.num_sets, layer.groups, layer.temperature.item()
+        self.grid = layer.attention_grid or 1
         channels = layer.num_features
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(channels, layer.eps, layer.momentum).to(layer.weight) for _ in range(self.num_sets)
@@ -40,8 +41,8 @@ class ManyBatchNorms(nn.Module):
                 norm.running_var.copy_(layer.running_var)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(x, 1)
-        logits = self.expand(F.leaky_relu(self.squeeze(pooled), 0.01))[:, :, 0, 0]
+        hidden = F.leaky_relu(self.squeeze(cell_means(x, self.grid)), 0.01)
+        logits = self.expand(hidden.reshape(len(x), -1, 1, 1))[:, :, 0, 0]
         width = x.shape[1] // self.groups
         mixed = torch.zeros_like(x)
         for group in range(self.groups):
@@ -55,6 +56,16 @@ class ManyBatchNorms(nn.Module):
                 part[:, channels] = weights[:, k, None, None, None] * normalised[:, channels]
                 mixed = mixed + part
         return mixed
+
+
+def cell_means(x: Tensor, count: int) -> Tensor:
+    """Means over count x count cells that cover a map, overlapping where they do not divide it."""
+
+    def spans(length: int) -> list[slice]:
+        return [slice(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+
+    rows = [[x[:, :, y, c].mean((2, 3)) for c in spans(x.shape[3])] for y in spans(x.shape[2])]
+    return torch.stack([torch.stack(row, dim=2) for row in rows], dim=2)
 
 
 def make_layer(channels: int = 6, **options) -> SepBatchNorm2d:
@@ -85,10 +96,12 @@ def path(request, monkeypatch):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("num_sets", "groups"), [(3, 1), (3, 2), (4, 3), (1, 1)])
-def test_equals_many_batchnorms(path, layout, training, num_sets, groups):
+@pytest.mark.parametrize(
+    ("num_sets", "groups", "grid"), [(3, 1, None), (3, 2, None), (4, 3, None), (1, 1, None), (3, 2, 2), (2, 1, 1)]
+)
+def test_equals_many_batchnorms(path, layout, training, num_sets, groups, grid):
     torch.manual_seed(0)
-    layer = make_layer(num_sets=num_sets, groups=groups).train(training)
+    layer = make_layer(num_sets=num_sets, groups=groups, attention_grid=grid).train(training)
     reference = ManyBatchNorms(layer).train(training)
     x = make_input(4, 6, 5, 3, layout=layout)
     other = x.detach().clone().requires_grad_()
@@ -273,8 +286,9 @@ def test_memory_saved_for_backward():
             assert ours <= 1.05 * theirs
 
 
-def test_attention_weights():
-    layer = make_layer(6, num_sets=3, groups=2)
+@pytest.mark.parametrize("grid", [None, 2])
+def test_attention_weights(grid):
+    layer = make_layer(6, num_sets=3, groups=2, attention_grid=grid)
     x = make_input(5, 6, 4, 4)
     weights = layer.attention(x)
     assert weights.shape == (5, 2, 3)
@@ -312,6 +326,8 @@ def test_initial_values_and_names():
     assert layer.fc1.weight.shape == (6, 64, 1, 1) and layer.fc2.weight.shape == (6, 6, 1, 1)
     assert layer.fc1.weight.abs().max() <= (6 / 64) ** 0.5 and layer.fc2.weight.abs().max() <= 1
     assert SepBatchNorm2d(4).fc1.weight.shape[0] == 1  # the bottleneck is never empty
+    grid = SepBatchNorm2d(64, 3, 2, attention_grid=4)
+    assert grid.fc1.weight.shape == (2, 64, 1, 1) and grid.fc2.weight.shape == (6, 32, 1, 1)
     assert "num_sets=3, groups=2" in repr(layer)
 
 
@@ -321,6 +337,7 @@ def test_initial_values_and_names():
         ({"num_features": 6, "groups": 4}, "divisible"),
         ({"num_features": 6, "groups": 0}, "divisible"),
         ({"num_features": 6, "num_sets": 0}, "num_sets"),
+        ({"num_features": 6, "attention_grid": 0}, "attention_grid"),
         ({"num_features": 6, "temperature": 0.0}, "temperature"),
         ({"num_features": 6, "temperature": float("nan")}, "temperature"),
     ],
@@ -366,18 +383,18 @@ def test_works_as_one_copied_file(tmp_path):
 
 
 class Compiled(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, grid: int | None = None) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 8, 3), SepBatchNorm2d(8, 3, 2, temperature=3.0)
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), SepBatchNorm2d(8, 3, 2, attention_grid=grid, temperature=3.0)
         nn.init.normal_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
 
 
-def check_compiled(backend, batches: tuple[int, ...], training: bool) -> None:
+def check_compiled(backend, batches: tuple[int, ...], training: bool, grid: int | None = None) -> None:
     torch.manual_seed(6)
-    eager = Compiled().train(training)
+    eager = Compiled(grid).train(training)
     module = copy.deepcopy(eager)
     compiled = torch.compile(module, backend=backend, fullgraph=True)
     for step, batch in enumerate(batches):
@@ -397,13 +414,13 @@ def check_compiled(backend, batches: tuple[int, ...], training: bool) -> None:
         torch.testing.assert_close(buffer, eager.norm.get_buffer(name), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_compiles_into_one_graph_for_all_temperatures(training):
+@pytest.mark.parametrize(("training", "grid"), [(True, None), (False, None), (True, 4)])
+def test_compiles_into_one_graph_for_all_temperatures(training, grid):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    check_compiled(counter, (8, 4, 6, 1, 5, 8), training)
+    check_compiled(counter, (8, 4, 6, 1, 5, 8), training, grid)
     assert counter.frame_count <= 3
 
 

@@ -130,6 +130,8 @@ def test_what_the_released_form_cannot_hold():
         released_state_dict(BaselineSepDyBN(3, 2, 1.0, num_landmarks=5, width=4))
     with pytest.raises(ValueError, match="bn1.*temperature.*30"):
         released_state_dict(BaselineSepDyBN(3, 1, 30.0, num_landmarks=5, width=4))
+    with pytest.raises(ValueError, match="bn1.*no attention on a grid"):
+        released_state_dict(BaselineSepDyBN(3, 1, 1.0, attention_grid=2, num_landmarks=5, width=4))
 
 
 def test_released_weights_that_do_not_fit_are_refused():
