@@ -89,9 +89,12 @@ def main(argv: list[str] | None = None) -> int:
             make_folder(args.out / "WFLW_images" / image_folder(split, index))
     make_folder(args.out / LISTS)
 
-    with progress(desc="drawing faces", total=args.train + args.test, unit="face") as bar:
-        lines = draw_set(args.out / "WFLW_images", counts, args.workers or available_cores(), bar.update,
-                         seed=args.seed, without=frozenset(without))  # fmt: skip
+    try:
+        with progress(desc="drawing faces", total=args.train + args.test, unit="face") as bar:
+            lines = draw_set(args.out / "WFLW_images", counts, args.workers or available_cores(), bar.update,
+                             seed=args.seed, without=frozenset(without))  # fmt: skip
+    except KeyboardInterrupt:
+        raise InputError("interrupted; the same command draws the set again") from None
     for split, entries in lines.items():
         with atomic_write(args.out / LISTS / f"list_98pt_rect_attr_{split}.txt", "w") as file:
             file.write("\n".join(entries) + "\n")

@@ -69,3 +69,10 @@ def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
     assert capsys.readouterr().err == "error: what, where, what to do\n"
     with pytest.raises(ZeroDivisionError):
         bug([])
+
+    @reports_input_errors
+    def stopped(argv=None):
+        raise KeyboardInterrupt
+
+    assert stopped([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

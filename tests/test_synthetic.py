@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -222,6 +227,19 @@ def test_a_finished_set_stays_and_an_interrupted_one_is_completed(drawn: Path, r
     code, _, err = run_script("dataset/createSynthetic.py", *arguments)
     assert code == 0, err
     assert _content(drawn) == before
+
+
+def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, createSynthetic.__file__, "--out", tmp_path, "--train", "5000", "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not list(tmp_path.rglob("*.jpg")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == "error: interrupted; the same command draws the set again"
+    assert "Traceback" not in errors and not list(tmp_path.rglob("*.txt"))
 
 
 def test_bad_input_is_one_line(drawn: Path, tmp_path: Path, run_script) -> None:

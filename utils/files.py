@@ -83,7 +83,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorate a script's ``main(argv)``: an ``InputError`` becomes one line on stderr and exit code 1."""
+    """Decorate a script's ``main(argv)``: an ``InputError`` becomes one line on stderr and exit code 1, Ctrl-C 130."""
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
@@ -92,5 +92,8 @@ def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
     return wrapper

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -45,10 +47,16 @@ def draw_set(
     draw = partial(_draw_batch, images=images, seed=seed, without=without)
     lines: dict[str, list[str]] = {split: [] for split in counts}
     try:
-        with _one_thread_each(), ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-            for job, drawn in zip(jobs, pool.map(draw, jobs), strict=True):
-                lines[job[0]] += drawn
-                done(len(job[1]))
+        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+            with _inherited_by_workers():
+                results = pool.map(draw, jobs)
+            try:
+                for job, drawn in zip(jobs, results, strict=True):
+                    lines[job[0]] += drawn
+                    done(len(job[1]))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # leaving the pool would first draw all the rest
+                raise
     except BrokenProcessPool:
         raise InputError("a drawing process was killed (out of memory?); try --workers 1") from None
     return lines
@@ -78,13 +86,18 @@ def _draw_batch(job: tuple[str, range], images: Path, seed: int, without: frozen
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started inside compute with one thread: the cores are taken already, and sums keep their order."""
+def _inherited_by_workers() -> Iterator[None]:
+    """Processes started inside compute with one thread (the cores are taken already, and sums keep their order) and
+    leave Ctrl-C, which reaches the whole process group, to the process that started them."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
+    main_thread = threading.current_thread() is threading.main_thread()  # the only one that may set handlers
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
     try:
         yield
     finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, handler)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
