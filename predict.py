@@ -78,7 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--format",
         choices=("json", "pts"),
         default="json",
-        help="pts: landmarks.json and a .pts file a face, pixels counted from 1 as iBUG does (default: %(default)s)",
+        help="pts: landmarks.json and a .pts file a face (of several: _face0, _face1, …), pixels counted from 1 as "
+        "iBUG does (default: %(default)s)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
@@ -190,8 +191,9 @@ def predict_pictures(
     predictor: LandmarkPredictor, outputs: dict[Path, Path], boxes_of: Callable, tally: Tally, *, pts: bool
 ) -> list[dict]:
     """Write overlays (and .pts files) of {picture: output without suffix}; return entries for landmarks.json."""
+    from dataset.crop import read_image
     from engine.drawing import draw_faces
-    from engine.pictures import read_image, write_jpeg, write_pts
+    from engine.pictures import face_name, write_jpeg, write_pts
     from utils.runtime import progress
 
     def shots() -> Iterator[Shot]:
@@ -213,8 +215,7 @@ def predict_pictures(
         overlay = draw_faces(shot.image, landmarks, predictor.scheme, boxes=shot.boxes)
         write_jpeg(output.with_name(f"{output.name}_overlay.jpg"), overlay)
         for index, points in enumerate(landmarks if pts else []):
-            number = f"_{index}" if len(landmarks) > 1 else ""
-            write_pts(output.with_name(f"{output.name}{number}.pts"), points)
+            write_pts(output.with_name(f"{face_name(output.name, index, len(landmarks))}.pts"), points)
     return entries
 
 

@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 
 from dataset.annotations import Annotation, read_official_list
-from engine.pictures import read_image
+from dataset.crop import read_image
 from engine.predictor import FaceDetector, LandmarkPredictor
+from utils.files import reports_input_errors
 from utils.metrics import nme
 from utils.runtime import describe_machine, progress
 
@@ -34,6 +35,7 @@ def intersection_over_union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shared / (area - shared)
 
 
+@reports_input_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Share of faces that a detector finds, and NME with its boxes.")
     parser.add_argument("--wflw", type=Path, required=True, metavar="DIR", help="folder in WFLW's layout")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
+from hashlib import blake2b
 from os import chdir
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
     result, errors = folder / "result.json", folder / "errors.npy"
     if result.is_file():
         row = json.loads(result.read_text(encoding="utf-8"))
-        if row.pop("data") != config.data:
+        if row.pop("lists") != digest(config.data):
             raise InputError(f"{folder} is a run on other faces than {config.data}; choose another --work")
         return row | {"run": config.run, "errors": np.load(errors) if errors.is_file() else None}
     print(config.run, file=sys.stderr, flush=True)
@@ -119,7 +120,7 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
         with atomic_write(errors) as file:
             np.save(file, found)
     with atomic_write(result, "w") as file:
-        json.dump(row | {"data": config.data}, file, indent=2)
+        json.dump(row | {"lists": digest(config.data)}, file, indent=2)
     return row | {"run": config.run, "errors": found}
 
 
@@ -147,6 +148,13 @@ def _inside(folder: Path) -> Iterator[None]:
         yield
     finally:
         chdir(before)
+
+
+@cache
+def digest(data: str) -> str:
+    """Of a prepared folder's lists and meta data."""
+    files = [list_path(Path(data), split) for split in ("train", "test")] + [Path(data) / "meta.json"]
+    return blake2b(b"\0".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
 
 
 @cache

@@ -16,38 +16,49 @@ from engine.evaluation import bootstrap_means, paired_difference
 from utils.metrics import nme
 
 DIFFERENCES = (("none", "bn"), ("none", "sepbn-g1k3"), ("bn", "sepbn-g1k3"), ("bn", "sepbn-g2k3"))
+EXPLAINED = ("none", "bn", "sepbn-g1k3")
 PUBLISHED = {"none": "5.70", "sepbn-g1k3": "5.48"}  # NME in percent on all of WFLW
 
 
-def arm_errors(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Arm -> (seeds, N) errors of its finished main runs."""
-    found: dict[str, list[np.ndarray]] = {}
+def arm_errors(rows: list[dict[str, Any]]) -> dict[str, dict[int, np.ndarray]]:
+    """Arm -> seed -> (N,) errors, of main runs that finished."""
+    found: dict[str, dict[int, np.ndarray]] = {}
     for row in rows:
         if row["stage"] == "main" and row["errors"] is not None:
-            found.setdefault(row["arm"], []).append(row["errors"])
-    return {arm: np.stack(errors) for arm, errors in found.items()}
+            found.setdefault(row["arm"], {})[row["seed"]] = row["errors"]
+    return found
 
 
-def difference(first: np.ndarray, second: np.ndarray) -> str:
-    """Second minus first, in points: faces paired, errors (seeds, N) averaged over seeds; and its spread over seeds."""
-    means = np.stack([first.mean(axis=0), second.mean(axis=0)])
+def over_seeds(errors: dict[int, np.ndarray]) -> np.ndarray:
+    """(N,) mean of every face's error."""
+    return np.mean(list(errors.values()), axis=0)
+
+
+def difference(first: dict[int, np.ndarray], second: dict[int, np.ndarray]) -> str:
+    """Second minus first, in points: faces paired, errors averaged over seeds; and its spread over shared seeds."""
+    means = np.stack([over_seeds(first), over_seeds(second)])
     found = paired_difference(bootstrap_means(means), means)
-    shared = min(len(first), len(second))
-    by_seed = 100 * (second[:shared].mean(axis=1) - first[:shared].mean(axis=1))
-    spread = f"{by_seed.std(ddof=1):.2f}" if shared > 1 else "–"
+    by_seed = [100 * (second[seed].mean() - first[seed].mean()) for seed in sorted(first.keys() & second.keys())]
+    spread = f"{np.std(by_seed, ddof=1):.2f}" if len(by_seed) > 1 else "–"
     low, high = 100 * found["low"], 100 * found["high"]
     return f"{100 * found['difference']:+.2f} | {low:+.2f} … {high:+.2f} | {spread}"
 
 
-def explained(none: np.ndarray, bn: np.ndarray, sepbn: np.ndarray) -> str:
+def explained(errors: dict[str, dict[int, np.ndarray]], ending: str = "") -> str:
     """How much of the gain from no normalisation to SepBN is there with BatchNorm, in words."""
-    means = bootstrap_means(np.stack([errors.mean(axis=0) for errors in (none, bn, sepbn)]))
+    faces = np.stack([over_seeds(errors[arm + ending]) for arm in EXPLAINED])  # (3, N)
+    means = bootstrap_means(faces)
     low, high = np.percentile(means[0] - means[2], (2.5, 97.5))
+    names = f"none{ending}", f"{EXPLAINED[2]}{ending}"
     if low <= 0 <= high:
-        return "There is no clear difference between none and sepbn-g1k3 that BatchNorm could explain."
-    share = 100 * (none.mean() - bn.mean()) / (none.mean() - sepbn.mean())
+        return f"There is no clear difference between {names[0]} and {names[1]} that BatchNorm could explain."
+    none, bn, sepbn = faces.mean(axis=1)
+    share = 100 * (none - bn) / (none - sepbn)
     low, high = np.percentile(100 * (means[0] - means[1]) / (means[0] - means[2]), (2.5, 97.5))
-    return f"BatchNorm alone gives {share:.0f} % (95 % over faces: {low:.0f} … {high:.0f}) of the change to sepbn-g1k3."
+    return (
+        f"BatchNorm alone gives {share:.0f} % (95 % over faces: {low:.0f} … {high:.0f}) of the change from {names[0]} "
+        f"to {names[1]}."
+    )
 
 
 def table(plan: Plan, rows: list[dict[str, Any]]) -> str:
@@ -74,12 +85,14 @@ def table(plan: Plan, rows: list[dict[str, Any]]) -> str:
         )
     released = [(arm.removesuffix("-released"), arm) for arm in plan.arms if arm.endswith("-released")]
     others = [("bn", arm) for arm in plan.arms if arm.startswith("sepbn")]
-    pairs = [pair for pair in dict.fromkeys((*DIFFERENCES, *others, *released)) if set(pair) <= set(errors)]
+    alike = [(f"{a}-released", f"{b}-released") for a, b in DIFFERENCES]
+    pairs = [pair for pair in dict.fromkeys((*DIFFERENCES, *others, *alike, *released)) if set(pair) <= set(errors)]
     if pairs:
         lines += ["", "| difference | points | 95 % over faces | std over seeds |", "|---|---|---|---|"]
         lines += [f"| {b} − {a} | {difference(errors[a], errors[b])} |" for a, b in pairs]
-    if {"none", "bn", "sepbn-g1k3"} <= set(errors):
-        lines += ["", explained(errors["none"], errors["bn"], errors["sepbn-g1k3"])]
+    for ending in ("", "-released"):
+        if {arm + ending for arm in EXPLAINED} <= set(errors):
+            lines += ["", explained(errors, ending)]
     tuned = [row for row in rows if row["stage"] == "tune"]
     if tuned:
         of = f"{tuned[0]['n_train']} faces, {tuned[0]['epochs']} epochs, seed 0; {tuned[0]['n_test']} faces held out"

@@ -7,8 +7,8 @@
     python benchmarks/experiments.py --suite liveness --data DIR --checkpoints checkpoints/RUN/final.pt ...
 
 Runs go to WORK/checkpoints/. The same command again skips finished runs and resumes a stopped one. WORK/SUITE.csv has
-a row a run, WORK/SUITE_faces.csv the errors of every test face; the tables are printed as Markdown. Small networks on a
-CPU are fastest on one thread: set OMP_NUM_THREADS=1.
+a row for every run of the latest command, WORK/SUITE_faces.csv the errors of every test face; the tables are printed as
+Markdown. Small networks on a CPU are fastest on one thread: set OMP_NUM_THREADS=1.
 
 **Arms.** ``none`` (the released baseline), ``bn``, ``sepbn-g1k3`` (as released), ``sepbn-g2k3`` (as described), in
 general ``sepbn-gGkK``, with attention on a T x T grid ``sepbn-gGkK-gridT`` (a reconstruction of the paper's diagram).
@@ -93,6 +93,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.suite == "liveness") != (args.checkpoints is not None):
         parser.error("--suite liveness needs --checkpoints, and no other suite takes them")
+    training = (args.arms, args.seeds, args.epochs, args.tune_epochs, args.width, args.rates, args.quick or None)
+    if args.suite == "liveness" and any(value is not None for value in training):
+        parser.error("--suite liveness trains nothing: it takes --data, --checkpoints, --work, --limit and --device")
     for name in ("seeds", "epochs", "tune_epochs", "width", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -127,7 +130,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         device=args.device,
     )
     for arm in plan.arms:  # refuse what cannot be trained before anything is
-        configuration(plan, arm, run="", lr=plan.rates[0], seed=0).check()
+        configuration(plan, arm, run=arm, lr=plan.rates[0], seed=0).check()
     select_device(plan.device)
     return plan
 
@@ -147,7 +150,8 @@ def subdomains(plan: Plan) -> Iterator[str]:
                   if row["stage"] == "main" and row["seed"] == 0 and row["arm"].startswith("sepbn")
                   and row["errors"] is not None]  # fmt: skip
         if finals:
-            yield liveness(finals, load_faces(faces, "test"), plan.work / f"liveness{count}.csv")
+            test_faces, out = load_faces(faces, "test"), plan.work / f"liveness{count}.csv"
+            yield liveness(finals, test_faces, out, device=select_device(plan.device))
     yield "\n".join(lines)
 
 
@@ -156,7 +160,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.suite == "liveness":
         faces = load_faces(args.data, "test", limit=args.limit)
-        print(liveness(args.checkpoints, faces, make_folder(args.work) / "liveness.csv"))
+        device = select_device(args.device)
+        print(liveness(args.checkpoints, faces, make_folder(args.work) / "liveness.csv", device=device))
         return 0
     plan = make_plan(args)
     try:

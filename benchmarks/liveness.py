@@ -56,7 +56,7 @@ def constant_attention(model: VanillaCNN, weights: np.ndarray | None = None) -> 
     return model
 
 
-def liveness(checkpoints: list[Path], faces: FaceSet, out: Path) -> str:
+def liveness(checkpoints: list[Path], faces: FaceSet, out: Path, *, device: torch.device) -> str:
     """Markdown about networks with SepBN on test faces; the same numbers go to the CSV file ``out``."""
     rows, nmes, modules, labels = [], [], [], []
     for path in checkpoints:
@@ -64,12 +64,12 @@ def liveness(checkpoints: list[Path], faces: FaceSet, out: Path) -> str:
         require_same_points(loaded, faces)
         if loaded.config["norm"] != "sepbn":
             raise InputError(f"{path}: no SepBN in it ({loaded.config['arm']}); name SepBN checkpoints only")
-        prediction, weights = attention_weights(loaded.model, faces, device="cpu")
+        prediction, weights = attention_weights(loaded.model, faces, device=device)
         learnt = nme(prediction, faces.crop_landmarks().double().numpy(), faces.scheme.outer_eyes)
         row = {"checkpoint": loaded.name, "seed": loaded.config.get("seed", ""), "n_test": len(faces)}
         effect = {"nme_percent": f"{100 * learnt.mean():.4f}"}
         for name, given in (("uniform", None), ("constant", weights.mean(axis=0))):
-            errors = np.stack([learnt, face_errors(constant_attention(loaded.model, given), faces, device="cpu")])
+            errors = np.stack([learnt, face_errors(constant_attention(loaded.model, given), faces, device=device)])
             found = paired_difference(bootstrap_means(errors), errors)
             effect |= {f"{name}_{key}": f"{100 * found[value]:+.4f}"
                        for key, value in (("points", "difference"), ("low", "low"), ("high", "high"))}  # fmt: skip
@@ -79,7 +79,7 @@ def liveness(checkpoints: list[Path], faces: FaceSet, out: Path) -> str:
         spread = weights.std(axis=0).max(axis=(1, 2))  # (N, M, G, K) -> (M,)
         cells = []
         for (name, module), std in zip(sepbn_modules(loaded.model).items(), spread, strict=True):
-            distances = [relative_distances(sets.detach().numpy()) for sets in (module.weight, module.bias)]
+            distances = [relative_distances(sets.detach().cpu().numpy()) for sets in (module.weight, module.bias)]
             scale, shift = (float(values.max()) if values.size else 0.0 for values in distances)
             rows.append(row | {"module": name, "scale_distance": f"{scale:.4f}", "shift_distance": f"{shift:.4f}",
                                "attention_std": f"{std:.4f}"})  # fmt: skip

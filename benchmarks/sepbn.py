@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Baseline, BaselineSepDyBN, SepBatchNorm2d, VanillaCNN
-from utils.runtime import describe_machine, keep_freed_memory
+from utils.files import reports_input_errors
+from utils.runtime import describe_machine, keep_freed_memory, select_device
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -167,14 +168,15 @@ def sepbn(num_sets: int = 3) -> VanillaCNN:
     return BaselineSepDyBN(num_sets, 2, 30.0)
 
 
-def main() -> int:
+@reports_input_errors
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="SepBN against BatchNorm: time and memory, training and inference.")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--pairs", type=int, default=3, help="pairs a row, four times as many of short ones")
     parser.add_argument("--quick", action="store_true", help="fp32 in NCHW only")
     parser.add_argument("--system-allocator", action="store_true", help="let freed memory go, as a plain script does")
-    args = parser.parse_args()
-    device = torch.device(args.device)
+    args = parser.parse_args(argv)
+    device = select_device(args.device)
     if not args.system_allocator:
         keep_freed_memory()
     torch.manual_seed(0)

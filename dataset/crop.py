@@ -106,14 +106,20 @@ def face_patch(
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 BGR, turned as its EXIF orientation says; a damaged one is an InputError."""
+    """An image file as (H, W, 3) uint8 BGR, turned as its EXIF orientation says; a damaged one is an InputError.
+
+    16-bit images keep their upper eight bits, grey becomes three equal channels, alpha is dropped.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error.strerror}") from None
     # OpenCV fills what a truncated JPEG lacks with grey; its end mark FF D9 cannot occur within the pixel data.
     truncated = data[:2] == b"\xff\xd8" and data.find(b"\xff\xd9", len(data) // 2) < 0
-    image = None if truncated or not data else cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = None if truncated or not data else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # e.g. more pixels than OpenCV's limit
+        image = None
     if image is None:
         raise InputError(f"image {path} is damaged, or of a kind that OpenCV does not read")
     return image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 from utils.files import InputError
@@ -63,7 +64,7 @@ class TrainConfig:
         Raises:
             InputError: naming the option and what it must be.
         """
-        at_least_one = ("sets", "groups", "attention_grid", "width", "epochs", "batch_size", "limit")
+        at_least_one = ("sets", "groups", "width", "epochs", "batch_size", "limit")
         at_least_zero = ("lr", "momentum", "weight_decay", "seed", "eval_every", "save_every", "keep_every", "warmup")
         for name in (*at_least_one, *at_least_zero, "temperature"):
             value = getattr(self, name)
@@ -76,6 +77,12 @@ class TrainConfig:
                 raise InputError(f"{option} {value}: must be at least 1")
             if name in at_least_zero and value < 0:
                 raise InputError(f"{option} {value}: must not be negative")
+        if self.run in ("", "..") or self.run != Path(self.run).name:
+            raise InputError(f"--run {self.run!r}: must be a plain name; files go to the folder checkpoints/RUN")
+        if self.seed >= 2**63:
+            raise InputError(f"--seed {self.seed}: must be below 2**63")
+        if self.attention_grid not in (None, 1, 2, 4):
+            raise InputError(f"--attention-grid {self.attention_grid}: must be 1, 2 or 4, which divide every map")
         if self.temperature is not None and self.temperature < 1:
             raise InputError(f"--temperature {self.temperature}: must be at least 1, the value at which it stays")
         if self.groups and self.width % self.groups:

@@ -15,13 +15,6 @@ _LIMIT = 1e6  # px; keeps the fixed-point numbers inside 32 bits when a network 
 _BOX_COLOUR = (255, 255, 255)
 
 
-def draw_face(
-    image: np.ndarray, landmarks: np.ndarray, scheme: LandmarkScheme, *, box: Sequence[int] | None = None
-) -> np.ndarray:
-    """Return a copy of `image` with one face drawn on it; see :func:`draw_faces`. `landmarks` is (P, 2)."""
-    return draw_faces(image, np.asarray(landmarks)[None], scheme, boxes=None if box is None else [box])
-
-
 def draw_faces(
     image: np.ndarray,
     landmarks: np.ndarray,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,24 +35,6 @@ def expand_input(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     return [path]
-
-
-def read_image(path: Path) -> np.ndarray:
-    """The picture as (H, W, 3) uint8 BGR, turned upright by its EXIF orientation.
-
-    16-bit pictures keep their upper eight bits, grey becomes three equal channels, alpha is dropped.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    try:  # imdecode, since imread fills up a JPEG that breaks off with grey
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    except cv2.error:  # e.g. more pixels than OpenCV's limit
-        image = None
-    if image is None:
-        raise InputError(f"{path}: not a picture that OpenCV can decode, or a damaged one")
-    return image
 
 
 class BoxTable:
@@ -92,8 +75,8 @@ class BoxTable:
 
     def boxes_of(self, picture: Path) -> list[tuple[Box, int]]:
         """The picture's boxes, each with its line in the table."""
-        parts = picture.resolve().parts
-        return [(box, line) for tail, box, line in self.rows if parts[-len(tail) :] == tail]
+        spellings = {path.parts for path in (picture, Path(os.path.abspath(picture)), picture.resolve())}
+        return [(box, line) for tail, box, line in self.rows if any(parts[-len(tail) :] == tail for parts in spellings)]
 
     def unused(self, pictures: Sequence[Path]) -> list[int]:
         """Lines that name none of the pictures."""
@@ -179,14 +162,33 @@ def write_pts(path: Path, landmarks: np.ndarray) -> None:
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """The files' stems, numbered where two are alike (in different folders, or with different suffixes)."""
+    """The files' stems, numbered where two are alike (in different folders, or with different suffixes).
+
+    Alike are also ``a`` and ``a_face0``, since a file of one face of ``a`` may be called so (:func:`face_name`).
+    """
     names: list[str] = []
-    taken = set()
+    taken: set[str] = set()
+    pictures: set[str] = set()  # what those taken would be faces of
+
+    def alike(name: str) -> bool:
+        name = name.lower()  # some file systems do not tell A from a
+        return name in taken or name in pictures or _without_face(name) in taken
+
     for path in paths:
         name, number = path.stem, 1
-        while name.lower() in taken:  # some file systems do not tell A from a
+        while alike(name):
             number += 1
             name = f"{path.stem}_{number}"
         taken.add(name.lower())
+        pictures |= {_without_face(name.lower())} - {name.lower()}
         names.append(name)
     return names
+
+
+def _without_face(name: str) -> str:
+    return re.sub(r"_face\d+$", "", name)
+
+
+def face_name(name: str, index: int, count: int) -> str:
+    """Name of the file of face ``index``, one of ``count`` in the picture ``name``."""
+    return f"{name}_face{index}" if count > 1 else name

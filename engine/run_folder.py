@@ -31,11 +31,16 @@ def fingerprint(faces: FaceSet) -> str:
     return digest.hexdigest()
 
 
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain values, with what its defaults amount to."""
+    return asdict(config) | {"warmup_epochs": config.warmup}
+
+
 def run_record(
     config: TrainConfig, train: FaceSet, test: FaceSet, *, device: torch.device, processes: Processes
 ) -> dict[str, Any]:
     """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its checkpoints."""
-    settings = asdict(config) | {"warmup_epochs": config.warmup}
+    settings = settings_of(config)
     return settings | {
         "arm": describe_arm(settings),
         "scheme": train.scheme.name,
@@ -91,7 +96,12 @@ class RunFolder:
         return [file for file in (self.final, self.last, self.path / "log.csv") if file.exists()]
 
     def start_log(self, record: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Write ``config.json`` and the log's first rows; rows past a checkpoint are thereby cut."""
+        """Write ``config.json`` and the log's first rows; rows past a checkpoint are thereby cut.
+
+        What a run that was killed while it wrote has left is removed.
+        """
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         with atomic_write(self.path / "config.json", "w") as file:
             json.dump(record, file, indent=2)
             file.write("\n")
@@ -119,7 +129,7 @@ class RunFolder:
 def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: Path) -> None:
     """Name every setting that differs between a saved run and the one that wants to resume it.
 
-    Settings in ``TrainConfig.FREE`` cannot change the result and may differ.
+    Settings in ``TrainConfig.FREE`` cannot change the result and may differ; what ``record`` lacks is not compared.
     """
     names = [setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE]
     names += ["device_type", "resample", "fingerprint"]
@@ -127,7 +137,7 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
     different = [
         f"{labels.get(name, '--' + name.replace('_', '-'))} was {saved.get(name)}, is {record[name]}"
         for name in names
-        if saved.get(name) != record[name]
+        if name in record and saved.get(name) != record[name]
     ]
     if different:
         raise InputError(f"{where} cannot be resumed with other settings: {'; '.join(different)}; use the saved ones")

@@ -6,8 +6,10 @@ weights, momentum buffers, log and a position, and going on from those is going 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.util import find_spec
@@ -18,6 +20,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from dataset.augment import Epoch, batch, draw_epoch
 from dataset.faces import FaceSet, load_faces
@@ -25,7 +28,7 @@ from engine import checkpoint
 from engine.config import TrainConfig
 from engine.curve import training_curve
 from engine.evaluation import face_errors
-from engine.run_folder import COLUMNS, RunFolder, refuse_other_settings, run_record
+from engine.run_folder import COLUMNS, RunFolder, refuse_other_settings, run_record, settings_of
 from models import SepBatchNorm2d
 from models.sepbn import synchronize_statistics
 from utils.files import InputError
@@ -94,7 +97,9 @@ class TrainingStep:
         if self.config.compile:
             network = torch.compile(network)
         if self.processes.count > 1:
-            network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():  # torch 2.13 warns of this argument's name, 2.8 knows no other
+                warnings.simplefilter("ignore", FutureWarning)
+                network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         return network
 
     @property
@@ -169,10 +174,14 @@ class TrainingStep:
 
     def mean_loss(self) -> float:
         """Mean loss, in crop pixels, of the epoch's steps so far, over all processes; waits for the device."""
+        return self._shared_loss_sum().item() / max(1, int(self.position))
+
+    def _shared_loss_sum(self) -> torch.Tensor:
+        """The sum of the epoch's losses, averaged over all processes, which must all ask."""
         total = self.loss_sum.clone()
         if self.processes.count > 1:
             distributed.all_reduce(total)
-        return total.item() / max(1, int(self.position)) / self.processes.count
+        return total / self.processes.count
 
     def raise_if_not_finite(self, epoch: int) -> None:
         """Stop a run whose loss or weights are no longer numbers, naming the first bad step."""
@@ -187,14 +196,14 @@ class TrainingStep:
         )
 
     def state(self) -> dict[str, Any]:
-        """Momentum buffers and counters, for ``last.pt``."""
+        """Momentum buffers and counters, for ``last.pt``; all processes must ask."""
         names = {weight: name for name, weight in self.model.named_parameters()}
         buffers = {
             names[weight]: values["momentum_buffer"]
             for weight, values in self.optimizer.state.items()
             if "momentum_buffer" in values
         }
-        return {"momentum": buffers, "position": int(self.position), "loss_sum": self.loss_sum.cpu()}
+        return {"momentum": buffers, "position": int(self.position), "loss_sum": self._shared_loss_sum().cpu()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned; call after :meth:`start_epoch`."""
@@ -221,6 +230,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         raise InputError("--tensorboard needs the package tensorboard; pip install tensorboard, or leave it out")
     folder = RunFolder(config.run)
     if resume and folder.final.exists():
+        refuse_other_settings(checkpoint.read(folder.final).get("config", {}), settings_of(config), folder.final)
         print(f"{folder.path} is finished already; nothing to do")
         return 0
     with process_group(config.device) as (processes, device):
@@ -236,6 +246,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         saved = folder.saved(resume=resume, overwrite=overwrite)
         if saved is not None:
             refuse_other_settings(saved["config"], record, folder.last)
+        elif resume and processes.leads:
+            print(f"{folder.path}: nothing was saved to resume; the run starts at its first step")
         init = config.init if saved is None else None  # what was saved replaces it
         model = _initial_model(config, record, train_faces, init=init, announce=processes.leads)
         model = model.to(device, memory_format=torch.channels_last)
@@ -266,6 +278,8 @@ def _initial_model(
                     f"{record['num_landmarks']}: the last layer starts anew"
                 )
             weights |= {name: value for name, value in model.state_dict().items() if name.startswith("fc2.")}
+        elif config.mean_shape_init:
+            raise InputError(f"--mean-shape-init has no effect: --init {init} has a last bias; leave one of them out")
         checkpoint.load_weights(model, weights, loaded.path)
     return model
 
@@ -295,28 +309,29 @@ def fit(
     if saved is not None:
         checkpoint.load_weights(step.model, saved["model"], folder.last)
     first_epoch = resumed["epoch"] if resumed is not None else 0
-    report = None
+    report = contextlib.nullcontext()
     if leads:
         folder.start_log(record, resumed["log"] if resumed is not None else [])
         print(header(step, record))
-        report = Report(config, folder, total=config.epochs * step.iterations, first_epoch=first_epoch)
+        report = Report(config, folder, iterations=step.iterations, first_epoch=first_epoch)
     last_save = time.monotonic()
-    with StopRequest() as stop:
+    with StopRequest() as stop, report:
         for epoch in range(first_epoch, config.epochs):
             step.start_epoch(epoch)
+            began = time.monotonic()
             if resumed is not None:
                 step.load_state(resumed)
+                began -= resumed["seconds"]
                 resumed = None
-            first, began = int(step.position), time.monotonic()
-            for i in range(first, step.iterations):
-                signal = _agreed(stop.signal, step, i)
-                if leads and (signal or time.monotonic() - last_save > 60 * config.save_every):
-                    _save_last(folder, step, record, epoch)
+            for i in range(int(step.position), step.iterations):
+                due = leads and time.monotonic() - last_save > 60 * config.save_every
+                signal, due = _agreed(stop.signal, due, step, i)
+                if signal or due:
+                    _save_last(folder, step, record, epoch, seconds=time.monotonic() - began)
                     last_save = time.monotonic()
                 if signal:
                     if leads:
-                        report.close()
-                        print(f"stopped at step {epoch * step.iterations + i}, saved {folder.last}; use --resume")
+                        tqdm.write(f"stopped at step {epoch * step.iterations + i}, saved {folder.last}; use --resume")
                     return 128 + signal
                 step()
                 if (i + 1) % LOG_EVERY == 0:
@@ -333,30 +348,31 @@ def fit(
             }
             seconds = time.monotonic() - began
             if leads:
+                report.show(epoch, step.iterations, loss=row["loss"], rate=row["lr"])
                 evaluate = epoch + 1 == config.epochs or (config.eval_every and (epoch + 1) % config.eval_every == 0)
                 row["test_nme_percent"] = _test_nme(step, test_faces) if evaluate else ""
-                row["images_per_s"] = round((step.iterations - first) * config.batch_size / seconds, 1)
+                row["images_per_s"] = round(step.iterations * config.batch_size / seconds, 1)
                 row["seconds"] = round(seconds, 2)
                 report.log(row)
                 if config.keep_every and (epoch + 1) % config.keep_every == 0:
                     _save_weights(folder.milestone(epoch + 1), step, record)
     if leads:
-        report.close()
         _save_weights(folder.final, step, record)
         folder.last.unlink(missing_ok=True)
         print(f"test NME {row['test_nme_percent']:.2f} % after the last epoch; weights in {folder.final}")
     return 0
 
 
-def _agreed(signal: int, step: TrainingStep, i: int) -> int:
-    """The signal to stop for, the same in every process at the same step; 0 for none."""
+def _agreed(signal: int, due: bool, step: TrainingStep, i: int) -> tuple[int, bool]:
+    """The signal to stop for (0 for none) and whether to save, the same in every process at the same step."""
     if step.processes.count == 1:
-        return signal
+        return signal, due
     if step.device.type == "cuda" and i % LOG_EVERY:
-        return 0  # asking everybody waits for the device
-    flag = torch.tensor([signal], device=step.device)
-    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-    return int(flag)
+        return 0, False  # asking everybody waits for the device
+    flags = torch.tensor([signal, int(due)], device=step.device)
+    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+    signal, due = flags.tolist()
+    return signal, bool(due)
 
 
 def _test_nme(step: TrainingStep, faces: FaceSet) -> float:
@@ -369,12 +385,16 @@ def _save_weights(path: Path, step: TrainingStep, record: dict[str, Any]) -> Non
     checkpoint.save(path, {"model": step.model.state_dict(), "config": record, "format": checkpoint.FORMAT})
 
 
-def _save_last(folder: RunFolder, step: TrainingStep, record: dict[str, Any], epoch: int) -> None:
-    """A checkpoint to resume; refuses to replace a good one by one with values that are not finite."""
+def _save_last(folder: RunFolder, step: TrainingStep, record: dict[str, Any], epoch: int, *, seconds: float) -> None:
+    """A checkpoint to resume; refuses to replace a good one by one with values that are not finite.
+
+    All processes must call it; the first one writes. ``seconds`` is what the epoch has taken so far.
+    """
     step.raise_if_not_finite(epoch)
-    training = {**step.state(), "epoch": epoch, "log": folder.rows}
+    training = {**step.state(), "epoch": epoch, "seconds": seconds, "log": folder.rows}
     content = {"model": step.model.state_dict(), "config": record, "format": checkpoint.FORMAT, "training": training}
-    checkpoint.save(folder.last, content)
+    if step.processes.leads:
+        checkpoint.save(folder.last, content)
 
 
 def header(step: TrainingStep, record: dict[str, Any]) -> str:
@@ -402,13 +422,12 @@ def header(step: TrainingStep, record: dict[str, Any]) -> str:
 
 
 class Report:
-    """What a run shows while it goes: progress bar, log, TensorBoard."""
+    """What a run shows while it goes: progress bar, log, TensorBoard. A context: files are finished when it is left."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, *, total: int, first_epoch: int) -> None:
-        self.folder, self.batch_size = folder, config.batch_size
-        self.iterations = total // config.epochs
-        self.bar = progress(desc=config.run, total=total, unit="step")
-        self.bar.update(first_epoch * self.iterations)
+    def __init__(self, config: TrainConfig, folder: RunFolder, *, iterations: int, first_epoch: int) -> None:
+        self.folder, self.batch_size, self.iterations = folder, config.batch_size, iterations
+        total, first = config.epochs * iterations, first_epoch * iterations
+        self.bar = progress(desc=config.run, total=total, initial=first, unit="step")
         self.writer = None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -429,10 +448,13 @@ class Report:
                 if row[name] != "":
                     self.writer.add_scalar(name, row[name], row["epoch"])
 
-    def close(self) -> None:
-        """Leave the training curve and finish all files."""
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
         self.bar.close()
-        if self.folder.rows:
-            training_curve(self.folder.rows, self.folder.path / "curve.png")
         if self.writer is not None:
             self.writer.close()
+        if self.folder.rows:  # an error on the way here is the one to tell
+            with contextlib.nullcontext() if kind is None else contextlib.suppress(InputError):
+                training_curve(self.folder.rows, self.folder.path / "curve.png")

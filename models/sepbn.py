@@ -278,7 +278,7 @@ def convert_batchnorm(module: nn.Module, num_sets: int = 3, groups: int = 1, **o
     Args:
         module: the network.
         num_sets, groups: as of :class:`SepBatchNorm2d`.
-        options: ``reduction`` and ``temperature`` of :class:`SepBatchNorm2d`.
+        options: ``reduction``, ``attention_grid`` and ``temperature`` of :class:`SepBatchNorm2d`.
 
     Raises:
         TypeError: a layer derives from BatchNorm2d without being one, so that it may do more than normalise.

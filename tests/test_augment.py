@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,17 +112,23 @@ def test_without_draws_the_crop_is_the_central_one_bit_for_bit():
     assert torch.equal(crops, (pixels - 127.5) / 128)
 
 
-def test_flipping_twice_is_the_identity():
+def test_flipping_twice_is_the_identity(monkeypatch):
     faces = random_faces()
-    flipped, _ = crops_and_points(
-        Draws(**(no_draws(6) | {"flip": np.ones(6, bool)})), faces.patches, np.zeros((6, 1, 2))
+    monkeypatch.setattr(
+        augment, "draw", lambda n, **_: (np.arange(n), Draws(**(no_draws(n) | {"flip": np.ones(n, bool)})))
     )
-    assert torch.equal(flipped.flip(-1), central_crops(faces.patches))
-    mirror = list(WFLW_98.mirror)
-    points = faces.crop_landmarks()
-    once = torch.stack([127 - points[:, mirror, 0], points[:, mirror, 1]], dim=2)
-    twice = torch.stack([127 - once[:, mirror, 0], once[:, mirror, 1]], dim=2)
-    assert torch.allclose(twice, points, atol=1e-4)
+
+    def flip(faces: FaceSet) -> tuple[torch.Tensor, torch.Tensor]:
+        images, targets = batch(faces, draw_epoch(faces, seed=0, epoch=0), torch.arange(len(faces)))
+        return images, targets.unflatten(1, (98, 2))
+
+    images, targets = flip(faces)
+    assert not torch.equal(images, central_crops(faces.patches))
+    patches = faces.patches.clone()
+    patches[:, 64:192, 64:192] = (images.permute(0, 2, 3, 1) * 128 + 127.5).round().to(torch.uint8)
+    images, targets = flip(replace(faces, patches=patches, landmarks=targets + 64))
+    assert torch.equal(images, central_crops(faces.patches))
+    assert torch.allclose(targets, faces.crop_landmarks(), atol=1e-4)
 
 
 def test_flipped_targets_are_mirrored_and_permuted(monkeypatch):

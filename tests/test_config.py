@@ -60,7 +60,11 @@ def test_help_shows_defaults(run_script, script):
         (["--temperature", "0.5"], "--temperature 0.5: must be at least 1"),
         (["--groups", "3"], "--groups 3 does not divide --width 64"),
         (["--limit", "0"], "--limit 0: must be at least 1"),
-        (["--attention-grid", "0"], "--attention-grid 0: must be at least 1"),
+        (["--attention-grid", "3"], "--attention-grid 3: must be 1, 2 or 4"),
+        (["--run", "a/b"], "--run 'a/b': must be a plain name"),
+        (["--run", ".."], "--run '..': must be a plain name"),
+        (["--run", ""], "--run '': must be a plain name"),
+        (["--seed", str(2**63)], "must be below 2"),
     ],
 )
 def test_values_no_run_could_use(argv, message):

@@ -22,24 +22,45 @@ STEPS = 20
 SEPBN = {"sets": 3, "groups": 2, "temperature": 30.0}
 
 
-def train(data: str, norm: str, processes: Processes) -> dict[str, torch.Tensor]:
-    """State of a float64 network after STEPS steps at learning rate 1e-3 without warm-up."""
+def make_step(data: str, norm: str, processes: Processes) -> TrainingStep:
+    """A float64 network that is to learn at rate 1e-3 without warm-up."""
     sepbn = SEPBN if norm == "sepbn" else dict.fromkeys(SEPBN)
     config = TrainConfig(
         norm=norm, width=4, epochs=200, warmup_epochs=0.0, batch_size=4, lr=1e-3, mean_shape_init=True, **sepbn
     )
     torch.manual_seed(0)
     model = build_model({"norm": norm, "width": 4, "num_landmarks": 98, **sepbn}).double()
-    step = TrainingStep(model, load_faces(data, "train"), config, processes=processes)
+    return TrainingStep(model, load_faces(data, "train"), config, processes=processes)
+
+
+def train(data: str, norm: str, processes: Processes) -> dict[str, torch.Tensor]:
+    """State of the network after STEPS steps."""
+    step = make_step(data, norm, processes)
     done = 0
-    for epoch in range(config.epochs):
+    for epoch in range(step.config.epochs):
         step.start_epoch(epoch)
         for _ in range(step.iterations):
             step()
             done += 1
             if done == STEPS:
-                return {name: value.clone() for name, value in model.state_dict().items()}
+                return {name: value.clone() for name, value in step.model.state_dict().items()}
     raise AssertionError("the run was too short")
+
+
+def loss_with_and_without_a_break(data: str, processes: Processes) -> tuple[float, float]:
+    """The logged loss of an epoch of 3 steps, straight on and resumed after 2 of them from what rank 0 saves."""
+    step, other = (make_step(data, "bn", processes) for _ in range(2))
+    step.start_epoch(0)
+    step()
+    step()
+    saved = [step.state()]
+    distributed.broadcast_object_list(saved)
+    other.model.load_state_dict(step.model.state_dict())
+    other.start_epoch(0)
+    other.load_state(saved[0])
+    step()
+    other()
+    return step.mean_loss(), other.mean_loss()
 
 
 def worker(rank: int, folder: str, data: str) -> None:
@@ -48,6 +69,7 @@ def worker(rank: int, folder: str, data: str) -> None:
     processes = Processes(rank, 2, rank)
     for norm in ("bn", "sepbn"):
         torch.save(train(data, norm, processes), f"{folder}/{norm}{rank}.pt")
+    torch.save(loss_with_and_without_a_break(data, processes), f"{folder}/losses{rank}.pt")
     training.synchronize_statistics = lambda model: model  # the negative control
     torch.save(train(data, "bn", processes), f"{folder}/apart{rank}.pt")
     distributed.destroy_process_group()
@@ -72,6 +94,12 @@ def test_two_processes_equal_one(pairs, prepared_set, norm):
     first, second = (torch.load(pairs / f"{norm}{rank}.pt") for rank in (0, 1))
     assert largest_difference(first, second) <= 1e-12
     assert largest_difference(first, alone) <= 1e-10
+
+
+def test_a_resumed_epoch_has_the_same_loss(pairs):
+    for rank in (0, 1):
+        straight, resumed = torch.load(pairs / f"losses{rank}.pt")
+        assert resumed == pytest.approx(straight, rel=1e-12)
 
 
 def test_without_shared_statistics_they_differ(pairs, prepared_set):

@@ -116,6 +116,7 @@ def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path):
         (("--suite", "real98", "--arms", "sepbn-g3k2", "--width", 4), 1, "--groups 3 does not divide --width 4"),
         (("--suite", "real98", "--data", "nowhere"), 1, "nowhere"),
         (("--suite", "liveness"), 2, "--suite liveness needs --checkpoints"),
+        (("--suite", "liveness", "--checkpoints", "a.pt", "--epochs", 3), 2, "--suite liveness trains nothing"),
         (("--suite", "real98", "--seeds", 0), 2, "--seeds must be at least 1"),
         (("--suite", "real98", "--rates", -1), 2, "--rates must be positive"),
     ],
@@ -132,7 +133,7 @@ def test_bad_input_is_one_line(run_script, prepared_set, tmp_path, monkeypatch, 
 def test_other_faces_need_another_work_folder(run_script, prepared_set, tmp_path):
     (tmp_path / "checkpoints" / "real98-main-bn-w2-e2-lr0.01-s0-n8").mkdir(parents=True)
     result = tmp_path / "checkpoints" / "real98-main-bn-w2-e2-lr0.01-s0-n8" / "result.json"
-    result.write_text(json.dumps({"data": "elsewhere"}))
+    result.write_text(json.dumps({"lists": "others"}))
     command = ("--suite", "real98", "--data", prepared_set, "--work", tmp_path, *SMALL, "--arms", "bn", "--rates", 0.01)
     code, _, complaint = run_script(SCRIPT, *command)
     assert code == 1 and "choose another --work" in complaint
@@ -196,22 +197,33 @@ def test_the_grid_grows_towards_the_best_rate(prepared_set, tmp_path, monkeypatc
     assert set(seen) == tried
 
 
+def by_seed(errors: np.ndarray) -> dict[int, np.ndarray]:
+    return dict(enumerate(errors))
+
+
 def test_differences_are_paired_by_face_and_in_points():
     random = np.random.default_rng(0)
-    first = random.uniform(0.02, 0.4, (3, 50))
-    assert tables.difference(first, first + 0.01) == "+1.00 | +1.00 … +1.00 | 0.00"
+    random_errors = random.uniform(0.02, 0.4, (3, 50))
+    first = by_seed(random_errors)
+    assert tables.difference(first, by_seed(random_errors + 0.01)) == "+1.00 | +1.00 … +1.00 | 0.00"
     shifts = np.array([[0.01], [0.02], [0.03]])
-    assert tables.difference(first, first - shifts) == "-2.00 | -2.00 … -2.00 | 1.00"
-    assert tables.difference(first[:1], first[:1]).endswith("| –")
+    assert tables.difference(first, by_seed(random_errors - shifts)) == "-2.00 | -2.00 … -2.00 | 1.00"
+    assert tables.difference({0: first[0]}, {0: first[0]}).endswith("| –")
+    shifted = {seed: errors + 0.01 for seed, errors in first.items()}
+    assert tables.difference({1: first[1], 2: first[2]}, {0: shifted[0], 2: shifted[2]}).endswith("| –")
 
 
 def test_share_of_the_gain_that_batchnorm_has():
     none = np.random.default_rng(0).uniform(0.2, 0.3, (2, 40))
-    assert tables.explained(none, none - 0.08, none - 0.1).startswith(
-        "BatchNorm alone gives 80 % (95 % over faces: 80 … 80)"
-    )
+
+    def words(bn: np.ndarray, sepbn: np.ndarray, ending: str = "") -> str:
+        arms = {"none": none, "bn": bn, "sepbn-g1k3": sepbn}
+        return tables.explained({arm + ending: by_seed(errors) for arm, errors in arms.items()}, ending)
+
+    assert words(none - 0.08, none - 0.1).startswith("BatchNorm alone gives 80 % (95 % over faces: 80 … 80)")
+    assert words(none - 0.08, none - 0.1, "-released").endswith("from none-released to sepbn-g1k3-released.")
     noise = np.random.default_rng(1).normal(0, 0.05, none.shape)
-    assert tables.explained(none, none, none + noise - noise.mean()).startswith("There is no clear difference")
+    assert words(none, none + noise - noise.mean()).startswith("There is no clear difference")
 
 
 def lively_network(sets: int = 3, groups: int = 2) -> torch.nn.Module:

@@ -19,7 +19,7 @@ from dataset.crop import CROP_OFFSET, patch_frame
 from dataset.faces import load_faces
 from engine.checkpoint import build_model, load_model, save
 from engine.evaluation import predict_landmarks
-from engine.pictures import atomic_video, output_names, read_image
+from engine.pictures import BoxTable, atomic_video, face_name, output_names
 from engine.predictor import LandmarkPredictor
 
 LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
@@ -123,7 +123,7 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     assert done[0]["faces"][0]["box"] == [0, 0, 159, 119] and done[0]["faces"][0]["score"] is None
     assert (done[0]["width"], done[0]["height"]) == (160, 120)
     assert "faces: 1" in output and "faces/s" in output
-    overlay = read_image(tmp_path / "out" / "good_overlay.jpg")
+    overlay = cv2.imread(str(tmp_path / "out" / "good_overlay.jpg"))
     assert overlay.shape == picture.shape and np.abs(overlay.astype(int) - picture).max() > 50
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good_overlay.jpg", "landmarks.json"]
 
@@ -149,7 +149,7 @@ def test_boxes_may_cross_the_border_and_repeat(predict, picture, tmp_path, check
     expected = LandmarkPredictor(checkpoint, device="cpu")(picture, boxes)
     assert np.abs(landmarks_of(files[0]) - expected).max() < 1e-3
     for index, points in enumerate(expected):  # iBUG counts pixels from 1
-        lines = (tmp_path / "out" / f"a_{index}.pts").read_text().splitlines()
+        lines = (tmp_path / "out" / f"a_face{index}.pts").read_text().splitlines()
         assert lines[:3] == ["version: 1", "n_points: 98", "{"] and lines[-1] == "}"
         assert np.abs(np.array([line.split() for line in lines[3:-1]], float) - 1 - points).max() < 1e-3
 
@@ -281,6 +281,30 @@ def test_output_names_differ():
     paths = [Path("x/a.jpg"), Path("y/a.png"), Path("A.png"), Path("a_2.jpg"), Path("b.tar.png")]
     names = output_names(paths)
     assert len({name.lower() for name in names}) == len(paths) and names[0] == "a" and names[4] == "b.tar"
+    for stems in (["a", "A_face1", "b"], ["a_face1", "a", "b"], ["a_face1", "a_face2", "a_face1_face0"]):
+        names = output_names([Path(f"{stem}.jpg") for stem in stems])
+        files = [face_name(name, index, 3).lower() for name in names for index in range(3)]
+        files += [face_name(name, 0, 1).lower() for name in names]
+        assert len(set(files)) == len(files), f"{stems}: a face's file is written over by another's"
+        assert names[2] == stems[2] or "face" in stems[2]
+
+
+def test_boxes_are_found_however_the_path_is_written(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").touch()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    spellings = ["../real/a.jpg", f"{tmp_path}/link/a.jpg", "link/a.jpg", "a.jpg", f"{tmp_path}/real/a.jpg", "b.jpg"]
+    lines = [f"{name},{i},0,9,9" for i, name in enumerate(spellings)]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x0,y0,x1,y1", *lines]))
+    table = BoxTable(tmp_path / "boxes.csv")
+
+    def found(picture: str) -> list[int]:
+        return [box[0] for box, _ in table.boxes_of(Path(picture))]
+
+    assert found("../real/a.jpg") == [0, 3, 4]
+    assert found("../link/a.jpg") == found(f"{tmp_path}/link/a.jpg") == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import nn
 from dataset.crop import face_patch, patch_frame
 from dataset.landmarks import scheme_for
 from engine.checkpoint import LoadedModel, build_model
-from engine.drawing import draw_face, draw_faces
+from engine.drawing import draw_faces
 from engine.folding import FoldedSepBN, fold_normalisation
 from engine.predictor import FaceDetector, LandmarkPredictor, Shot, inclusive_box
 from models import SepBatchNorm2d
@@ -205,7 +205,7 @@ def test_drawing_marks_points_and_box_on_a_copy():
     image = np.full((100, 120, 3), 10, np.uint8)
     points = np.tile([60.0, 50.0], (98, 1))
     points[96] = (20.0, 30.0)  # a pupil, alone
-    drawn = draw_face(image, points, scheme, box=(5, 6, 110, 90))
+    drawn = draw_faces(image, points[None], scheme, boxes=[(5, 6, 110, 90)])
     assert (image == 10).all()
     assert (drawn[30, 20] != 10).any() and (drawn[50, 60] != 10).any()
     assert (drawn[6, 5:111] == 255).all() and (drawn[6:91, 110] == 255).all()

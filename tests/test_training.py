@@ -145,18 +145,25 @@ def test_resume_before_anything_was_saved_starts_afresh(train):
     assert_same_ending("a", "b")
     code, output, _ = train("--run", "b", "--resume")
     assert code == 0 and "finished already" in output
+    code, output, errors = train("--run", "b", "--resume", "--lr", "0.5", "--norm", "none")
+    assert code == 1 and "--norm was bn, is none" in errors and "--lr was 0.02, is 0.5" in errors and not output
+    code, output, _ = train("--run", "c", "--resume")
+    assert code == 0 and "nothing was saved to resume" in output
 
 
 def test_killed_runs_resume_bit_for_bit(train, prepared_set):
-    assert train("--run", "straight")[0] == 0
-    command = [sys.executable, str(ROOT / "trainBaseline.py"), "--data", str(prepared_set), *SHORT]
+    long = ("--epochs", "60")  # still going when the kill comes
+    assert train("--run", "straight", *long)[0] == 0
+    command = [sys.executable, str(ROOT / "trainBaseline.py"), "--data", str(prepared_set), *SHORT, *long]
     command += ["--run", "killed", "--save-every", "0"]
     process = subprocess.Popen([*command], env=os.environ | {"PYTHONPATH": str(ROOT)})
     while not os.path.exists("checkpoints/killed/last.pt") and process.poll() is None:
         time.sleep(0.002)
     process.kill()
-    process.wait()
-    assert train("--run", "killed", "--save-every", "0", "--resume")[0] == 0
+    assert process.wait() == -signal.SIGKILL
+    (training.RunFolder("killed").path / ".last.pt.abc.tmp").touch()  # as of a kill within a save
+    assert train("--run", "killed", *long, "--resume")[0] == 0
+    assert not list(training.RunFolder("killed").path.glob(".*"))
     assert_same_ending("straight", "killed")
 
 
@@ -221,6 +228,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train
     saved = read("checkpoints/baseline/last.pt")
     assert all(torch.isfinite(value).all() for value in saved["model"].values())
     assert before and saved["training"]["epoch"] * 3 + saved["training"]["position"] == 4
+
+
+def test_the_times_of_a_resumed_epoch_include_what_came_before(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        train()
+    saved = read("checkpoints/baseline/last.pt")
+    assert 0 < saved["training"]["seconds"] < 60
+    saved["training"]["seconds"] = 1000.0
+    torch.save(saved, "checkpoints/baseline/last.pt")
+    assert train("--resume")[0] == 0
+    with open("checkpoints/baseline/log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert 1000 < float(rows[0]["seconds"]) < 1060 > float(rows[1]["seconds"]) + 1000
+    assert os.path.exists("checkpoints/baseline/curve.png")
 
 
 def test_a_full_disk_stops_the_run_with_one_line(train, monkeypatch):
@@ -313,6 +335,9 @@ def test_init_from_weights_of_the_same_and_of_another_number_of_landmarks(train,
     assert weights("other")["fc2.weight"].shape[0] == 196
     code, _, errors = train("--run", "wrong", "--init", "checkpoints/first/final.pt", "--norm", "none")
     assert code == 1 and "do not fit the network" in errors
+    code, _, errors = train("--run", "wrong", "--init", "checkpoints/first/final.pt", "--mean-shape-init")
+    assert code == 1 and "--mean-shape-init has no effect" in errors
+    assert train("--run", "shape", "--init", "points68.pth", "--mean-shape-init")[0] == 0
 
 
 def test_temperature_and_learning_rate_are_read_at_every_step(prepared_set):

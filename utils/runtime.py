@@ -44,9 +44,12 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None, unit: str) -> tqdm:
+def progress(
+    iterable: Iterable | None = None, *, desc: str, total: int | None = None, initial: int = 0, unit: str
+) -> tqdm:
     """A tqdm bar on stderr that stays silent when stderr is not a terminal."""
-    return tqdm(iterable, desc=desc, total=total, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty())
+    silent = not sys.stderr.isatty()
+    return tqdm(iterable, desc=desc, total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=silent)
 
 
 def available_cores() -> int:
@@ -150,6 +153,8 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     device = select_device(device_name)
     if count == 1:
+        if device.index is not None:
+            torch.cuda.set_device(device)  # streams and graphs belong to the current device
         yield Processes(), device
         return
     processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
