@@ -1,7 +1,8 @@
 """Write a checkpoint's network as an ONNX file, checked against torch before it is written.
 
-Input `crops` (N, 3, 128, 128), output `landmarks` (N, 2P) in pixels of the 128 crop, any N; how to cut, scale and read
-them stands in the file's metadata. Needs the packages onnx, onnxscript and onnxruntime.
+Input `crops` (N, 3, 128, 128), output `landmarks` (N, 2P) in pixels of the 128 crop, any N; how to
+cut, scale and read them stands in the file's metadata. Needs the packages onnx, onnxscript and
+onnxruntime.
 """
 
 from __future__ import annotations
@@ -20,41 +21,61 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from engine.checkpoint import LoadedModel
+    from models.checkpoint import LoadedModel
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # crop px
 CROP_RULE = (
-    "inclusive integer box; the shorter side grows at both ends to a square, by d//2 at its low and d//2 + d%2 at its "
-    "high edge; an odd side grows by 1 at right and bottom; what is outside the image is black before scaling; a patch "
-    "of twice the side S, from (left - S//2, top - S//2), is resampled to 256x256 and its central 128x128 are the crop"
+    "inclusive integer box; the shorter side grows at both ends to a square, by d//2 at its low "
+    "and d//2 + d%2 at its "
+    "high edge; an odd side grows by 1 at right and bottom; what is outside the image is black "
+    "before scaling; a patch "
+    "of twice the side S, from (left - S//2, top - S//2), is resampled to 256x256 and its central "
+    "128x128 are the crop"
 )
 
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="final.pt of a run, or a released .pth")
-    parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="final.pt of a run, or a released .pth"
+    )
+    parser.add_argument(
+        "--onnx", type=Path, required=True, metavar="FILE", help="the file to write"
+    )
     args = parser.parse_args(argv)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"export needs packages that are not installed; pip install {' '.join(missing)}")
 
-    from engine.checkpoint import load_model
-    from engine.folding import fold_normalisation
+    if missing:
+        raise InputError(
+            f"export needs packages that are not installed; pip install {' '.join(missing)}"
+        )
+
+    from models.checkpoint import load_model
+    from models.folding import fold_normalisation
 
     loaded = load_model(args.checkpoint)
     exported = to_onnx(fold_normalisation(loaded.model))
     add_metadata(exported, loaded)
     data = exported.SerializeToString()
     difference = largest_difference(data, loaded.model)
+
     if not difference <= TOLERANCE:
-        raise InputError(f"{args.onnx} not written: it differs from torch by {difference:.2g} crop px (> {TOLERANCE})")
+        raise InputError(
+            f"{args.onnx} not written: it differs from torch by {difference:.2g} crop px (> "
+            f"{TOLERANCE})"
+        )
+
     with atomic_write(args.onnx) as file:
         file.write(data)
+
     print(f"{args.checkpoint}: {loaded.config['arm']}")
-    print(f"{args.onnx}: {len(data) / 1e6:.1f} MB, onnxruntime differs from torch by at most {difference:.1e} crop px")
+    print(
+        f"{args.onnx}: {len(data) / 1e6:.1f} MB, onnxruntime differs from torch by at most "
+        f"{difference:.1e} crop px"
+    )
+
     return 0
 
 
@@ -65,12 +86,16 @@ def to_onnx(model: nn.Module) -> onnx.ModelProto:
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)  # it warns that torchvision is not installed
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+
             program = torch.onnx.export(
                 model,
-                (torch.zeros(2, 3, 128, 128),),  # 2, since the exporter takes a batch of 1 for a constant
+                (
+                    torch.zeros(2, 3, 128, 128),
+                ),  # 2, since the exporter takes a batch of 1 for a constant
                 dynamo=True,
                 input_names=["crops"],
                 output_names=["landmarks"],
@@ -79,9 +104,17 @@ def to_onnx(model: nn.Module) -> onnx.ModelProto:
             )
     finally:
         exporter.setLevel(level)
+
     proto = program.model_proto
-    for item in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+
+    for item in (
+        *proto.graph.node,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+    ):
         item.ClearField("metadata_props")
+
     return proto
 
 
@@ -94,11 +127,13 @@ def add_metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
     from dataset.landmarks import scheme_for
 
     scheme = scheme_for(loaded.config["num_landmarks"])
+
     entries = {
         "input_size": CROP_SIZE,
         "channel_order": "RGB",
         "scaling": f"(x - {PIXEL_MEAN}) / {PIXEL_SCALE:g}, x in 0..255",
-        "output": "x0 y0 x1 y1 ... in pixels of the crop; integers are pixel centres; may lie outside the crop",
+        "output": "x0 y0 x1 y1 ... in pixels of the crop; integers are pixel centres; may lie "
+        "outside the crop",
         "scheme": scheme.name,
         "outer_eyes": f"{scheme.outer_eyes[0]} {scheme.outer_eyes[1]}",
         "crop_rule": CROP_RULE,
@@ -106,23 +141,29 @@ def add_metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
         "run": loaded.name,
         "arm": loaded.config["arm"],
     }
+
     onnx.helper.set_model_props(proto, {key: str(value) for key, value in entries.items()})
 
 
 def largest_difference(data: bytes, model: nn.Module) -> float:
-    """Largest difference between onnxruntime and torch, in crop px, over random crops in batches of 1 and 3."""
+    """Largest difference between onnxruntime and torch, in crop px, over random crops in batches of
+    1 and 3.
+    """
     import onnxruntime
     import torch
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     differences = []
+
     for batch in (1, 3):
         crops = torch.rand(batch, 3, 128, 128, generator=generator) * 2 - 1
         with torch.no_grad():
             expected = model(crops)
+
         answer = torch.from_numpy(session.run(None, {"crops": crops.numpy()})[0])
         differences.append((answer - expected).abs().max())
+
     return torch.stack(differences).max().item()  # nan stays nan
 
 

@@ -1,7 +1,8 @@
 """Landmarks on your own pictures and videos, in their own pixels.
 
-The face box goes through the same crop as in training: give boxes like those of the training set, or let YuNet find
-them. Results: landmarks.json and an overlay of every picture; of a video an overlay and a .jsonl file, a line a frame.
+The face box goes through the same crop as in training: give boxes like those of the training set,
+or let YuNet find them. Results: landmarks.json and an overlay of every picture; of a video an
+overlay and a .jsonl file, a line a frame.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from utils.files import InputError, atomic_write, make_folder, reports_input_err
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.predictor import LandmarkPredictor, Shot
+    from prediction.predictor import LandmarkPredictor, Shot
 
 
 class Tally:
@@ -43,48 +44,81 @@ class Tally:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
+
     parser.add_argument(
-        "inputs", nargs="+", type=Path, metavar="INPUT", help="picture, folder (not its subfolders or videos), or video"
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="picture, folder (not its subfolders or videos), or video",
     )
+
     parser.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",
         help="trained network (default: the newest finished run, checkpoints/*/final.pt)",
     )
+
     source = parser.add_mutually_exclusive_group(required=True)
+
     source.add_argument(
         "--box",
         nargs=4,
         type=int,
         action="append",
         metavar=("X0", "Y0", "X1", "Y1"),
-        help="face box in whole px, edges inclusive; may be repeated; holds for every input and frame",
+        help="face box in whole px, edges inclusive; may be repeated; holds for every input "
+        "and frame",
     )
+
     source.add_argument(
         "--boxes",
         type=Path,
         metavar="CSV",
-        help="boxes in a table with the header file,x0,y0,x1,y1; file is a picture's path or a tail of it",
+        help="boxes in a table with the header file,x0,y0,x1,y1; file is a picture's path or "
+        "a tail of it",
     )
-    source.add_argument("--whole", action="store_true", help="every picture is a face crop: its box is the picture")
+
     source.add_argument(
-        "--detector", type=Path, metavar="ONNX", help="YuNet of the OpenCV Zoo: face_detection_yunet_2023mar.onnx"
+        "--whole", action="store_true", help="every picture is a face crop: its box is the picture"
     )
+
+    source.add_argument(
+        "--detector",
+        type=Path,
+        metavar="ONNX",
+        help="YuNet of the OpenCV Zoo: face_detection_yunet_2023mar.onnx",
+    )
+
     parser.add_argument(
-        "--out", type=Path, default=Path("predictions"), metavar="DIR", help="results (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="results (default: %(default)s)",
     )
+
     parser.add_argument(
         "--format",
         choices=("json", "pts"),
         default="json",
-        help="pts: landmarks.json and a .pts file a face (of several: _face0, _face1, …), pixels counted from 1 as "
+        help="pts: landmarks.json and a .pts file a face (of several: _face0, _face1, …), "
+        "pixels counted from 1 as "
         "iBUG does (default: %(default)s)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+
     parser.add_argument(
-        "--batch-size", type=int, default=64, help="faces at once, over pictures and frames (default: %(default)s)"
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
     )
+
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=64,
+        help="faces at once, over pictures and frames (default: %(default)s)",
+    )
+
     return parser
 
 
@@ -94,32 +128,45 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error("--batch-size must be at least 1")
+
     for left, top, right, bottom in args.box or []:
         if right <= left or bottom <= top:
-            parser.error(f"--box {left} {top} {right} {bottom} has no area; the order is left, top, right, bottom")
+            parser.error(
+                f"--box {left} {top} {right} {bottom} has no area; the order is left, top, right, "
+                "bottom"
+            )
 
     import cv2
 
-    from engine.pictures import expand_input, is_video, output_names
-    from engine.predictor import LandmarkPredictor
+    from prediction.inputs import expand_input, is_video
+    from prediction.outputs import output_names
+    from prediction.predictor import LandmarkPredictor
     from utils.runtime import keep_freed_memory
 
     keep_freed_memory()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # this script names broken files itself
+    # this script names broken files itself
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     tally = Tally()
     paths: list[Path] = []
+
     for entry in args.inputs:
         try:
             paths += expand_input(entry)
         except InputError as error:
             tally.refuse(entry, error)
+
     paths = list(dict.fromkeys(paths))
     if not paths:
         return 1
     if args.format == "pts" and any(map(is_video, paths)):
         parser.error("--format pts is for pictures; a video gets a .jsonl file")
+
     if args.out.resolve() in {path.resolve().parent for path in paths}:
-        parser.error(f"--out {args.out} is a folder of the inputs; choose another, so that nothing is overwritten")
+        parser.error(
+            f"--out {args.out} is a folder of the inputs; choose another, so that nothing is "
+            "overwritten"
+        )
+
     boxes_of = box_source(args, paths)
     checkpoint = args.checkpoint or newest_run()
     predictor = LandmarkPredictor(checkpoint, device=args.device, batch_size=args.batch_size)
@@ -130,26 +177,40 @@ def main(argv: list[str] | None = None) -> int:
     outputs = {path: args.out / name for path, name in zip(paths, output_names(paths), strict=True)}
     pictures = {path: output for path, output in outputs.items() if not is_video(path)}
     entries = predict_pictures(predictor, pictures, boxes_of, tally, pts=args.format == "pts")
+
     for path in filter(is_video, paths):
         try:
             entries.append(predict_video(predictor, path, outputs[path], boxes_of, tally))
         except InputError as error:
             tally.refuse(path, error)
+
     content = {
         "format": 1,
         "scheme": predictor.scheme.name,
         "checkpoint": str(checkpoint),
         "arm": predictor.config["arm"],
-        "pixels": "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have inclusive edges",
-        "files": entries + [{"file": str(path), "error": message} for path, message in tally.errors.items()],
+        "pixels": "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have "
+        "inclusive edges",
+        "files": entries
+        + [{"file": str(path), "error": message} for path, message in tally.errors.items()],
     }
+
     with atomic_write(args.out / "landmarks.json", "w") as file:
         json.dump(content, file)
+
     seconds = time.perf_counter() - started
-    print(f"pictures or frames: {tally.pictures}, faces: {tally.faces}, seconds: {seconds:.1f}; results in {args.out}")
+    print(
+        f"pictures or frames: {tally.pictures}, faces: {tally.faces}, seconds: {seconds:.1f}; "
+        f"results in {args.out}"
+    )
+
     if tally.faces:
         network = tally.faces / predictor.seconds
-        print(f"{tally.faces / seconds:.1f} faces/s with reading and writing, {network:.1f} faces/s in the network")
+        print(
+            f"{tally.faces / seconds:.1f} faces/s with reading and writing, {network:.1f} faces/s "
+            "in the network"
+        )
+
     return 1 if tally.errors else 0
 
 
@@ -157,14 +218,18 @@ def newest_run() -> Path:
     """The newest finished run."""
     finished = sorted(Path("checkpoints").glob("*/final.pt"), key=lambda path: path.stat().st_mtime)
     if not finished:
-        raise InputError("no finished run under checkpoints/; train one, or name a file with --checkpoint")
+        raise InputError(
+            "no finished run under checkpoints/; train one, or name a file with --checkpoint"
+        )
     return finished[-1]
 
 
 def box_source(args: argparse.Namespace, paths: list[Path]) -> Callable:
-    """(path, image) -> boxes [[left, top, right, bottom], ...], and scores or None, as the options ask for."""
-    from engine.pictures import BoxTable
-    from engine.predictor import FaceDetector, overlaps
+    """(path, image) -> boxes [[left, top, right, bottom], ...], and scores or None, as the options
+    ask for.
+    """
+    from prediction.detector import FaceDetector, overlaps
+    from prediction.inputs import BoxTable
 
     if args.box:
         return lambda path, image: (args.box, None)
@@ -173,27 +238,40 @@ def box_source(args: argparse.Namespace, paths: list[Path]) -> Callable:
     if args.detector:
         detector = FaceDetector(args.detector)
         return lambda path, image: tuple(result.tolist() for result in detector(image))
+
     table = BoxTable(args.boxes)
+
     if unused := table.unused(paths):
-        print(f"note: {args.boxes}: {len(unused)} lines name none of the inputs; the first is line {unused[0]}")
+        print(
+            f"note: {args.boxes}: {len(unused)} lines name none of the inputs; the first is line "
+            f"{unused[0]}"
+        )
 
     def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
         rows = table.boxes_of(path)
         for box, line in rows:
             if not overlaps(box, image):
-                raise InputError(f"{path}: the box in {args.boxes}, line {line} lies outside the picture")
+                raise InputError(
+                    f"{path}: the box in {args.boxes}, line {line} lies outside the picture"
+                )
         return [list(box) for box, _ in rows], None
 
     return from_table
 
 
 def predict_pictures(
-    predictor: LandmarkPredictor, outputs: dict[Path, Path], boxes_of: Callable, tally: Tally, *, pts: bool
+    predictor: LandmarkPredictor,
+    outputs: dict[Path, Path],
+    boxes_of: Callable,
+    tally: Tally,
+    *,
+    pts: bool,
 ) -> list[dict]:
-    """Write overlays (and .pts files) of {picture: output without suffix}; return entries for landmarks.json."""
+    """Write overlays (and .pts files) of {picture: output without suffix}; return entries for
+    landmarks.json.
+    """
     from dataset.crop import read_image
-    from engine.drawing import draw_faces
-    from engine.pictures import face_name, write_jpeg, write_pts
+    from prediction.outputs import draw_faces, face_name, write_jpeg, write_pts
     from utils.runtime import progress
 
     def shots() -> Iterator[Shot]:
@@ -204,25 +282,39 @@ def predict_pictures(
                 tally.refuse(path, error)
 
     entries = []
+
     for shot, landmarks in predictor.stream(shots()):
         tally.count(shot)
-        entry = {"file": str(shot.path), "width": shot.image.shape[1], "height": shot.image.shape[0]}
+        entry = {
+            "file": str(shot.path),
+            "width": shot.image.shape[1],
+            "height": shot.image.shape[0],
+        }
+
         entries.append(entry | {"faces": describe_faces(shot, landmarks)})
+
         if not shot.boxes:
             tqdm.write(f"{shot.path}: no face")
             continue
+
         output = outputs[shot.path]
         overlay = draw_faces(shot.image, landmarks, predictor.scheme, boxes=shot.boxes)
         write_jpeg(output.with_name(f"{output.name}_overlay.jpg"), overlay)
+
         for index, points in enumerate(landmarks if pts else []):
-            write_pts(output.with_name(f"{face_name(output.name, index, len(landmarks))}.pts"), points)
+            write_pts(
+                output.with_name(f"{face_name(output.name, index, len(landmarks))}.pts"), points
+            )
+
     return entries
 
 
-def predict_video(predictor: LandmarkPredictor, path: Path, output: Path, boxes_of: Callable, tally: Tally) -> dict:
+def predict_video(
+    predictor: LandmarkPredictor, path: Path, output: Path, boxes_of: Callable, tally: Tally
+) -> dict:
     """Write a video's overlay and its rows, one a frame; return its entry for landmarks.json."""
-    from engine.drawing import draw_faces
-    from engine.pictures import Video, atomic_video
+    from prediction.inputs import Video
+    from prediction.outputs import atomic_video, draw_faces
     from utils.runtime import progress
 
     video = Video(path)
@@ -230,19 +322,25 @@ def predict_video(predictor: LandmarkPredictor, path: Path, output: Path, boxes_
     frames = progress(video, desc=path.name, total=video.announced or None, unit="frame")
     shots = (cut_faces(predictor, path, frame, boxes_of) for frame in frames)
     count = faces = 0
+
     with (
         atomic_write(rows, "w") as file,
         atomic_video(output.with_name(f"{output.name}_overlay.mp4"), video.fps) as overlay,
     ):
         for shot, landmarks in predictor.stream(shots):
-            file.write(json.dumps({"frame": count, "faces": describe_faces(shot, landmarks)}) + "\n")
+            file.write(
+                json.dumps({"frame": count, "faces": describe_faces(shot, landmarks)}) + "\n"
+            )
             overlay.write(draw_faces(shot.image, landmarks, predictor.scheme, boxes=shot.boxes))
             tally.count(shot)
             count += 1
             faces += len(landmarks)
+
     if not faces:
         tqdm.write(f"{path}: no face")
+
     height, width = shot.image.shape[:2]
+
     return {
         "file": str(path),
         "width": width,
@@ -253,8 +351,10 @@ def predict_video(predictor: LandmarkPredictor, path: Path, output: Path, boxes_
     }
 
 
-def cut_faces(predictor: LandmarkPredictor, path: Path, image: np.ndarray, boxes_of: Callable) -> Shot:
-    from engine.predictor import Shot
+def cut_faces(
+    predictor: LandmarkPredictor, path: Path, image: np.ndarray, boxes_of: Callable
+) -> Shot:
+    from prediction.predictor import Shot
 
     boxes, scores = boxes_of(path, image)
     return Shot(path, image, boxes, scores, *predictor.cut(image, boxes))

@@ -1,5 +1,6 @@
-"""Evaluate checkpoints on the WFLW test set: accuracy on the full set and six subsets, differences between models with
-their uncertainty, cost and speed; with --out also robustness to the face box, files and figures.
+"""Evaluate checkpoints on the WFLW test set: accuracy on the full set and six subsets, differences
+between models with their uncertainty, cost and speed; with --out also robustness to the face box,
+files and figures.
 """
 
 from __future__ import annotations
@@ -8,29 +9,39 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.files import atomic_write, make_folder, reports_input_errors
+from utils.files import atomic_write, make_folder, reports_input_errors, write_json
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+
     parser.add_argument(
         "checkpoints",
         nargs="*",
         metavar="CHECKPOINT",
         type=Path,
-        help="checkpoint files, own or released form (default: every run and every .pth in checkpoints/)",
+        help="checkpoint files, own or released form (default: every run and every .pth in "
+        "checkpoints/)",
     )
+
     data, out = (
         Path("dataset/WFLW256"),
         "folder for metrics.json, faces.csv, table.md and figures (default: print only)",
     )
-    parser.add_argument("--data", type=Path, default=data, help="folder of the prepared data (default: %(default)s)")
+    parser.add_argument(
+        "--data", type=Path, default=data, help="folder of the prepared data (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="faces per forward pass (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="faces per forward pass (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         parser.error("--batch-size must be at least 1")
+
     return arguments
 
 
@@ -39,61 +50,74 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
     from dataset.faces import load_faces
-    from engine import report
-    from engine.evaluation import ROBUSTNESS_FACES, robustness, subsets
+    from evaluation import evaluate, tables
+    from evaluation.evaluate import subsets
+    from evaluation.robustness import ROBUSTNESS_FACES, robustness
     from utils.runtime import describe_machine, keep_freed_memory, select_device
 
     keep_freed_memory()
     run = {"device": select_device(arguments.device), "batch_size": arguments.batch_size}
     out = make_folder(arguments.out) if arguments.out else None
-    paths = arguments.checkpoints or report.find_checkpoints(Path("checkpoints"))
+    paths = arguments.checkpoints or evaluate.find_checkpoints(Path("checkpoints"))
     faces = load_faces(arguments.data, "test")
-    models = report.load_models(paths, faces, asked_for=bool(arguments.checkpoints))
+    models = evaluate.load_models(paths, faces, asked_for=bool(arguments.checkpoints))
     masks = subsets(faces)
 
-    protocol, warnings = report.protocol(arguments.data, faces, models)
+    protocol, warnings = tables.protocol(arguments.data, faces, models)
     print(*protocol, "", sep="\n")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
-    results = [report.evaluate(loaded, name, faces, **run) for name, loaded in models.items()]
-    mean_shape = report.mean_shape_summary(arguments.data, faces)
-    sections = [report.accuracy_table(results, mean_shape)]
+    results = [evaluate.evaluate(loaded, name, faces, **run) for name, loaded in models.items()]
+    mean_shape = evaluate.mean_shape_summary(arguments.data, faces)
+    sections = [tables.accuracy_table(results, mean_shape)]
     if mean_shape is None:
         sections.append(f"The mean shape's row is left out: {arguments.data} has no training list.")
-    pairs = report.differences(results, masks) if len(results) > 1 else []
+
+    pairs = evaluate.differences(results, masks) if len(results) > 1 else []
     if pairs:
-        sections.append(report.difference_table(pairs, masks))
-    sections.append(report.cost_table(results))
+        sections.append(tables.difference_table(pairs, masks))
+
+    sections.append(tables.cost_table(results))
     print(*sections, sep="\n\n")
     if out is None:
         return 0
 
-    from engine.figures import write_evaluation
+    from evaluation.figures import write_evaluation
 
     curves = {result.name: robustness(result.loaded.model, faces, **run) for result in results}
-    tables = report.robustness_tables(curves, min(len(faces), ROBUSTNESS_FACES))
-    print("", *tables, sep="\n\n")
+    curve_tables = tables.robustness_tables(curves, min(len(faces), ROBUSTNESS_FACES))
+    print("", *curve_tables, sep="\n\n")
+
     with atomic_write(out / "table.md", "w") as file:
         file.write("\n".join(f"- {line}" for line in [*protocol, *warnings]) + "\n\n")
-        file.write("\n\n".join(sections + tables) + "\n")
-    report.write_faces(out / "faces.csv", faces, results)
+        file.write("\n\n".join(sections + curve_tables) + "\n")
+
+    tables.write_faces(out / "faces.csv", faces, results)
+
     content = {
         "protocol": protocol,
         "warnings": warnings,
         "data": faces.meta,
         "machine": describe_machine(),
         "models": {
-            r.name: {"path": str(r.loaded.path), "config": r.loaded.config, "subsets": r.summary, **r.cost}
+            r.name: {
+                "path": str(r.loaded.path),
+                "config": r.loaded.config,
+                "subsets": r.summary,
+                **r.cost,
+            }
             for r in results
         },
         "mean_shape": mean_shape,
         "differences": pairs,
         "robustness": curves,
     }
-    report.write_json(out / "metrics.json", content)
+
+    write_json(out / "metrics.json", content)
     figures = write_evaluation(out, faces, results, curves)
     print(f"\nwrote metrics.json, faces.csv, table.md and {len(figures)} figures to {out}")
+
     return 0
 
 

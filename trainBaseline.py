@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from engine.config import parse_arguments
+from training.config import parse_arguments
 from utils.files import reports_input_errors
 
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
     config, resume, overwrite = parse_arguments(argv, sepbn=False)
-    from engine.training import train  # torch takes seconds to import: after the arguments are known to be right
+    from training.loop import train
 
     return train(config, resume=resume, overwrite=overwrite)
 

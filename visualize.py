@@ -1,4 +1,5 @@
-"""Draw what a model has learnt: mapping parameters and attention weights of its SepBN modules, landmarks on faces.
+"""Draw what a model has learnt: mapping parameters and attention weights of its SepBN modules,
+landmarks on faces.
 
 A checkpoint without SepBN has no mapping sets to show: it gets the faces only.
 """
@@ -14,17 +15,25 @@ from utils.files import make_folder, reports_input_errors
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint file, own or released form")
-    parser.add_argument("--data", type=Path, default=Path("dataset/WFLW256"), help="folder of the prepared data")
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="folder for the PNGs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint file, own or released form"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("dataset/WFLW256"), help="folder of the prepared data"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results"), metavar="DIR", help="folder for the PNGs"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     arguments = parser.parse_args(argv)
 
     from dataset.faces import load_faces
-    from engine import figures, sepbn_figures
-    from engine.checkpoint import load_model
-    from engine.evaluation import predict_landmarks, require_same_points, spread
+    from evaluation import attention, figures
+    from evaluation.evaluate import predict_landmarks, require_same_points, spread
+    from models.checkpoint import load_model
     from utils.metrics import nme
     from utils.runtime import keep_freed_memory, select_device
 
@@ -38,15 +47,17 @@ def main(argv: list[str] | None = None) -> int:
 
     drawn = {}
     shown = spread(len(faces), 12)
-    if sepbn_figures.sepbn_modules(loaded.model):
-        prediction, weights = sepbn_figures.attention_weights(loaded.model, faces, device=device)
-        drawn["mapping_parameters"] = sepbn_figures.mapping_parameters(loaded.model)
-        drawn["attention_faces"] = sepbn_figures.attention_gallery(faces, weights, shown)
-        drawn["attention_by_subset"] = sepbn_figures.attention_by_subset(weights, faces.attributes)
-        drawn["set_usage"] = sepbn_figures.set_usage(loaded.model, weights)
+
+    if attention.sepbn_modules(loaded.model):
+        prediction, weights = attention.attention_weights(loaded.model, faces, device=device)
+        drawn["mapping_parameters"] = figures.mapping_parameters(loaded.model)
+        drawn["attention_faces"] = figures.attention_gallery(faces, weights, shown)
+        drawn["attention_by_subset"] = figures.attention_by_subset(weights, faces.attributes)
+        drawn["set_usage"] = figures.set_usage(loaded.model, weights)
     else:
         prediction = predict_landmarks(loaded.model, faces, device=device, progress=True)
         print("no SepBN modules in this checkpoint: drawing its landmarks on faces only")
+
     errors = nme(prediction, faces.crop_landmarks().double().numpy(), faces.scheme.outer_eyes)
     half = -(-len(shown) // 2)
     rows = [("", shown[:half]), ("", shown[half:])]
@@ -54,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     drawn["faces"] = figures.face_gallery(faces, prediction, errors, rows=rows, title=title)
     for name, figure in drawn.items():
         print(f"wrote {figures.save(figure, out / f'{name}.png')}")
+
     return 0
 
 

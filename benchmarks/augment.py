@@ -2,8 +2,9 @@
 
     python benchmarks/augment.py --data dataset/WFLW256 [--pairs 15]
 
-Ours gathers, warps and scales batches of 8 from patches in memory; the other decodes each sample's PNG and warps three
-times, and is also timed without the decoding. The two run in turn; medians, and the median of the pairs' ratios.
+Ours gathers, warps and scales batches of 8 from patches in memory; the other decodes each sample's
+PNG and warps three times, and is also timed without the decoding. The two run in turn; medians, and
+the median of the pairs' ratios.
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ BATCH = 8
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="dataset/WFLW256", help="prepared folder")
-    parser.add_argument("--pairs", type=int, default=15, help="timed pairs of 20 batches each (default: 15)")
+    parser.add_argument(
+        "--pairs", type=int, default=15, help="timed pairs of 20 batches each (default: 15)"
+    )
     arguments = parser.parse_args(argv)
     keep_freed_memory()  # as in training
     torch.set_num_threads(1)
@@ -57,17 +62,30 @@ def main(argv: list[str] | None = None) -> int:
             cv2.imread(str(faces.paths[i % len(faces)]))
 
     times: dict[str, list[float]] = {"ours": [], "straightforward": [], "of it decoding": []}
+
     for pair in range(arguments.pairs + 1):
         for name, run in zip(times, (ours, theirs, decoding), strict=True):
             began = time.perf_counter()
             run()
             if pair:  # the first round warms up
                 times[name].append(1000 * (time.perf_counter() - began) / (20 * BATCH))
+
     print({**describe_machine(), "faces": len(faces), "batch": BATCH, "pairs": arguments.pairs})
+
     for name, values in times.items():
-        print(f"{name:16} {statistics.median(values):.3f} ms an image ({min(values):.3f} to {max(values):.3f})")
-    ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["straightforward"], strict=True)]
-    print(f"straightforward / ours, median of {len(ratios)} paired ratios: {statistics.median(ratios):.1f}")
+        print(
+            f"{name:16} {statistics.median(values):.3f} ms an image ({min(values):.3f} to "
+            f"{max(values):.3f})"
+        )
+
+    ratios = [
+        theirs / ours for ours, theirs in zip(times["ours"], times["straightforward"], strict=True)
+    ]
+    print(
+        f"straightforward / ours, median of {len(ratios)} paired ratios: "
+        f"{statistics.median(ratios):.1f}"
+    )
+
     return 0
 
 

@@ -1,9 +1,10 @@
-"""What a face detector's boxes cost against the annotated ones: share of faces found, and NME with either box.
+"""What a face detector's boxes cost against the annotated ones: share of faces found, and NME with
+either box.
 
-    python benchmarks/detector_boxes.py --wflw DIR --detector face_detection_yunet_2023mar.onnx --checkpoint FILE
+    python benchmarks/detector_boxes.py --wflw DIR --detector YUNET.onnx --checkpoint FILE
 
-A face counts as found if a detection overlaps its annotated box by an IoU of at least 0.5; the best one is taken.
-DIR is in WFLW's layout; the test list is used.
+A face counts as found if a detection overlaps its annotated box by an IoU of at least 0.5; the best
+one is taken. DIR is in WFLW's layout; the test list is used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 
 from dataset.annotations import Annotation, read_official_list
 from dataset.crop import read_image
-from engine.predictor import FaceDetector, LandmarkPredictor
+from prediction.detector import FaceDetector
+from prediction.predictor import LandmarkPredictor
 from utils.files import reports_input_errors
 from utils.metrics import nme
 from utils.runtime import describe_machine, progress
@@ -32,13 +34,18 @@ def intersection_over_union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     shared = np.prod(np.maximum(high - low + 1, 0), axis=1)
     area = np.prod(box[2:] - box[:2] + 1) + np.prod(others[:, 2:] - others[:, :2] + 1, axis=1)
+
     return shared / (area - shared)
 
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Share of faces that a detector finds, and NME with its boxes.")
-    parser.add_argument("--wflw", type=Path, required=True, metavar="DIR", help="folder in WFLW's layout")
+    parser = argparse.ArgumentParser(
+        description="Share of faces that a detector finds, and NME with its boxes."
+    )
+    parser.add_argument(
+        "--wflw", type=Path, required=True, metavar="DIR", help="folder in WFLW's layout"
+    )
     parser.add_argument("--detector", type=Path, required=True, metavar="ONNX", help="YuNet")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
     parser.add_argument("--device", default="auto")
@@ -51,15 +58,18 @@ def main(argv: list[str] | None = None) -> int:
     by_image: dict[str, list[Annotation]] = {}
     for face in faces:
         by_image.setdefault(face.image, []).append(face)
+
     detector = FaceDetector(args.detector)
     predictor = LandmarkPredictor(args.checkpoint, device=args.device)
     truth, annotated, detected, found, shifts = [], [], [], [], []
+
     for name, group in progress(by_image.items(), desc="pictures", unit="picture"):
         image = read_image(args.wflw / "WFLW_images" / name)
         boxes = np.array([face.box for face in group])
         candidates, _ = detector(image)
         annotated += list(predictor(image, boxes))
         truth += [face.landmarks for face in group]
+
         for box in boxes:
             overlap = intersection_over_union(box, candidates)
             found.append(overlap.max(initial=0) >= MIN_IOU)
@@ -71,22 +81,30 @@ def main(argv: list[str] | None = None) -> int:
 
     hit = np.array(found)
     with_annotated, with_detected = (
-        nme(np.array(p), np.array(truth), predictor.scheme.outer_eyes) for p in (annotated, detected)
+        nme(np.array(p), np.array(truth), predictor.scheme.outer_eyes)
+        for p in (annotated, detected)
     )
     ratio, x, y = np.array(shifts)[hit].T
-    print(", ".join(f"{key} {value}" for key, value in describe_machine().items() if value is not None))
+    print(
+        ", ".join(
+            f"{key} {value}" for key, value in describe_machine().items() if value is not None
+        )
+    )
+
     print(f"checkpoint {args.checkpoint}: {predictor.config['arm']}")
     print(
         f"n = {len(faces)} test faces in {len(by_image)} images, "
         f"found (IoU >= {MIN_IOU}): {hit.sum()} ({hit.mean():.1%})"
     )
     print(
-        f"detected / annotated side {ratio.mean():.2f} ± {ratio.std():.2f}, centre offset in sides: "
+        f"detected / annotated side {ratio.mean():.2f} ± {ratio.std():.2f}, centre offset in "
+        "sides: "
         f"x {x.mean():+.3f} ± {x.std():.3f}, y {y.mean():+.3f} ± {y.std():.3f}"
     )
     print(f"NME, annotated boxes, all faces      {with_annotated.mean():.2%}")
     print(f"NME, annotated boxes, faces found    {with_annotated[hit].mean():.2%}")
     print(f"NME, detector's boxes, faces found   {with_detected[hit].mean():.2%}")
+
     return 0
 
 

@@ -22,10 +22,10 @@ import numpy as np
 
 from dataset.annotations import read_crop_list, write_crop_list
 from dataset.faces import FaceSet, list_path, load_faces, read_meta
-from engine.checkpoint import load_model
-from engine.config import SEPBN_OPTIONS, TrainConfig
-from engine.evaluation import face_errors, summarize
-from engine.training import train
+from evaluation.evaluate import face_errors, summarize
+from models.checkpoint import load_model
+from training.config import SEPBN_OPTIONS, TrainConfig
+from training.loop import train
 from utils.files import InputError, atomic_write, make_folder
 from utils.runtime import select_device
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.experiment_runs import Plan, test_faces
 from dataset.annotations import read_crop_list
 from dataset.faces import list_path
-from engine.evaluation import bootstrap_means, paired_difference
+from evaluation.evaluate import bootstrap_means, paired_difference
 from utils.metrics import nme
 
 DIFFERENCES = (("none", "bn"), ("none", "sepbn-g1k3"), ("bn", "sepbn-g1k3"), ("bn", "sepbn-g2k3"))

@@ -17,9 +17,9 @@ import torch
 from dataset import createSynthetic, createWFLW256
 from dataset.annotations import ATTRIBUTES, read_crop_list, write_crop_list
 from dataset.faces import FaceSet, list_path
-from engine.checkpoint import load_model
-from engine.evaluation import bootstrap_means, face_errors, paired_difference, require_same_points
-from engine.sepbn_figures import attention_weights, cohens_d, relative_distances, sepbn_modules
+from evaluation.attention import attention_weights, cohens_d, relative_distances, sepbn_modules
+from evaluation.evaluate import bootstrap_means, face_errors, paired_difference, require_same_points
+from models.checkpoint import load_model
 from models.vanilla import VanillaCNN
 from utils.files import InputError, atomic_write, make_folder
 from utils.metrics import nme

@@ -1,12 +1,14 @@
-"""How much faster createWFLW256 prepares faces than the straightforward loop, and how large its files are.
+"""How much faster createWFLW256 prepares faces than the straightforward loop, and how large its
+files are.
 
     python benchmarks/prepare.py --wflw DIR [--pairs 7] [--workers N]
 
-The loop is imread, copy into a black square, nearest resize and imwrite at OpenCV's defaults, one face after another on
-one thread; its lists are read beforehand. Ours is the whole of `prepare`, reading and writing of lists included. The
-two run in turn on the same files and cores, the order changing from pair to pair; what is reported is the median of the
-pairs' ratios. Processor time shows how much of it is less work; the rest is the use of all cores. The patches of both
-are compared pixel by pixel.
+The loop is imread, copy into a black square, nearest resize and imwrite at OpenCV's defaults, one
+face after another on one thread; its lists are read beforehand. Ours is the whole of `prepare`,
+reading and writing of lists included. The two run in turn on the same files and cores, the order
+changing from pair to pair; what is reported is the median of the pairs' ratios. Processor time
+shows how much of it is less work; the rest is the use of all cores. The patches of both are
+compared pixel by pixel.
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ def straightforward(faces: list[Face], images: Path, out: Path) -> None:
         left, top, right, bottom = face.annotation.box
         width, height = right - left + 1, bottom - top + 1
         grow = abs(width - height)
+
         if width < height:
             left, right = left - grow // 2, right + grow // 2 + grow % 2
         else:
             top, bottom = top - grow // 2, bottom + grow // 2 + grow % 2
+
         side = right - left + 1
         side += side % 2
         left, top = left - side // 2, top - side // 2
@@ -54,7 +58,9 @@ def straightforward(faces: list[Face], images: Path, out: Path) -> None:
 def compare(ours: Path, theirs: Path, faces: list[Face]) -> float:
     """Size of our files over theirs; every pair of patches must show the same pixels."""
     for face in faces:
-        if not np.array_equal(cv2.imread(str(ours / face.patch)), cv2.imread(str(theirs / face.patch))):
+        if not np.array_equal(
+            cv2.imread(str(ours / face.patch)), cv2.imread(str(theirs / face.patch))
+        ):
             raise InputError(f"{face.patch} differs from the straightforward loop's")
     return size(ours, faces) / size(theirs, faces)
 
@@ -66,46 +72,77 @@ def size(folder: Path, faces: list[Face]) -> int:
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Speed and file size of createWFLW256 against the plain loop.")
-    parser.add_argument("--wflw", type=Path, required=True, metavar="DIR", help="folder in WFLW's layout")
+    parser = argparse.ArgumentParser(
+        description="Speed and file size of createWFLW256 against the plain loop."
+    )
+    parser.add_argument(
+        "--wflw", type=Path, required=True, metavar="DIR", help="folder in WFLW's layout"
+    )
     parser.add_argument("--pairs", type=int, default=7, help="runs of each of the two (default: 7)")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="our threads (default: all cores)")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="our threads (default: all cores)"
+    )
     args = parser.parse_args(argv)
     if args.pairs < 1 or args.workers < 1:
         parser.error("--pairs and --workers must be at least 1")
+
     source = wflw_source(args.wflw)
     faces = [face for split in read_source(source).values() for face in split]
     ratios, rates, work = [], {"plain": [], "ours": []}, {"plain": [], "ours": []}
+
     with tempfile.TemporaryDirectory() as scratch:
         ours, theirs = Path(scratch, "ours"), Path(scratch, "theirs")
+
         for pair in range(-1, args.pairs):  # the first pair only warms the file cache
             seconds = {}
+
             for which in ("plain", "ours") if pair % 2 else ("ours", "plain"):
                 folder = ours if which == "ours" else theirs
                 shutil.rmtree(folder, ignore_errors=True)
                 for split in () if which == "ours" else ("train", "test"):
                     (folder / split).mkdir(parents=True)
+
                 start, start_work = time.perf_counter(), time.process_time()
+
                 if which == "ours":
                     prepare(source, ours, resample="nearest", workers=args.workers)
                 else:
                     straightforward(faces, source.images, theirs)
+
                 seconds[which] = time.perf_counter() - start
+
                 if pair >= 0:
                     rates[which].append(len(faces) / seconds[which])
                     work[which].append((time.process_time() - start_work) / len(faces) * 1e3)
+
             if pair >= 0:
                 ratios.append(seconds["plain"] / seconds["ours"])
+
         size_ratio = compare(ours, theirs, faces)
         kilobytes = size(theirs, faces) / len(faces) / 1e3
-    print(", ".join(f"{key} {value}" for key, value in describe_machine().items() if value is not None))
-    print(f"{len(faces)} faces in {len({f.annotation.image for f in faces})} images, {args.workers} workers")
+
+    print(
+        ", ".join(
+            f"{key} {value}" for key, value in describe_machine().items() if value is not None
+        )
+    )
+
+    print(
+        f"{len(faces)} faces in {len({f.annotation.image for f in faces})} images, {args.workers} "
+        "workers"
+    )
+
     for name, which, factor in (("plain loop", "plain", 1), ("prepare", "ours", size_ratio)):
         rate, cpu = statistics.median(rates[which]), statistics.median(work[which])
-        print(f"{name:10} {rate:8.1f} faces/s {cpu:8.2f} ms processor time {kilobytes * factor:8.1f} kB a patch")
+        print(
+            f"{name:10} {rate:8.1f} faces/s {cpu:8.2f} ms processor time "
+            f"{kilobytes * factor:8.1f} kB a patch"
+        )
+
     spread = f"median of {len(ratios)} pairs ({min(ratios):.2f} to {max(ratios):.2f})"
     print(f"speed-up   {statistics.median(ratios):8.2f} x, {spread}")
     print(f"file size  {size_ratio:8.2f} x, same pixels")
+
     return 0
 
 

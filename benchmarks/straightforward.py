@@ -34,11 +34,21 @@ def augmented_sample(
     if random.random() < 0.5:
         a, b = random.uniform(-0.3, 0.3, 2)
         transform(np.array([[1.0, a, 0.0], [b, 1.0, 0.0]]), 256)
+
     grow = random.uniform(-19.2, 19.2, 2) if random.random() < 0.5 else np.zeros(2)
     scale = 127 / (127 + 2 * grow)
-    transform(np.array([[scale[0], 0, (grow[0] - 64) * scale[0]], [0, scale[1], (grow[1] - 64) * scale[1]]]), 128)
+
+    transform(
+        np.array(
+            [[scale[0], 0, (grow[0] - 64) * scale[0]], [0, scale[1], (grow[1] - 64) * scale[1]]]
+        ),
+        128,
+    )
+
     if random.random() < 0.5:
         image = image[:, ::-1]
         points = np.stack([127 - points[mirror, 0], points[mirror, 1]], axis=1)
+
     pixels = (image.astype(np.float32) - 127.5) / 128
+
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), points.astype(np.float32).ravel()

@@ -1,8 +1,10 @@
-"""Reading official WFLW-style lists, reading and writing crop lists. Every error names the file and the line.
+"""Reading official WFLW-style lists, reading and writing crop lists. Every error names the file and
+the line.
 
-Official line: 2P coordinates (x0 y0 x1 y1 ..., image px), the face box (x_min y_min x_max y_max, integers, inclusive),
-six 0/1 attributes, the image's name. P comes from the number of fields: 98 (WFLW) or 68 (iBUG style).
-Crop-list line: P x, then P y (px of the 256 patch), then the patch's path, relative to the list or absolute.
+Official line: 2P coordinates (x0 y0 x1 y1 ..., image px), the face box (x_min y_min x_max y_max,
+integers, inclusive), six 0/1 attributes, the image's name. P comes from the number of fields: 98
+(WFLW) or 68 (iBUG style). Crop-list line: P x, then P y (px of the 256 patch), then the patch's
+path, relative to the list or absolute.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from dataset.crop import patch_frame
 from dataset.landmarks import scheme_for
 from utils.files import InputError, atomic_write
 
-ATTRIBUTES = ("largepose", "expression", "illumination", "makeup", "occlusion", "blur")  # order of the list's flags
+# order of the list's flags
+ATTRIBUTES = (
+    "largepose",
+    "expression",
+    "illumination",
+    "makeup",
+    "occlusion",
+    "blur",
+)
 _EXTRA_FIELDS = 4 + len(ATTRIBUTES) + 1  # box, attributes, image name
 
 
@@ -35,27 +45,35 @@ class Annotation:
 
 
 def read_official_list(path: str | Path) -> list[Annotation]:
-    """The faces of an official list, in its order; an empty list, or lines of different kinds, is an InputError."""
+    """The faces of an official list, in its order; an empty list, or lines of different kinds, is
+    an InputError.
+    """
     path = Path(path)
     faces: list[Annotation] = []
+
     for number, text in _lines(path):
         try:
             face = _parse_official(text, number)
             if faces and len(face.landmarks) != len(faces[0].landmarks):
                 raise InputError(
-                    f"{len(face.landmarks)} points, but line {faces[0].line} has {len(faces[0].landmarks)}; "
+                    f"{len(face.landmarks)} points, but line {faces[0].line} has "
+                    f"{len(faces[0].landmarks)}; "
                     "a list must keep to one number of points"
                 )
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
+
         faces.append(face)
+
     if not faces:
         raise InputError(f"{path} is empty: a list needs at least one face")
+
     return faces
 
 
 def read_crop_list(path: str | Path) -> tuple[np.ndarray, list[Path]]:
-    """Landmarks (N, P, 2) float64 in patch px, and the N patches' absolute paths, which are files that exist.
+    """Landmarks (N, P, 2) float64 in patch px, and the N patches' absolute paths, which are files
+    that exist.
 
     An empty list (a subset without faces) gives an array (0, 0, 2) and no paths.
     """
@@ -64,33 +82,45 @@ def read_crop_list(path: str | Path) -> tuple[np.ndarray, list[Path]]:
     rows: list[list[float]] = []
     patches: list[Path] = []
     points = 0
+
     for number, text in _lines(path):
         try:
             points = points or _count_points(text)
             fields = text.split(maxsplit=2 * points)  # a path may hold spaces
+
             if len(fields) <= 2 * points:
-                raise InputError(f"{len(fields)} fields, expected {2 * points} coordinates and the patch's path")
+                raise InputError(
+                    f"{len(fields)} fields, expected {2 * points} coordinates and the patch's path"
+                )
+
             rows.append(_numbers(fields[:-1]))
             patch = folder / fields[-1].rstrip()
             if not os.path.isfile(patch):
                 raise InputError(f"patch {patch} does not exist")
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
+
         patches.append(patch)
+
     xy = np.array(rows, dtype=np.float64).reshape(len(rows), 2, points)  # x block, then y block
+
     return np.ascontiguousarray(xy.transpose(0, 2, 1)), patches  # (N, 2, P) -> (N, P, 2)
 
 
 def write_crop_list(path: str | Path, landmarks: np.ndarray, patches: Sequence[str | Path]) -> None:
-    """Write landmarks (N, P, 2) in patch px and N patch paths, which stand in the list as they are given.
+    """Write landmarks (N, P, 2) in patch px and N patch paths, which stand in the list as they are
+    given.
 
-    Numbers are written so that reading them gives back the same float64. The file appears whole or not at all.
+    Numbers are written so that reading them gives back the same float64. The file appears whole or
+    not at all.
     """
     if len(landmarks) != len(patches):
         raise ValueError(f"{len(landmarks)} landmark sets for {len(patches)} patches")
+
     with atomic_write(path) as file:
         for points, patch in zip(landmarks, patches, strict=True):
-            numbers = np.asarray(points, dtype=np.float64).T.ravel().tolist()  # (P, 2) -> x0 x1 ... y0 y1 ...
+            # (P, 2) -> x0 x1 ... y0 y1 ...
+            numbers = np.asarray(points, dtype=np.float64).T.ravel().tolist()
             file.write((" ".join(map(repr, numbers)) + f" {Path(patch).as_posix()}\n").encode())
 
 
@@ -104,6 +134,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"list {path} does not exist") from None
     except OSError as error:
         raise InputError(f"list {path} cannot be read: {error.strerror}") from None
+
     return enumerate(text.rstrip().split("\n") if text.strip() else [], start=1)
 
 
@@ -114,29 +145,42 @@ def _numbers(fields: Sequence[str]) -> list[float]:
             value = float(field)
         except ValueError:
             raise InputError(f"{field!r} is not a number") from None
+
         if not math.isfinite(value):
             raise InputError(f"coordinate {field!r} is not finite")
+
         values.append(value)
+
     return values
 
 
 def _parse_official(text: str, number: int) -> Annotation:
     fields = text.split()
     points, odd = divmod(len(fields) - _EXTRA_FIELDS, 2)
+
     try:
         scheme_for(points if not odd else -1)
     except InputError:
-        raise InputError(f"{len(fields)} fields, expected 207 (98 points) or 147 (68 points)") from None
+        raise InputError(
+            f"{len(fields)} fields, expected 207 (98 points) or 147 (68 points)"
+        ) from None
+
     coordinates = _numbers(fields[: 2 * points])
     box = _numbers(fields[2 * points : 2 * points + 4])
+
     if not all(edge.is_integer() for edge in box):
-        raise InputError(f"face box {' '.join(fields[2 * points : 2 * points + 4])} is not in whole pixels")
+        raise InputError(
+            f"face box {' '.join(fields[2 * points : 2 * points + 4])} is not in whole pixels"
+        )
+
     edges = (int(box[0]), int(box[1]), int(box[2]), int(box[3]))
     patch_frame(edges)  # refuses a box without area
     flags = fields[2 * points + 4 : -1]
+
     for name, flag in zip(ATTRIBUTES, flags, strict=True):
         if flag not in ("0", "1"):
             raise InputError(f"attribute {name} is {flag!r}, expected 0 or 1")
+
     return Annotation(
         landmarks=np.array(coordinates, dtype=np.float64).reshape(points, 2),
         box=edges,
@@ -154,7 +198,9 @@ def _count_points(text: str) -> int:
             float(field)
         except ValueError:
             break
+
         count += 1
+
     try:
         return scheme_for(count // 2 if count % 2 == 0 else -1).num_points
     except InputError:

@@ -1,8 +1,10 @@
-"""Augmentation as data: an epoch's order and one affine map a face, drawn at once from (seed, epoch).
+"""Augmentation as data: an epoch's order and one affine map a face, drawn at once from (seed,
+epoch).
 
-The map takes the 256 patch to the 128 crop. It composes, in this order and each with probability 1/2: rotation about
-the patch centre, shear about the patch's origin, the sampled window (box perturbation) and the mirror. A face's map
-depends on (seed, epoch, index of the face) alone, not on batch size, number of processes or where a run was resumed.
+The map takes the 256 patch to the 128 crop. It composes, in this order and each with probability
+1/2: rotation about the patch centre, shear about the patch's origin, the sampled window (box
+perturbation) and the mirror. A face's map depends on (seed, epoch, index of the face) alone, not on
+batch size, number of processes or where a run was resumed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataset.faces import FaceSet, scale_pixels
 
 MAX_ROTATION = np.deg2rad(25.0)
 MAX_SHEAR = 0.3
-MAX_WINDOW = 19.2  # patch pixels by which each edge of the sampled window moves: 0.15 of half the patch
+MAX_WINDOW = 19.2  # patch px by which each edge of the window moves: 0.15 of half the patch
 CENTRE = (PATCH_SIZE - 1) / 2
 LAST = CROP_SIZE - 1
 
@@ -60,10 +62,13 @@ def draw(num_faces: int, *, seed: int, epoch: int) -> tuple[np.ndarray, Draws]:
         window=np.where(coins[:, 2:3], MAX_WINDOW * uniform[:, 3:5], 0.0),
         flip=coins[:, 3],
     )
+
     return order, draws
 
 
-def patch_to_crop(draws: Draws, *, rotation_centre: float = CENTRE, flip_sum: float = LAST) -> np.ndarray:
+def patch_to_crop(
+    draws: Draws, *, rotation_centre: float = CENTRE, flip_sum: float = LAST
+) -> np.ndarray:
     """The composed map of every face, patch pixel -> crop pixel, as (N, 3, 3) float64 matrices.
 
     Args:
@@ -88,6 +93,7 @@ def patch_to_crop(draws: Draws, *, rotation_centre: float = CENTRE, flip_sum: fl
     window = matrices([[scale[:, 0], 0.0, offset[:, 0]], [0.0, scale[:, 1], offset[:, 1]]])
     sign = np.where(draws.flip, -1.0, 1.0)
     mirror = matrices([[sign, 0.0, np.where(draws.flip, flip_sum, 0.0)], [0.0, 1.0, 0.0]])
+
     return mirror @ window @ shear @ rotation
 
 
@@ -98,20 +104,22 @@ def draw_epoch(faces: FaceSet, *, seed: int, epoch: int, released_geometry: bool
         faces: the training set; its patches are not touched.
         seed: seed of the run.
         epoch: number of the epoch, from 0.
-        released_geometry: labels as in the released code: rotated about 128 instead of 127.5 and mirrored by 128 - x
-            instead of 127 - x. The pixels stay as they are.
+        released_geometry: labels as in the released code: rotated about 128 instead of 127.5 and
+            mirrored by 128 - x instead of 127 - x. The pixels stay as they are.
     """
     order, draws = draw(len(faces), seed=seed, epoch=epoch)
     pixel_maps = patch_to_crop(draws)
     point_maps = pixel_maps
     if released_geometry:
         point_maps = patch_to_crop(draws, rotation_centre=PATCH_SIZE / 2, flip_sum=CROP_SIZE)
+
     maps = torch.from_numpy(point_maps).to(faces.landmarks.device)
     points = faces.landmarks.double()[:, :, None, :]  # (N, P, 1, 2)
     targets = (maps[:, None, :2, :2] * points).sum(dim=-1) + maps[:, None, :2, 2]  # (N, P, 2)
     flip = torch.from_numpy(draws.flip).to(targets.device)
     targets = torch.where(flip[:, None, None], targets[:, list(faces.scheme.mirror)], targets)
     matrices = np.linalg.inv(pixel_maps)[:, :2].astype(np.float32)
+
     return Epoch(
         order=torch.from_numpy(order).to(targets.device),
         matrices=torch.from_numpy(matrices).to(targets.device),
@@ -127,19 +135,21 @@ def warp(patches: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         matrices: (B, 2, 3) float32, crop pixel -> patch pixel.
 
     Returns:
-        (B, 3, 128, 128) float32 network input, in channels-last memory order. Where a matrix maps pixel centres to
-        pixel centres, the values are the patch's own, bit for bit.
+        (B, 3, 128, 128) float32 network input, in channels-last memory order. Where a matrix maps
+        pixel centres to pixel centres, the values are the patch's own, bit for bit.
     """
-    # Normalised coordinates of grid_sample without align_corners, (2 x + 1) / 256 - 1, are exact in float32 at
-    # pixel centres, because 256 is a power of two.
+    # Normalised coordinates of grid_sample without align_corners, (2 x + 1) / 256 - 1, are exact in
+    # float32 at pixel centres, because 256 is a power of two.
     steps = torch.arange(CROP_SIZE, device=patches.device, dtype=torch.float32)
     m = matrices * (2.0 / PATCH_SIZE)
     offset = m[:, :, 2] + (1.0 / PATCH_SIZE - 1.0)  # (B, 2)
     along_x = m[:, None, :, 0] * steps[:, None]  # (B, W, 2)
     along_y = m[:, None, :, 1] * steps[:, None] + offset[:, None]  # (B, H, 2)
     grid = along_x[:, None] + along_y[:, :, None]  # (B, H, W, 2)
-    pixels = patches.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)  # (B, C, 256, 256)
+    # (B, C, 256, 256)
+    pixels = patches.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
     crops = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
     return scale_pixels(crops.contiguous(memory_format=torch.channels_last))
 
 

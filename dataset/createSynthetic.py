@@ -2,9 +2,10 @@
 
     python dataset/createSynthetic.py --out DIR [--train 2000] [--test 500] [--seed 0]
 
-DIR then holds WFLW_images/ and WFLW_annotations/ as WFLW does, ready for createWFLW256.py --wflw DIR. Every face
-depends on (seed, split, number) only, so the same seed gives the same bytes, however many workers draw. The faces are
-3-D heads (see dataset/synthetic/): no photograph of anybody is involved.
+DIR then holds WFLW_images/ and WFLW_annotations/ as WFLW does, ready for createWFLW256.py --wflw
+DIR. Every face depends on (seed, split, number) only, so the same seed gives the same bytes,
+however many workers draw. The faces are 3-D heads (see dataset/synthetic/): no photograph of
+anybody is involved.
 """
 
 from __future__ import annotations
@@ -20,49 +21,96 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.files import InputError, atomic_write, make_folder, reports_input_errors  # noqa: E402
 
 LISTS = Path("WFLW_annotations") / "list_98pt_rect_attr_train_test"
-SWITCHES = ("pose", "lighting", "occluders", "backgrounds")  # as in synthetic/face.py, which takes seconds to import
+# as in synthetic/face.py, which takes seconds to import
+SWITCHES = (
+    "pose",
+    "lighting",
+    "occluders",
+    "backgrounds",
+)
 _STATE = "synthetic.json"  # says which data set a folder holds, or was going to hold
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; created when missing")
-    parser.add_argument("--train", type=int, default=2000, metavar="N", help="training faces (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=500, metavar="N", help="test faces (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
     parser.add_argument(
-        "--without", nargs="+", choices=SWITCHES, default=[], metavar="WHAT",
-        help=f"ablation: leave out variations, any of {', '.join(SWITCHES)}; without pose means nearly frontal, "
-        "without lighting one mild frontal light, without occluders no hands, things or sunglasses, without "
-        "backgrounds plain grey",
-    )  # fmt: skip
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to fill; created when missing",
+    )
+
+    parser.add_argument(
+        "--train", type=int, default=2000, metavar="N", help="training faces (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--test", type=int, default=500, metavar="N", help="test faces (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes (default: one per core)"
+    )
+
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        choices=SWITCHES,
+        default=[],
+        metavar="WHAT",
+        help=f"ablation: leave out variations, any of {', '.join(SWITCHES)}; without pose means "
+        "nearly frontal, without lighting one mild frontal light, without occluders no hands, "
+        "things or sunglasses, without backgrounds plain grey",
+    )
+
     args = parser.parse_args(argv)
     if args.train < 1 or args.test < 1:
         parser.error("--train and --test must be at least 1")
     if args.seed < 0 or args.workers < 0:
         parser.error("--seed and --workers must not be negative")
+
     return args
 
 
 def _claim(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Make the folder ours; whether it already holds the finished data set. Foreign content is never touched."""
+    """Make the folder ours; whether it already holds the finished data set. Foreign content is
+    never touched.
+    """
     make_folder(folder)
     state = folder / _STATE
+
     try:
         found = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
         others = found is None and any(folder.iterdir())
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); choose another --out") from None
+        raise InputError(
+            f"{folder}: cannot be read ({error.strerror}); choose another --out"
+        ) from None
     except ValueError:
         raise InputError(f"{state}: is damaged; remove {folder} or choose another --out") from None
+
     if others:
         raise InputError(f"{folder}: holds other files; choose an empty or new folder for --out")
+
     if found is not None and found.get("content") != wanted:
-        raise InputError(f"{folder}: holds a synthetic set with other settings; remove it or choose another --out")
+        raise InputError(
+            f"{folder}: holds a synthetic set with other settings; remove it or choose another "
+            "--out"
+        )
+
     if found is not None and found.get("finished"):
-        return all((folder / LISTS / f"list_98pt_rect_attr_{split}.txt").is_file() for split in ("train", "test"))
+        return all(
+            (folder / LISTS / f"list_98pt_rect_attr_{split}.txt").is_file()
+            for split in ("train", "test")
+        )
+
     _write_json(state, {"content": wanted, "finished": False})
+
     return False
 
 
@@ -79,28 +127,48 @@ def main(argv: list[str] | None = None) -> int:
     from utils.runtime import available_cores, progress
 
     without = sorted(set(args.without))
-    content = {"train": args.train, "test": args.test, "seed": args.seed, "without": without, "version": 1}
+
+    content = {
+        "train": args.train,
+        "test": args.test,
+        "seed": args.seed,
+        "without": without,
+        "version": 1,
+    }
+
     if _claim(args.out, content):
         print(f"{args.out}: already holds this data set")
         return 0
+
     counts = {"train": args.train, "test": args.test}
+
     for split, count in counts.items():
         for index in range(0, count, 1000):
             make_folder(args.out / "WFLW_images" / image_folder(split, index))
+
     make_folder(args.out / LISTS)
 
     try:
         with progress(desc="drawing faces", total=args.train + args.test, unit="face") as bar:
-            lines = draw_set(args.out / "WFLW_images", counts, args.workers or available_cores(), bar.update,
-                             seed=args.seed, without=frozenset(without))  # fmt: skip
+            lines = draw_set(
+                args.out / "WFLW_images",
+                counts,
+                args.workers or available_cores(),
+                bar.update,
+                seed=args.seed,
+                without=frozenset(without),
+            )
     except KeyboardInterrupt:
         raise InputError("interrupted; the same command draws the set again") from None
+
     for split, entries in lines.items():
         with atomic_write(args.out / LISTS / f"list_98pt_rect_attr_{split}.txt", "w") as file:
             file.write("\n".join(entries) + "\n")
+
     _write_json(args.out / _STATE, {"content": content, "finished": True})
     print(f"{args.train} training and {args.test} test faces in {args.out}")
     print(f"next: python dataset/createWFLW256.py --wflw {args.out} --out {args.out}256")
+
     return 0
 
 

@@ -3,9 +3,10 @@
     python dataset/createWFLW256.py --wflw DIR
     python dataset/createWFLW256.py --images DIR --train-list FILE --test-list FILE --out DIR
 
-The output folder holds train/WFLW0000.png ..., test/WFLW0000.png ... (numbered by the line's index in the official
-list), WFLW256_train.txt, WFLW256_test.txt, one WFLW256_test_<attribute>.txt per attribute, and meta.json, which is
-written last: where it is, the set is complete. An interrupted run carries on when it is started again.
+The output folder holds train/WFLW0000.png ..., test/WFLW0000.png ... (numbered by the line's index
+in the official list), WFLW256_train.txt, WFLW256_test.txt, one WFLW256_test_<attribute>.txt per
+attribute, and meta.json, which is written last: where it is, the set is complete. An interrupted
+run carries on when it is started again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if __name__ == "__main__":  # run as a script: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.files import InputError, atomic_write, describe_os_error, make_folder, reports_input_errors
+from utils.files import (
+    InputError,
+    atomic_write,
+    describe_os_error,
+    make_folder,
+    reports_input_errors,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +40,9 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = Path("dataset/WFLW256")
 SPLITS = ("train", "test")
-# From this patch side (image px) on, PNGs are stored, not deflated: with it 463 WFLW faces take 1.21 times the space of
-# OpenCV's default compression; a set of large faces only would take about 1.75 times.
+# From this patch side (image px) on, PNGs are stored, not deflated: with it 463 WFLW faces take
+# 1.21 times the space of OpenCV's default compression; a set of large faces only would take about
+# 1.75 times.
 STORED_SIDE = 288
 FINISHED, UNFINISHED = "meta.json", ".partial.json"
 
@@ -58,8 +66,13 @@ def wflw_source(folder: Path) -> Source:
     """The parts of an unpacked WFLW download."""
     if not folder.is_dir():
         raise InputError(f"WFLW folder {folder} does not exist")
+
     lists = folder / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
-    return Source(folder / "WFLW_images", {split: lists / f"list_98pt_rect_attr_{split}.txt" for split in SPLITS})
+
+    return Source(
+        folder / "WFLW_images",
+        {split: lists / f"list_98pt_rect_attr_{split}.txt" for split in SPLITS},
+    )
 
 
 def read_source(source: Source) -> dict[str, list[Face]]:
@@ -68,6 +81,7 @@ def read_source(source: Source) -> dict[str, list[Face]]:
 
     if not source.images.is_dir():
         raise InputError(f"image folder {source.images} does not exist")
+
     faces = {
         split: [
             Face(annotation, path, f"{split}/WFLW{index:04d}.png")
@@ -75,13 +89,22 @@ def read_source(source: Source) -> dict[str, list[Face]]:
         ]
         for split, path in source.lists.items()
     }
+
     train, test = (len(faces[split][0].annotation.landmarks) for split in SPLITS)
+
     if train != test:
-        raise InputError(f"{source.lists['train']} has {train} points a face, but {source.lists['test']} has {test}")
+        raise InputError(
+            f"{source.lists['train']} has {train} points a face, but {source.lists['test']} has "
+            f"{test}"
+        )
+
     for face in (*faces["train"], *faces["test"]):
         image = source.images / face.annotation.image
         if not os.path.isfile(image):
-            raise InputError(f"{face.source}, line {face.annotation.line}: image {image} does not exist")
+            raise InputError(
+                f"{face.source}, line {face.annotation.line}: image {image} does not exist"
+            )
+
     return faces
 
 
@@ -101,33 +124,51 @@ def describe_settings(source: Source, num_points: int, resample: str) -> dict[st
     }
 
 
-def prepare(source: Source, out: Path, *, resample: str, workers: int) -> tuple[dict[str, Any], int]:
-    """Write the prepared set to `out`; returns its meta data and how many patches had to be written."""
+def prepare(
+    source: Source, out: Path, *, resample: str, workers: int
+) -> tuple[dict[str, Any], int]:
+    """Write the prepared set to `out`; returns its meta data and how many patches had to be
+    written.
+    """
     faces = read_source(source)
     settings = describe_settings(source, len(faces["train"][0].annotation.landmarks), resample)
     finished = _claim_folder(out, settings)
-    missing = [face for face in (*faces["train"], *faces["test"]) if not _is_complete_png(out / face.patch)]
-    if finished and not missing and all((out / _list_name(name)).is_file() for name in finished["counts"]):
+    missing = [
+        face for face in (*faces["train"], *faces["test"]) if not _is_complete_png(out / face.patch)
+    ]
+
+    if (
+        finished
+        and not missing
+        and all((out / _list_name(name)).is_file() for name in finished["counts"])
+    ):
         return finished, 0
+
     for split in SPLITS:
         make_folder(out / split)
+
     write_patches(missing, source.images, out, resample=resample, workers=workers)
     meta = settings | {"counts": _write_lists(faces, out, resample)}
     _write_json(out / FINISHED, meta)
     (out / UNFINISHED).unlink(missing_ok=True)
+
     return meta, len(missing)
 
 
-def write_patches(faces: Iterable[Face], images: Path, out: Path, *, resample: str, workers: int) -> None:
+def write_patches(
+    faces: Iterable[Face], images: Path, out: Path, *, resample: str, workers: int
+) -> None:
     """Cut and write the patches of `faces`; each image is decoded once, on `workers` threads."""
     from utils.runtime import progress
 
     by_image: dict[str, list[Face]] = {}
     for face in faces:
         by_image.setdefault(face.annotation.image, []).append(face)
+
     total = sum(map(len, by_image.values()))
     # Threads suffice: OpenCV lets go of the interpreter while it decodes, resizes and encodes.
     pool = ThreadPoolExecutor(workers)
+
     try:
         jobs = [
             pool.submit(_write_image_patches, images / name, group, out, resample=resample)
@@ -143,17 +184,30 @@ def write_patches(faces: Iterable[Face], images: Path, out: Path, *, resample: s
 def encode_png(patch: np.ndarray, side: int) -> bytes:
     """A patch (256, 256, 3) uint8 BGR that was `side` image px wide as PNG, fast rather than small.
 
-    Deflating is most of the work. In an enlarged patch rows repeat, and the filter "up" turns a repeated row into
-    zeros: faster and smaller than OpenCV's default. Patches of large faces deflate to little more than half at best;
-    they are stored as they are, in a tenth of the time.
+    Deflating is most of the work. In an enlarged patch rows repeat, and the filter "up" turns a
+    repeated row into
+    zeros: faster and smaller than OpenCV's default. Patches of large faces deflate to little more
+    than half at best; they are stored as they are, in a tenth of the time.
     """
     import cv2
 
     if side >= STORED_SIDE:
-        settings = [cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+        settings = [
+            cv2.IMWRITE_PNG_COMPRESSION,
+            0,
+            cv2.IMWRITE_PNG_FILTER,
+            cv2.IMWRITE_PNG_FILTER_NONE,
+        ]
     else:
-        settings = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+        settings = [
+            cv2.IMWRITE_PNG_COMPRESSION,
+            1,
+            cv2.IMWRITE_PNG_STRATEGY,
+            cv2.IMWRITE_PNG_STRATEGY_RLE,
+        ]
+
         settings += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+
     return cv2.imencode(".png", patch, settings)[1].tobytes()
 
 
@@ -162,20 +216,27 @@ def _write_image_patches(image_path: Path, faces: list[Face], out: Path, *, resa
     from dataset.crop import face_patch, read_image
 
     image = None
+
     for face in faces:
         try:
             if image is None:
                 image = read_image(image_path)
+
             patch, frame = face_patch(image, face.annotation.box, resample)
         except InputError as error:
             raise InputError(f"{face.source}, line {face.annotation.line}: {error}") from None
+
         _write_patch(out / face.patch, encode_png(patch, frame.side))
+
     return len(faces)
 
 
 def _write_patch(path: Path, png: bytes) -> None:
-    """Write a file whole or not at all. Unlike `atomic_write` it does not wait for the disk after each of thousands of
-    files: what a power cut leaves incomplete, `_is_complete_png` finds and the next run writes again."""
+    """Write a file whole or not at all. Unlike `atomic_write` it does not wait for the disk after
+    each of thousands of
+    files: what a power cut leaves incomplete, `_is_complete_png` finds and the next run writes
+        again.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(png)
@@ -183,6 +244,7 @@ def _write_patch(path: Path, png: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
         raise describe_os_error(error, path) from error
 
 
@@ -197,32 +259,52 @@ def _is_complete_png(path: Path) -> bool:
 
 
 def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Make `out` ready for patches of `settings`; returns the meta data of a set that is finished already.
+    """Make `out` ready for patches of `settings`; returns the meta data of a set that is finished
+    already.
 
-    Patches of an unfinished run are kept if they belong to the same settings and removed if not; a finished set of
-    other settings, and a folder that is not ours, stay as they are.
+    Patches of an unfinished run are kept if they belong to the same settings and removed if not; a
+    finished set of other settings, and a folder that is not ours, stay as they are.
     """
     finished, unfinished = _read_json(out / FINISHED), _read_json(out / UNFINISHED)
+
     if finished is not None:
         if {key: finished.get(key) for key in settings} != settings:
-            raise InputError(f"{out} holds a set of another source or resampling; choose another --out or delete it")
+            raise InputError(
+                f"{out} holds a set of another source or resampling; choose another --out or "
+                "delete it"
+            )
+
         return finished
+
     try:
-        if unfinished is None and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise InputError(f"{out} holds other files and no {FINISHED}; choose an empty folder for --out")
+        if (
+            unfinished is None
+            and out.is_dir()
+            and any(not entry.name.startswith(".") for entry in out.iterdir())
+        ):
+            raise InputError(
+                f"{out} holds other files and no {FINISHED}; choose an empty folder for --out"
+            )
+
         for split in SPLITS:
-            for leftover in (out / split).glob(".WFLW*.tmp" if unfinished == settings else "*WFLW*.*"):
+            for leftover in (out / split).glob(
+                ".WFLW*.tmp" if unfinished == settings else "*WFLW*.*"
+            ):
                 leftover.unlink()
     except OSError as error:
         raise describe_os_error(error, out) from error
+
     if unfinished != settings:
         make_folder(out)
         _write_json(out / UNFINISHED, settings)
+
     return None
 
 
 def _write_lists(faces: dict[str, list[Face]], out: Path, resample: str) -> dict[str, int]:
-    """Write the crop lists of both splits and of the test subsets; returns the number of faces in each."""
+    """Write the crop lists of both splits and of the test subsets; returns the number of faces in
+    each.
+    """
     import numpy as np
 
     from dataset.annotations import ATTRIBUTES, write_crop_list
@@ -230,12 +312,19 @@ def _write_lists(faces: dict[str, list[Face]], out: Path, resample: str) -> dict
 
     counts = {}
     members = dict(faces)
+
     for index, name in enumerate(ATTRIBUTES):
-        members[f"test_{name}"] = [face for face in faces["test"] if face.annotation.attributes[index]]
+        members[f"test_{name}"] = [
+            face for face in faces["test"] if face.annotation.attributes[index]
+        ]
+
     for name, chosen in members.items():
-        points = [patch_frame(f.annotation.box, resample).to_patch(f.annotation.landmarks) for f in chosen]
+        points = [
+            patch_frame(f.annotation.box, resample).to_patch(f.annotation.landmarks) for f in chosen
+        ]
         write_crop_list(out / _list_name(name), np.array(points), [face.patch for face in chosen])
         counts[name] = len(chosen)
+
     return counts
 
 
@@ -252,8 +341,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError):
         content = None
+
     if not isinstance(content, dict):
         raise InputError(f"{path} cannot be read; delete it, or choose another --out")
+
     return content
 
 
@@ -264,25 +355,41 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Cut 256 x 256 face patches and write crop lists, from WFLW or from lists in WFLW's line layout."
+        description="Cut 256 x 256 face patches and write crop lists, from WFLW or from lists "
+        "in WFLW's line layout."
     )
-    parser.add_argument("--wflw", type=Path, metavar="DIR", help="folder with WFLW_images and WFLW_annotations")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="instead of --wflw: the folder of the images")
-    parser.add_argument("--train-list", type=Path, metavar="FILE", help="with --images: official list for training")
-    parser.add_argument("--test-list", type=Path, metavar="FILE", help="with --images: official list for testing")
+    parser.add_argument(
+        "--wflw", type=Path, metavar="DIR", help="folder with WFLW_images and WFLW_annotations"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="instead of --wflw: the folder of the images"
+    )
+    parser.add_argument(
+        "--train-list", type=Path, metavar="FILE", help="with --images: official list for training"
+    )
+    parser.add_argument(
+        "--test-list", type=Path, metavar="FILE", help="with --images: official list for testing"
+    )
+
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help=f"output folder, made where missing (default with --wflw: {DEFAULT_OUT}, in the current folder)",
+        help=f"output folder, made where missing (default with --wflw: {DEFAULT_OUT}, in the "
+        "current folder)",
     )
+
     parser.add_argument(
         "--resample",
         choices=("nearest", "area"),
         default="nearest",
-        help="how patches are resized: nearest as released, or area with pixel centres aligned (default: nearest)",
+        help="how patches are resized: nearest as released, or area with pixel centres "
+        "aligned (default: nearest)",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per available core)")
+
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads (default: one per available core)"
+    )
     args = parser.parse_args(argv)
     custom = (args.images, args.train_list, args.test_list)
     if args.wflw is not None and any(part is not None for part in custom):
@@ -291,6 +398,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give --wflw DIR, or all of --images, --train-list, --test-list and --out")
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
+
     return args
 
 
@@ -303,14 +411,20 @@ def main(argv: list[str] | None = None) -> int:
         source = wflw_source(args.wflw)
     else:
         source = Source(args.images, {"train": args.train_list, "test": args.test_list})
+
     out = args.out or DEFAULT_OUT
+
     try:
-        meta, written = prepare(source, out, resample=args.resample, workers=args.workers or available_cores())
+        meta, written = prepare(
+            source, out, resample=args.resample, workers=args.workers or available_cores()
+        )
     except KeyboardInterrupt:
         raise InputError("interrupted; the same command carries on from here") from None
+
     counts = meta["counts"]
     state = f"{written} patches written" if written else "already complete, nothing to do"
     print(f"{out}: {counts['train']} train + {counts['test']} test faces ({state})")
+
     return 0
 
 

@@ -1,8 +1,10 @@
-"""The one face-patch function, used to prepare a data set and to predict, with the way back to image pixels.
+"""The one face-patch function, used to prepare a data set and to predict, with the way back to
+image pixels.
 
-A patch is twice as large as the squared face box and 256 pixels wide; the network sees its central 128 pixels, which
-are the bare box. Coordinates are (x, y); integers are pixel centres. "Patch px" are pixels of the 256 patch, "crop px"
-are patch px minus `CROP_OFFSET`, "image px" are pixels of the picture the box was given in.
+A patch is twice as large as the squared face box and 256 pixels wide; the network sees its central
+128 pixels, which are the bare box. Coordinates are (x, y); integers are pixel centres. "Patch px"
+are pixels of the 256 patch, "crop px" are patch px minus `CROP_OFFSET`, "image px" are pixels of
+the picture the box was given in.
 """
 
 from __future__ import annotations
@@ -19,75 +21,102 @@ PATCH_SIZE = 256
 CROP_SIZE = 128
 CROP_OFFSET = 64
 RESAMPLINGS = ("nearest", "area")
-MAX_BOX_SIDE = 10_000  # px; the patch of a larger box would take gigabytes, and such a box is a slip in practice
+Box = tuple[int, int, int, int]  # left, top, right, bottom; image px, edges inclusive
+# px; the patch of a larger box would take gigabytes, and such a box is a slip in practice
+MAX_BOX_SIDE = 10_000
 
 
 @dataclass(frozen=True)
 class PatchFrame:
-    """Where a patch lies in its image: origin and side in image px, and the rule it is resampled by."""
+    """Where a patch lies in its image: origin and side in image px, and the rule it is resampled
+    by.
+    """
 
     left: int
     top: int
     side: int
     resample: str
 
-    # With "nearest", patch pixel i shows about image pixel floor(i * side / 256), yet the released landmarks are scaled
-    # plainly about 0; that is kept, since published lists and numbers use it. "area" keeps pixel centres aligned.
+    # With "nearest", patch pixel i shows about image pixel floor(i * side / 256), yet the released
+    # landmarks are scaled plainly about 0; that is kept, since published lists and numbers use it.
+    # "area" keeps pixel centres aligned.
 
     def to_patch(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2) from image px to patch px, float64."""
         centre = self._centre()
         origin = np.array([self.left, self.top], dtype=np.float64)
-        return (np.asarray(points, dtype=np.float64) - origin + centre) * (PATCH_SIZE / self.side) - centre
+
+        return (np.asarray(points, dtype=np.float64) - origin + centre) * (
+            PATCH_SIZE / self.side
+        ) - centre
 
     def to_image(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2) from patch px to image px, float64; the inverse of `to_patch`."""
         centre = self._centre()
         origin = np.array([self.left, self.top], dtype=np.float64)
-        return (np.asarray(points, dtype=np.float64) + centre) * (self.side / PATCH_SIZE) - centre + origin
+
+        return (
+            (np.asarray(points, dtype=np.float64) + centre) * (self.side / PATCH_SIZE)
+            - centre
+            + origin
+        )
 
     def _centre(self) -> float:
         return 0.5 if self.resample == "area" else 0.0
 
 
-def patch_frame(box: tuple[int, int, int, int], resample: str = "nearest") -> PatchFrame:
-    """The frame of the patch around `box` = (left, top, right, bottom), integer image px, edges inclusive.
+def patch_frame(box: Box, resample: str = "nearest") -> PatchFrame:
+    """The frame of the patch around `box` = (left, top, right, bottom), integer image px, edges
+    inclusive.
 
     The box is made square by growing its shorter side, then even, then doubled about its centre.
     """
     if resample not in RESAMPLINGS:
         raise ValueError(f"resample must be one of {RESAMPLINGS}, not {resample!r}")
+
     left, top, right, bottom = (int(edge) for edge in box)
+
     if right <= left or bottom <= top:
-        raise InputError(f"face box {left} {top} {right} {bottom} has no area (expected x_min y_min x_max y_max)")
+        raise InputError(
+            f"face box {left} {top} {right} {bottom} has no area (expected x_min y_min x_max y_max)"
+        )
+
     width, height = right - left + 1, bottom - top + 1
     if max(width, height) > MAX_BOX_SIDE:
         raise InputError(f"face box {left} {top} {right} {bottom} is larger than {MAX_BOX_SIDE} px")
+
     grow = abs(width - height) // 2  # at the low edge; the odd pixel goes to the high edge
+
     if width < height:
         left -= grow
     else:
         top -= grow
+
     square = max(width, height)
     square += square % 2  # an odd side grows at the right and at the bottom
+
     return PatchFrame(left - square // 2, top - square // 2, 2 * square, resample)
 
 
 def face_patch(
-    image: np.ndarray, box: tuple[int, int, int, int], resample: str = "nearest"
+    image: np.ndarray, box: Box, resample: str = "nearest"
 ) -> tuple[np.ndarray, PatchFrame]:
-    """The patch (256, 256, 3) of the face in `box` of `image` (H, W, 3) uint8, and its frame; black outside the image.
+    """The patch (256, 256, 3) of the face in `box` of `image` (H, W, 3) uint8, and its frame; black
+    outside the image.
 
-    "nearest" is `cv2.resize` with INTER_NEAREST. "area" averages when it shrinks, and interpolates linearly (centres
-    aligned too) when it enlarges. The channel order stays as it is.
+    "nearest" is `cv2.resize` with INTER_NEAREST. "area" averages when it shrinks, and interpolates
+    linearly (centres aligned too) when it enlarges. The channel order stays as it is.
     """
     frame = patch_frame(box, resample)
     height, width = image.shape[:2]
+
     if box[0] >= width or box[1] >= height or box[2] < 0 or box[3] < 0:
         edges = " ".join(str(int(edge)) for edge in box)
         raise InputError(f"face box {edges} lies outside the image of {width} x {height} px")
+
     right, bottom = frame.left + frame.side, frame.top + frame.side  # exclusive
     square = image[max(frame.top, 0) : min(bottom, height), max(frame.left, 0) : min(right, width)]
+
     if square.shape[:2] != (frame.side, frame.side):
         square = cv2.copyMakeBorder(
             square,
@@ -98,15 +127,18 @@ def face_patch(
             cv2.BORDER_CONSTANT,
             value=(0, 0, 0),
         )
+
     if resample == "nearest":
         interpolation = cv2.INTER_NEAREST
     else:
         interpolation = cv2.INTER_AREA if frame.side > PATCH_SIZE else cv2.INTER_LINEAR
+
     return cv2.resize(square, (PATCH_SIZE, PATCH_SIZE), interpolation=interpolation), frame
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 BGR, turned as its EXIF orientation says; a damaged one is an InputError.
+    """An image file as (H, W, 3) uint8 BGR, turned as its EXIF orientation says; a damaged one is
+    an InputError.
 
     16-bit images keep their upper eight bits, grey becomes three equal channels, alpha is dropped.
     """
@@ -114,12 +146,21 @@ def read_image(path: str | Path) -> np.ndarray:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error.strerror}") from None
-    # OpenCV fills what a truncated JPEG lacks with grey; its end mark FF D9 cannot occur within the pixel data.
+
+    # OpenCV fills what a truncated JPEG lacks with grey; its end mark FF D9 cannot occur within the
+    # pixel data.
     truncated = data[:2] == b"\xff\xd8" and data.find(b"\xff\xd9", len(data) // 2) < 0
+
     try:
-        image = None if truncated or not data else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = (
+            None
+            if truncated or not data
+            else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        )
     except cv2.error:  # e.g. more pixels than OpenCV's limit
         image = None
+
     if image is None:
         raise InputError(f"image {path} is damaged, or of a kind that OpenCV does not read")
+
     return image

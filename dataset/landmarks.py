@@ -1,6 +1,7 @@
 """Landmark schemes: which point is what. Nothing else in the code knows the number of a landmark.
 
-Pixel convention everywhere: integer coordinates are pixel centres; the mirror of x in a crop w wide is w - 1 - x.
+Pixel convention everywhere: integer coordinates are pixel centres; the mirror of x in a crop w wide
+is w - 1 - x.
 """
 
 from __future__ import annotations

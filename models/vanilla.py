@@ -1,4 +1,6 @@
-"""The Vanilla CNN of the paper: six convolution stages and two linear layers, with three kinds of normalisation."""
+"""The Vanilla CNN of the paper: six convolution stages and two linear layers, with three kinds of
+normalisation.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,10 @@ NEGATIVE_SLOPE = 0.01
 class VanillaCNN(nn.Module):
     r"""Landmark coordinates regressed directly from a 128 x 128 face crop.
 
-    Six stages, each 3x3 convolution -> normalisation -> 2x2 max-pool -> LeakyReLU(0.01), then two linear layers.
-    The channels are :math:`w \cdot (1, 2, 4, 8, 16, 32)` for width :math:`w`. LeakyReLU is monotone, so it gives the
-    same values after the pool as before it, for a quarter of the work.
+    Six stages, each 3x3 convolution -> normalisation -> 2x2 max-pool -> LeakyReLU(0.01), then two
+    linear layers. The channels are :math:`w \cdot (1, 2, 4, 8, 16, 32)` for width :math:`w`.
+    LeakyReLU is monotone, so it gives the same values after the pool as before it, for a quarter of
+    the work.
 
     Args:
         norm: makes the normalisation layer for a number of channels, or None for no normalisation.
@@ -32,19 +35,29 @@ class VanillaCNN(nn.Module):
     State dicts of the released training code load as they are, also with their ``module.`` prefix.
     """
 
-    def __init__(self, norm: Callable[[int], nn.Module] | None = None, num_landmarks: int = 98, width: int = 64):
+    def __init__(
+        self,
+        norm: Callable[[int], nn.Module] | None = None,
+        num_landmarks: int = 98,
+        width: int = 64,
+    ):
         super().__init__()
         channels = [3] + [width * 2**stage for stage in range(NUM_STAGES)]
         for stage in range(1, NUM_STAGES + 1):
-            self.add_module(f"conv{stage}", nn.Conv2d(channels[stage - 1], channels[stage], 3, padding=1))
+            self.add_module(
+                f"conv{stage}", nn.Conv2d(channels[stage - 1], channels[stage], 3, padding=1)
+            )
             if norm is not None:
                 self.add_module(f"bn{stage}", norm(channels[stage]))
+
         self.fc1 = nn.Linear(channels[-1] * 2 * 2, channels[-1])
         self.fc2 = nn.Linear(channels[-1], 2 * num_landmarks)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every convolution and linear weight (the attention's as well) anew and zero their biases."""
+        """Draw every convolution and linear weight (the attention's as well) anew and zero their
+        biases.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_uniform_(module.weight)
@@ -57,13 +70,17 @@ class VanillaCNN(nn.Module):
             normalise = getattr(self, f"bn{stage}", None)
             if normalise is not None:
                 x = normalise(x)
+
             x = F.leaky_relu(F.max_pool2d(x, 2), NEGATIVE_SLOPE)
+
         x = x.flatten(1)  # (N, 32w, 2, 2) -> (N, 128w), channel-major whatever the memory format
         x = F.leaky_relu(self.fc1(x), NEGATIVE_SLOPE)
+
         return self.fc2(x)  # (N, 2P)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # DataParallel, with which the released weights were saved, puts "module." in front of every name.
+        # DataParallel, with which the released weights were saved, puts "module." in front of every
+        # name.
         wrapped = prefix + "module."
         for name in [name for name in state_dict if name.startswith(wrapped)]:
             state_dict[prefix + name[len(wrapped) :]] = state_dict.pop(name)
@@ -71,7 +88,9 @@ class VanillaCNN(nn.Module):
 
 
 def Baseline(norm: str = "bn", num_landmarks: int = 98, width: int = 64) -> VanillaCNN:
-    """The Vanilla CNN with BatchNorm (``norm="bn"``) or, as in the released baseline, without any (``norm="none"``)."""
+    """The Vanilla CNN with BatchNorm (``norm="bn"``) or, as in the released baseline, without any
+    (``norm="none"``).
+    """
     if norm not in ("bn", "none"):
         raise ValueError(f'norm must be "bn" or "none", got {norm!r}')
     return VanillaCNN(nn.BatchNorm2d if norm == "bn" else None, num_landmarks, width)
@@ -86,37 +105,59 @@ def BaselineSepDyBN(
     num_landmarks: int = 98,
     width: int = 64,
 ) -> VanillaCNN:
-    """The Vanilla CNN with SepBN after each convolution; ``groups=1`` is the released code, 2 the published figures."""
+    """The Vanilla CNN with SepBN after each convolution; ``groups=1`` is the released code, 2 the
+    published figures.
+    """
 
     def norm(channels: int) -> nn.Module:
-        return SepBatchNorm2d(channels, num_sets, groups, attention_grid=attention_grid, temperature=temperature)
+        return SepBatchNorm2d(
+            channels, num_sets, groups, attention_grid=attention_grid, temperature=temperature
+        )
 
     return VanillaCNN(norm, num_landmarks, width)
 
 
 def released_state_dict(model: VanillaCNN) -> dict[str, Tensor]:
-    """The model's weights under the names of the released training code (K BatchNorms in every SepBN).
+    """The model's weights under the names of the released training code (K BatchNorms in every
+    SepBN).
 
-    Networks without SepBN have the same names in both worlds. Raises ValueError where the released code has no place
-    for what the model is: more than one channel group, attention on a grid, or a temperature other than 1.
+    Networks without SepBN have the same names in both worlds. Raises ValueError where the released
+    code has no place for what the model is: more than one channel group, attention on a grid, or a
+    temperature other than 1.
     """
     state = model.state_dict()
+
     for name, module in model.named_modules():
         if not isinstance(module, SepBatchNorm2d):
             continue
+
         if module.groups != 1:
-            raise ValueError(f"{name}: the released form has one channel group, this model has {module.groups}")
+            raise ValueError(
+                f"{name}: the released form has one channel group, this model has {module.groups}"
+            )
+
         if module.attention_grid is not None:
             raise ValueError(f"{name}: the released form has no attention on a grid")
+
         temperature = module.temperature.item()
+
         if temperature != 1:
-            raise ValueError(f"{name}: the released form knows temperature 1 only, this model is at {temperature:g}")
+            raise ValueError(
+                f"{name}: the released form knows temperature 1 only, this model is at "
+                f"{temperature:g}"
+            )
+
         weight, bias = state.pop(f"{name}.weight"), state.pop(f"{name}.bias")  # (K, C)
-        shared = {key: state.pop(f"{name}.{key}") for key in ("running_mean", "running_var", "num_batches_tracked")}
+        shared = {
+            key: state.pop(f"{name}.{key}")
+            for key in ("running_mean", "running_var", "num_batches_tracked")
+        }
         del state[f"{name}.temperature"]
+
         for k in range(module.num_sets):
             state[f"{name}.bn.{k}.weight"] = weight[k].clone()
             state[f"{name}.bn.{k}.bias"] = bias[k].clone()
             for key, value in shared.items():
                 state[f"{name}.bn.{k}.{key}"] = value.clone()
+
     return dict(state)

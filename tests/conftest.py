@@ -1,4 +1,6 @@
-"""What several tests share: scripts run in process, a tiny drawn data set, the real faces where they are."""
+"""What several tests share: scripts run in process, a tiny drawn data set, the real faces where
+they are.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks here are tiny: threads would wait for each other
+# networks here are tiny: threads would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
@@ -20,17 +23,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load_script(name: str):
-    """Import a script by its path under a name of its own (``test.py`` shares its name with a standard package)."""
+    """Import a script by its path under a name of its own (``test.py`` shares its name with a
+    standard package).
+    """
     path = ROOT / name
     spec = importlib.util.spec_from_file_location("script_" + path.stem, path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    # dataclasses look their module up
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+
     return module
 
 
 @pytest.fixture
 def run_script(capfd) -> Callable[..., tuple[int, str, str]]:
-    """``run_script("test.py", "--data", folder) -> (exit code, stdout, stderr)``, in this process."""
+    """``run_script("test.py", "--data", folder) -> (exit code, stdout, stderr)``, in this
+    process.
+    """
 
     def run(name: str, *argv: object) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -39,6 +48,7 @@ def run_script(capfd) -> Callable[..., tuple[int, str, str]]:
         except SystemExit as leaving:  # argparse: --help and wrong usage
             code = leaving.code
         output, errors = capfd.readouterr()
+
         return code, output, errors
 
     return run
@@ -54,56 +64,84 @@ def shared_data() -> Path:
 
 
 def make_sets_differ(model) -> None:
-    """Give a network's normalisation layers statistics and mapping sets that all differ, and landmarks in the crop."""
+    """Give a network's normalisation layers statistics and mapping sets that all differ, and
+    landmarks in the crop.
+    """
     import torch
 
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.startswith("bn") and name.endswith((".weight", "running_var")) and "fc" not in name:
+            if (
+                name.startswith("bn")
+                and name.endswith((".weight", "running_var"))
+                and "fc" not in name
+            ):
                 tensor.uniform_(0.5, 1.5)
             elif name.startswith("bn") and name.endswith((".bias", "running_mean")):
                 tensor.normal_(0, 0.5)
+
         model.fc2.bias.uniform_(0, 128)
 
 
 def symmetric_shape(num_points: int) -> np.ndarray:
-    """(P, 2) points on the unit circle and inside it whose mirror image is their mirror permutation."""
+    """(P, 2) points on the unit circle and inside it whose mirror image is their mirror
+    permutation.
+    """
     mirror = np.array(scheme_for(num_points).mirror)
     angles = np.linspace(-np.pi / 2, np.pi / 2, num_points)
-    shape = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.linspace(1, 0.3, num_points)[:, None]
+    shape = (
+        np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        * np.linspace(1, 0.3, num_points)[:, None]
+    )
     shape[mirror < np.arange(num_points)] = shape[mirror][mirror < np.arange(num_points)] * (-1, 1)
     shape[mirror == np.arange(num_points), 0] = 0
+
     return shape
 
 
-def write_official_set(folder: Path, *, train: int = 12, test: int = 8, num_points: int = 98, seed: int = 0) -> Path:
-    """Draw a data set in WFLW's own layout: smooth noise with a bright ellipse for a face, landmarks in it.
+def write_official_set(
+    folder: Path, *, train: int = 12, test: int = 8, num_points: int = 98, seed: int = 0
+) -> Path:
+    """Draw a data set in WFLW's own layout: smooth noise with a bright ellipse for a face,
+    landmarks in it.
 
-    Boxes are odd-sized rectangles; the two faces of every second image share it. Returns ``folder``.
+    Boxes are odd-sized rectangles; the two faces of every second image share it. Returns
+    ``folder``.
     """
     random = np.random.default_rng(seed)
     lists = folder / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
     lists.mkdir(parents=True)
     (folder / "WFLW_images" / "0--Drawn").mkdir(parents=True)
     shape = symmetric_shape(num_points)
+
     for split, count in (("train", train), ("test", test)):
         lines = []
+
         for i in range(count):
             name = f"0--Drawn/{split}_{i - i % 2 if i % 4 == 1 else i}.png"
             path = folder / "WFLW_images" / name
             centre, radii = random.uniform(80, 120, 2), random.uniform(25, 40, 2)
+
             if not path.exists():
                 image = cv2.resize(random.integers(0, 255, (8, 8, 3), dtype=np.uint8), (200, 200))
                 rows, columns = np.mgrid[:200, :200]
-                inside = ((columns - centre[0]) / radii[0]) ** 2 + ((rows - centre[1]) / radii[1]) ** 2 < 1
+                inside = ((columns - centre[0]) / radii[0]) ** 2 + (
+                    (rows - centre[1]) / radii[1]
+                ) ** 2 < 1
                 image[inside] = (230, 220, 240)
                 cv2.imwrite(str(path), image)
+
             points = centre + radii * shape
-            box = [*np.floor(points.min(axis=0)).astype(int), *np.ceil(points.max(axis=0)).astype(int)]
+            box = [
+                *np.floor(points.min(axis=0)).astype(int),
+                *np.ceil(points.max(axis=0)).astype(int),
+            ]
             flags = random.integers(0, 2, 6)
             fields = [*(f"{value:.6f}" for value in points.ravel()), *box, *flags, name]
             lines.append(" ".join(map(str, fields)))
+
         (lists / f"list_98pt_rect_attr_{split}.txt").write_text("\n".join(lines) + "\n")
+
     return folder
 
 
@@ -117,5 +155,11 @@ def official_set(tmp_path_factory) -> Path:
 def prepared_set(official_set, tmp_path_factory) -> Path:
     """The drawn data set after ``dataset/createWFLW256.py``. Tests must not write into it."""
     folder = tmp_path_factory.mktemp("prepared") / "WFLW256"
-    assert load_script("dataset/createWFLW256.py").main(["--wflw", str(official_set), "--out", str(folder)]) == 0
+    assert (
+        load_script("dataset/createWFLW256.py").main(
+            ["--wflw", str(official_set), "--out", str(folder)]
+        )
+        == 0
+    )
+
     return folder

@@ -1,4 +1,6 @@
-"""Official lists and crop lists: what is read, and one line with file and line number for what cannot be."""
+"""Official lists and crop lists: what is read, and one line with file and line number for what
+cannot be.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,24 @@ def test_official_list(tmp_path, points):
     lines[1][-11:] = ["-5", "0", "60", "61", "1", "0", "1", "1", "0", "1", "2--Other/b.png"]
     first, second = read_official_list(write_list(tmp_path / "list.txt", *lines))
     assert first.landmarks.shape == (points, 2) and first.landmarks.dtype == np.float64
+
     for fields, face in zip(lines, (first, second), strict=True):
         assert face.landmarks[0].tolist() == [float(fields[0]), float(fields[1])]
-        assert face.landmarks[-1].tolist() == [float(fields[2 * points - 2]), float(fields[2 * points - 1])]
+        assert face.landmarks[-1].tolist() == [
+            float(fields[2 * points - 2]),
+            float(fields[2 * points - 1]),
+        ]
+
     assert (first.box, second.box) == ((10, 20, 130, 141), (-5, 0, 60, 61))
     assert first.attributes == (False, True, False, False, True, False)
     assert second.attributes == (True, False, True, True, False, True)
-    assert (first.image, first.line, second.image, second.line) == ("1--Event/a.jpg", 1, "2--Other/b.png", 2)
+
+    assert (first.image, first.line, second.image, second.line) == (
+        "1--Event/a.jpg",
+        1,
+        "2--Other/b.png",
+        2,
+    )
 
 
 def test_order_of_the_attributes():
@@ -120,14 +133,19 @@ def test_crop_list_round_trip_is_exact(tmp_path, patches, points):
     assert paths == [tmp_path.resolve() / name for name in patches]
     fields = (tmp_path / "list.txt").read_text().splitlines()[1].split()
     assert len(fields) == 2 * points + 1 and fields[-1] == "test/WFLW0001.png"
-    assert [float(field) for field in fields[:-1]] == [*landmarks[1, :, 0], *landmarks[1, :, 1]]  # x block, y block
+    assert [float(field) for field in fields[:-1]] == [
+        *landmarks[1, :, 0],
+        *landmarks[1, :, 1],
+    ]  # x block, y block
 
 
 def test_crop_list_with_absolute_paths_and_spaces(tmp_path, patches):
     folder = tmp_path / "some body's disk"
     folder.mkdir()
     (folder / "a face.png").touch()
-    write_crop_list(folder / "list.txt", np.zeros((2, 98, 2)), [folder / "a face.png", tmp_path / patches[0]])
+    write_crop_list(
+        folder / "list.txt", np.zeros((2, 98, 2)), [folder / "a face.png", tmp_path / patches[0]]
+    )
     _, paths = read_crop_list(folder / "list.txt")
     assert paths == [folder / "a face.png", tmp_path / patches[0]]
 
@@ -160,7 +178,9 @@ def test_a_bad_crop_line_is_named(tmp_path, patches, line, message):
 @pytest.mark.parametrize("count", [0, 100, 195, 197])
 def test_a_first_crop_line_of_no_known_scheme_is_named(tmp_path, patches, count):
     path = write_list(tmp_path / "list.txt", ["1.5"] * count + [patches[0]])
-    with pytest.raises(InputError, match=f"line 1: {count} numbers before the patch's path, expected 196"):
+    with pytest.raises(
+        InputError, match=f"line 1: {count} numbers before the patch's path, expected 196"
+    ):
         read_crop_list(path)
 
 

@@ -9,8 +9,8 @@ import pickle
 import pytest
 import torch
 
-from engine import checkpoint
-from engine.checkpoint import build_model, load_model
+from models import checkpoint
+from models.checkpoint import build_model, load_model
 from models.vanilla import released_state_dict
 from utils.files import InputError
 
@@ -31,12 +31,20 @@ def scramble(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
         if value.is_floating_point() and "temperature" not in name:
-            value.copy_(torch.rand(value.shape, generator=generator) * 0.2 + (0.5 if "running_var" in name else 0.0))
+            value.copy_(
+                torch.rand(value.shape, generator=generator) * 0.2
+                + (0.5 if "running_var" in name else 0.0)
+            )
+
     return model.eval()
 
 
 def own_file(path, config=CONFIG, **changes):
-    content = {"model": scramble(build_model(config)).state_dict(), "config": config, "format": 1} | changes
+    content = {
+        "model": scramble(build_model(config)).state_dict(),
+        "config": config,
+        "format": 1,
+    } | changes
     checkpoint.save(path, content)
     return path
 
@@ -49,7 +57,11 @@ def one_line(error) -> str:
 def test_round_trip_of_our_own_form(tmp_path):
     path = own_file(tmp_path / "final.pt")
     loaded = load_model(path)
-    assert loaded.name == "mine" and loaded.config["format_name"] == "own" and loaded.config["resample"] == "area"
+    assert (
+        loaded.name == "mine"
+        and loaded.config["format_name"] == "own"
+        and loaded.config["resample"] == "area"
+    )
     assert "G = 2" in loaded.config["arm"] and not loaded.model.training
     for name, value in scramble(build_model(CONFIG)).state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
@@ -62,7 +74,9 @@ def test_attention_on_a_grid_comes_back(tmp_path):
     assert load_model(own_file(tmp_path / "older.pt")).config["attention_grid"] is None
     faces = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
-        torch.testing.assert_close(loaded.model(faces), scramble(build_model(config))(faces), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            loaded.model(faces), scramble(build_model(config))(faces), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -79,10 +93,14 @@ def test_attention_on_a_grid_comes_back(tmp_path):
 def test_released_files_are_recognised_and_compute_the_same(tmp_path, settings, prefix):
     config = CONFIG | {"sets": None, "groups": None, "num_landmarks": 68} | settings
     model = scramble(build_model(config | {"temperature": 1.0}))
-    torch.save({prefix + key: value for key, value in released_state_dict(model).items()}, tmp_path / "net_final.pth")
+    torch.save(
+        {prefix + key: value for key, value in released_state_dict(model).items()},
+        tmp_path / "net_final.pth",
+    )
     loaded = load_model(tmp_path / "net_final.pth")
     for name in ("norm", "sets", "groups", "width", "num_landmarks"):
         assert loaded.config[name] == config[name], name
+
     assert loaded.config["format_name"] == "released" and loaded.name == "net_final"
     faces = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -103,25 +121,36 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
     for name in ("zip.pt", "plain.pth"):
         with pytest.raises(InputError, match="refused") as error:
             load_model(tmp_path / name)
+
         assert one_line(error)
+
     assert not (tmp_path / "ran").exists()
 
 
 def test_missing_truncated_and_foreign_files(tmp_path):
     with pytest.raises(InputError, match="no such checkpoint file"):
         load_model(tmp_path / "absent.pt")
+
     whole = own_file(tmp_path / "final.pt").read_bytes()
     for share in (0.0, 0.1, 0.5, 0.99):
         (tmp_path / "part.pt").write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(InputError, match="part.pt: ") as error:
             load_model(tmp_path / "part.pt")
+
         assert one_line(error)
+
     (tmp_path / "text.pt").write_text("hello")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
-    for name, words in (("text.pt", "text.pt"), ("list.pt", "holds a list"), ("other.pt", "neither a checkpoint")):
+
+    for name, words in (
+        ("text.pt", "text.pt"),
+        ("list.pt", "holds a list"),
+        ("other.pt", "neither a checkpoint"),
+    ):
         with pytest.raises(InputError, match=words) as error:
             load_model(tmp_path / name)
+
         assert one_line(error)
 
 
@@ -129,6 +158,7 @@ def test_weights_that_do_not_fit(tmp_path):
     state = scramble(build_model(CONFIG)).state_dict()
     missing = {key: value for key, value in state.items() if key != "conv3.bias"}
     wrong = state | {"fc1.bias": torch.zeros(7)}
+
     for name, model, words in (
         ("missing", missing, "conv3.bias"),
         ("unexpected", state | {"extra.weight": torch.zeros(1)}, "extra.weight"),
@@ -136,11 +166,19 @@ def test_weights_that_do_not_fit(tmp_path):
     ):
         with pytest.raises(InputError, match=f"do not fit the network: .*{words}") as error:
             load_model(own_file(tmp_path / f"{name}.pt", model=model))
+
         assert one_line(error)
+
     with pytest.raises(InputError, match="its config lacks width"):
-        content = {"model": state, "config": {k: v for k, v in CONFIG.items() if k != "width"}, "format": 1}
+        content = {
+            "model": state,
+            "config": {k: v for k, v in CONFIG.items() if k != "width"},
+            "format": 1,
+        }
+
         checkpoint.save(tmp_path / "config.pt", content)
         load_model(tmp_path / "config.pt")
+
     with pytest.raises(InputError, match="format 2, this code reads format 1"):
         load_model(own_file(tmp_path / "format.pt", format=2))
 
@@ -164,4 +202,5 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="the disk is full"):
         own_file(path, run="other")
+
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

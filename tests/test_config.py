@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import TrainConfig, describe_arm, parse_arguments
+from models.architecture import describe_arm
+from training.config import TrainConfig, parse_arguments
 from utils.files import InputError
 
 
 def test_defaults_are_the_published_recipe():
     config, resume, overwrite = parse_arguments([], sepbn=True)
-    assert (config.norm, config.sets, config.groups, config.temperature, config.run) == ("sepbn", 3, 2, 30.0, "sepbn")
+
+    assert (config.norm, config.sets, config.groups, config.temperature, config.run) == (
+        "sepbn",
+        3,
+        2,
+        30.0,
+        "sepbn",
+    )
+
     assert (config.epochs, config.warmup, config.batch_size, config.lr) == (2000, 800, 8, 1e-3)
     assert (config.momentum, config.weight_decay, config.width) == (0.9, 5e-4, 64)
     assert not resume and not overwrite
     config.check()
     baseline = parse_arguments([], sepbn=False)[0]
-    assert (baseline.norm, baseline.run, baseline.sets, baseline.temperature) == ("bn", "baseline", None, None)
+
+    assert (baseline.norm, baseline.run, baseline.sets, baseline.temperature) == (
+        "bn",
+        "baseline",
+        None,
+        None,
+    )
 
 
 def test_every_option_reaches_the_config():
     config, resume, _ = parse_arguments(
-        "--norm none --width 8 --epochs 50 --lr 2e-2 --mean-shape-init --limit 20 --resume".split(), sepbn=False
+        "--norm none --width 8 --epochs 50 --lr 2e-2 --mean-shape-init --limit 20 --resume".split(),
+        sepbn=False,
     )
+
     assert config == TrainConfig(
         norm="none",
         width=8,
@@ -34,10 +51,13 @@ def test_every_option_reaches_the_config():
         groups=None,
         temperature=None,
     )
+
     assert resume and config.warmup == 20
 
 
-@pytest.mark.parametrize("argv", [["--sets", "3"], ["--norm", "sepbn"], ["--resume", "--overwrite"], ["--epoch", "5"]])
+@pytest.mark.parametrize(
+    "argv", [["--sets", "3"], ["--norm", "sepbn"], ["--resume", "--overwrite"], ["--epoch", "5"]]
+)
 def test_wrong_usage_exits_with_two(run_script, argv):
     code, _, errors = run_script("trainBaseline.py", *argv)
     assert code == 2 and "usage:" in errors
@@ -53,7 +73,10 @@ def test_help_shows_defaults(run_script, script):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--epochs", "50", "--warmup-epochs", "50"], "--warmup-epochs 50 is not shorter than the run of 50 epochs"),
+        (
+            ["--epochs", "50", "--warmup-epochs", "50"],
+            "--warmup-epochs 50 is not shorter than the run of 50 epochs",
+        ),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--lr", "nan"], "--lr nan: must be a finite number"),
         (["--weight-decay", "-1"], "--weight-decay -1.0: must not be negative"),
@@ -83,7 +106,10 @@ def test_values_no_run_could_use(argv, message):
             "the released code behind the published 5.48 has G = 1",
         ),
         ({"norm": "sepbn", "width": 64, "sets": 4, "groups": 1}, "not a published setting"),
-        ({"norm": "sepbn", "width": 64, "sets": 3, "groups": 2, "attention_grid": 4}, "4 x 4 grid: a reconstruction"),
+        (
+            {"norm": "sepbn", "width": 64, "sets": 3, "groups": 2, "attention_grid": 4},
+            "4 x 4 grid: a reconstruction",
+        ),
         ({"norm": "none", "width": 16}, "width 16, not the published 64"),
     ],
 )

@@ -1,4 +1,6 @@
-"""createWFLW256 through its command line: real faces, drawn faces, interruption, and everything that can be wrong."""
+"""createWFLW256 through its command line: real faces, drawn faces, interruption, and everything
+that can be wrong.
+"""
 
 from __future__ import annotations
 
@@ -33,30 +35,38 @@ def expected_square(fields: list[str], points: int) -> tuple[int, int, int]:
     left, top, right, bottom = map(int, fields[2 * points : 2 * points + 4])
     width, height = right - left + 1, bottom - top + 1
     difference = abs(width - height)
+
     if width < height:
         left, right = left - difference // 2, right + difference // 2 + difference % 2
     elif height < width:
         top, bottom = top - difference // 2, bottom + difference // 2 + difference % 2
+
     assert right - left == bottom - top
     side = right - left + 1
     if side % 2:
         side += 1
+
     return left - side // 2, top - side // 2, 2 * side
 
 
 def check_split(out: Path, split: str, official: Path, images: Path) -> list[list[str]]:
-    """Assert that list, landmarks and pixels of a nearest-resampled split are those of the official list's lines."""
+    """Assert that list, landmarks and pixels of a nearest-resampled split are those of the official
+    list's lines.
+    """
     lines = [line.split() for line in official.read_text().splitlines()]
     points = (len(lines[0]) - 11) // 2
     written = (out / f"WFLW256_{split}.txt").read_text().splitlines()
     assert len(written) == len(lines) == len(list((out / split).iterdir()))
+
     for index, (fields, row) in enumerate(zip(lines, written, strict=True)):
         *numbers, name = row.split()
         assert name == f"{split}/WFLW{index:04d}.png" and len(numbers) == 2 * points
         left, top, side = expected_square(fields, points)
         xs = [(float(x) - left) * 256 / side for x in fields[0 : 2 * points : 2]]
         ys = [(float(y) - top) * 256 / side for y in fields[1 : 2 * points : 2]]
-        np.testing.assert_allclose([float(number) for number in numbers], xs + ys, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(
+            [float(number) for number in numbers], xs + ys, rtol=0, atol=1e-9
+        )
         image = cv2.imread(str(images / fields[-1]))
         height, width = image.shape[:2]
         margin = max(0, -left, -top, left + side - width, top + side - height)
@@ -64,37 +74,64 @@ def check_split(out: Path, split: str, official: Path, images: Path) -> list[lis
         square = padded[top + margin : top + margin + side, left + margin : left + margin + side]
         assert square.shape == (side, side, 3)
         patch = cv2.imread(str(out / name))
-        np.testing.assert_array_equal(patch, cv2.resize(square, (256, 256), interpolation=cv2.INTER_NEAREST))
+        np.testing.assert_array_equal(
+            patch, cv2.resize(square, (256, 256), interpolation=cv2.INTER_NEAREST)
+        )
+
     return lines
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_real_wflw_faces(shared_data, tmp_path, run_script):
     wflw, out = shared_data / "wflw", tmp_path / "out"
     code, output, errors = run_script(SCRIPT, "--wflw", wflw, "--out", out)
-    assert (code, errors) == (0, "") and "332 train + 131 test faces (463 patches written)" in output
+    assert (code, errors) == (
+        0,
+        "",
+    ) and "332 train + 131 test faces (463 patches written)" in output
     check_split(out, "train", official_list(wflw, "train"), wflw / "WFLW_images")
     lines = check_split(out, "test", official_list(wflw, "test"), wflw / "WFLW_images")
     rows = (out / "WFLW256_test.txt").read_text().splitlines()
     sizes = []
+
     for index, name in enumerate(ATTRIBUTES):
-        members = [row for row, fields in zip(rows, lines, strict=True) if fields[200 + index] == "1"]
+        members = [
+            row for row, fields in zip(rows, lines, strict=True) if fields[200 + index] == "1"
+        ]
         assert (out / f"WFLW256_test_{name}.txt").read_text().splitlines() == members
         sizes.append(len(members))
+
     assert sizes == [19, 31, 49, 16, 45, 51]
     meta = json.loads((out / "meta.json").read_text())
     assert meta["counts"] == dict(zip(NAMES, [332, 131, *sizes], strict=True))
-    assert (meta["format"], meta["scheme"], meta["num_points"], meta["resample"]) == (1, "WFLW-98", 98, "nearest")
-    assert {path.name for path in out.iterdir()} == {"train", "test", "meta.json", *(f"WFLW256_{n}.txt" for n in NAMES)}
+
+    assert (meta["format"], meta["scheme"], meta["num_points"], meta["resample"]) == (
+        1,
+        "WFLW-98",
+        98,
+        "nearest",
+    )
+
+    assert {path.name for path in out.iterdir()} == {
+        "train",
+        "test",
+        "meta.json",
+        *(f"WFLW256_{n}.txt" for n in NAMES),
+    }
 
 
 def test_real_68_point_faces(shared_data, tmp_path, run_script):
     """A sample with odd and unequal sides, and all boxes that cross the border."""
     folder = shared_data / "p1_68pt"
+
     for split in ("train", "test"):
         lines = (folder / f"list_68pt_rect_attr_{split}.txt").read_text().splitlines()
         boxes = np.array([line.split()[136:140] for line in lines], dtype=int)
@@ -102,28 +139,41 @@ def test_real_68_point_faces(shared_data, tmp_path, run_script):
         crossing = np.flatnonzero((boxes[:, :2] < 0).any(axis=1))
         chosen = sorted({*range(0, len(lines), 40), *crossing.tolist()})
         assert (sizes[chosen] % 2).any() and (sizes[chosen, 0] != sizes[chosen, 1]).any()
-        (tmp_path / f"{split}.txt").write_text("\n".join(lines[i] for i in chosen))  # no newline at the end
+        # no newline at the end
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines[i] for i in chosen))
+
     arguments = ["--images", folder / "images", "--train-list", tmp_path / "train.txt"]
     arguments += ["--test-list", tmp_path / "test.txt", "--out", tmp_path / "out"]
     assert run_script(SCRIPT, *arguments)[0] == 0
     for split in ("train", "test"):
         check_split(tmp_path / "out", split, tmp_path / f"{split}.txt", folder / "images")
+
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     assert (meta["scheme"], meta["num_points"]) == ("iBUG-68", 68)
-    assert meta["counts"]["test_blur"] == 0 and (tmp_path / "out" / "WFLW256_test_blur.txt").read_text() == ""
+    assert (
+        meta["counts"]["test_blur"] == 0
+        and (tmp_path / "out" / "WFLW256_test_blur.txt").read_text() == ""
+    )
 
 
 def test_drawn_faces(official_set, prepared_set):
     for split in ("train", "test"):
-        check_split(prepared_set, split, official_list(official_set, split), official_set / "WFLW_images")
+        check_split(
+            prepared_set, split, official_list(official_set, split), official_set / "WFLW_images"
+        )
 
 
 def test_area_patches_and_their_landmarks(official_set, tmp_path, run_script):
-    code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path / "out", "--resample", "area")
+    code, _, errors = run_script(
+        SCRIPT, "--wflw", official_set, "--out", tmp_path / "out", "--resample", "area"
+    )
     assert (code, errors) == (0, "")
     assert json.loads((tmp_path / "out" / "meta.json").read_text())["resample"] == "area"
     lines = official_list(official_set, "test").read_text().splitlines()
-    for line, row in zip(lines, (tmp_path / "out" / "WFLW256_test.txt").read_text().splitlines(), strict=True):
+
+    for line, row in zip(
+        lines, (tmp_path / "out" / "WFLW256_test.txt").read_text().splitlines(), strict=True
+    ):
         fields, numbers = line.split(), np.array(row.split()[:-1], dtype=float)
         left, top, side = expected_square(fields, 98)
         points = np.array(fields[:196], dtype=float).reshape(98, 2)
@@ -131,8 +181,12 @@ def test_area_patches_and_their_landmarks(official_set, tmp_path, run_script):
         np.testing.assert_allclose(numbers.reshape(2, 98).T, expected, rtol=0, atol=1e-9)
 
 
-def test_an_image_with_several_faces_is_decoded_once(official_set, tmp_path, run_script, monkeypatch):
-    lines = "".join(official_list(official_set, split).read_text() for split in ("train", "test")).splitlines()
+def test_an_image_with_several_faces_is_decoded_once(
+    official_set, tmp_path, run_script, monkeypatch
+):
+    lines = "".join(
+        official_list(official_set, split).read_text() for split in ("train", "test")
+    ).splitlines()
     names = Counter(line.split()[-1] for line in lines)
     assert max(names.values()) > 1
     seen, real = [], dataset.crop.read_image
@@ -142,34 +196,65 @@ def test_an_image_with_several_faces_is_decoded_once(official_set, tmp_path, run
 
 
 @pytest.mark.parametrize("workers", [1, 5])
-def test_the_result_does_not_depend_on_the_workers(official_set, prepared_set, tmp_path, run_script, workers):
-    assert run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path / "out", "--workers", workers)[0] == 0
+def test_the_result_does_not_depend_on_the_workers(
+    official_set, prepared_set, tmp_path, run_script, workers
+):
+    assert (
+        run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path / "out", "--workers", workers)[
+            0
+        ]
+        == 0
+    )
     assert contents(tmp_path / "out") == contents(prepared_set)
 
 
 def test_runs_from_anywhere_without_torch(official_set, prepared_set, tmp_path):
     """The one run as a subprocess: relative default output, no torch, both ways to start it."""
     root = Path(__file__).resolve().parent.parent
-    check = "import sys, dataset.createWFLW256 as c; c.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    check = "import sys, dataset.createWFLW256 as script; script.main(sys.argv[1:]); "
+    check += "sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", check, "--wflw", official_set]
-    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, check=True, capture_output=True)
+
+    subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        check=True,
+        capture_output=True,
+    )
+
     assert contents(tmp_path / "dataset" / "WFLW256") == contents(prepared_set)
     command = [sys.executable, root / SCRIPT, "--wflw", official_set]
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (again.returncode, again.stderr) == (0, "") and "already complete, nothing to do" in again.stdout
+    assert (again.returncode, again.stderr) == (
+        0,
+        "",
+    ) and "already complete, nothing to do" in again.stdout
 
 
 def test_a_finished_set_is_left_alone(official_set, prepared_set, run_script):
     before = {path: path.stat().st_mtime_ns for path in prepared_set.rglob("*")}
     code, output, errors = run_script(SCRIPT, "--wflw", official_set, "--out", prepared_set)
-    assert (code, errors) == (0, "") and "12 train + 8 test faces (already complete, nothing to do)" in output
+    assert (code, errors) == (
+        0,
+        "",
+    ) and "12 train + 8 test faces (already complete, nothing to do)" in output
     assert {path: path.stat().st_mtime_ns for path in prepared_set.rglob("*")} == before
-    code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", prepared_set, "--resample", "area")
-    assert code == 1 and "holds a set of another source or resampling" in errors and errors.count("\n") == 1
+    code, _, errors = run_script(
+        SCRIPT, "--wflw", official_set, "--out", prepared_set, "--resample", "area"
+    )
+    assert (
+        code == 1
+        and "holds a set of another source or resampling" in errors
+        and errors.count("\n") == 1
+    )
+
     assert {path: path.stat().st_mtime_ns for path in prepared_set.rglob("*")} == before
 
 
-def test_what_was_lost_from_a_finished_set_comes_back(official_set, prepared_set, tmp_path, run_script):
+def test_what_was_lost_from_a_finished_set_comes_back(
+    official_set, prepared_set, tmp_path, run_script
+):
     out = tmp_path / "out"
     shutil.copytree(prepared_set, out)
     (out / "train" / "WFLW0003.png").unlink()
@@ -193,12 +278,15 @@ def fail_at_the_ninth(monkeypatch, failure: BaseException) -> None:
     monkeypatch.setattr(dataset.crop, "face_patch", fail)
 
 
-def test_an_interrupted_run_carries_on(official_set, prepared_set, tmp_path, run_script, monkeypatch):
+def test_an_interrupted_run_carries_on(
+    official_set, prepared_set, tmp_path, run_script, monkeypatch
+):
     out = tmp_path / "out"
     command = (SCRIPT, "--wflw", official_set, "--out", out, "--workers", 1)
     with monkeypatch.context() as patched:
         fail_at_the_ninth(patched, KeyboardInterrupt())
         code, _, errors = run_script(*command)
+
     assert code == 1 and errors == "error: interrupted; the same command carries on from here\n"
     (out / "train" / ".WFLW0011.png.7.tmp").touch()  # a killed process leaves its file
     kept = {path: path.stat().st_ino for path in out.rglob("WFLW*.png")}
@@ -209,11 +297,19 @@ def test_an_interrupted_run_carries_on(official_set, prepared_set, tmp_path, run
     assert contents(out) == contents(prepared_set)
 
 
-def test_leftovers_of_other_settings_are_not_mixed_in(official_set, prepared_set, tmp_path, run_script, monkeypatch):
+def test_leftovers_of_other_settings_are_not_mixed_in(
+    official_set, prepared_set, tmp_path, run_script, monkeypatch
+):
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
         fail_at_the_ninth(patched, InputError("stop"))
-        assert run_script(SCRIPT, "--wflw", official_set, "--out", out, "--resample", "area", "--workers", 1)[0] == 1
+        assert (
+            run_script(
+                SCRIPT, "--wflw", official_set, "--out", out, "--resample", "area", "--workers", 1
+            )[0]
+            == 1
+        )
+
     assert list(out.rglob("WFLW*.png"))
     _, output, _ = run_script(SCRIPT, "--wflw", official_set, "--out", out)
     assert "(20 patches written)" in output
@@ -233,6 +329,7 @@ def replace_fields(path: Path, line: int, index: slice, values: list[str]) -> st
     fields[index] = values
     lines[line - 1] = " ".join(fields)
     path.write_text("\n".join(lines) + "\n")
+
     return fields[-1]
 
 
@@ -242,6 +339,7 @@ def assert_refused(run_script, folder: Path, message: str, *, started: bool = Fa
     code, output, errors = run_script(SCRIPT, "--wflw", folder, "--out", out)
     assert (code, output) == (1, "")
     assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
+
     if started:
         assert {path.suffix for path in out.rglob("*") if path.is_file()} <= {".png", ".json"}
         assert not (out / "meta.json").exists()
@@ -316,11 +414,18 @@ def test_an_output_that_cannot_be_written(official_set, tmp_path, run_script):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         code, output, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out)
-        assert (code, output) == (1, "") and "a file is in the way" in errors and errors.count("\n") == 1
+        assert (
+            (code, output) == (1, "")
+            and "a file is in the way" in errors
+            and errors.count("\n") == 1
+        )
+
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write into read-only folders")
+@pytest.mark.skipif(
+    hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write into read-only folders"
+)
 def test_a_read_only_output_folder(official_set, tmp_path, run_script):
     out = tmp_path / "out"
     out.mkdir(mode=0o555)
@@ -337,7 +442,9 @@ def test_a_foreign_folder_is_left_alone(official_set, tmp_path, run_script):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_a_full_disk_leaves_no_part_of_a_file(official_set, prepared_set, tmp_path, run_script, monkeypatch, number):
+def test_a_full_disk_leaves_no_part_of_a_file(
+    official_set, prepared_set, tmp_path, run_script, monkeypatch, number
+):
     out = tmp_path / "out"
     written, real = [], Path.write_bytes
 
@@ -351,6 +458,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(official_set, prepared_set, tmp_pa
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", write_half)
         code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out, "--workers", 1)
+
     advice = {errno.ENOSPC: "the disk is full", errno.EACCES: "no permission"}[number]
     assert code == 1 and errors.startswith(f"error: cannot write {out}") and advice in errors
     assert errors.count("\n") == 1

@@ -1,4 +1,6 @@
-"""The patch function against the arithmetic written out slowly, hand-made boxes and painted dots."""
+"""The patch function against the arithmetic written out slowly, hand-made boxes and painted
+dots.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def test_boxes_are_squared_evened_and_doubled(box, origin, side):
 
 
 def plain_square(image: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarray, int, int]:
-    """The black-padded square (2S, 2S, 3), grown step by step and copied pixel by pixel, and its origin."""
+    """The black-padded square (2S, 2S, 3), grown step by step and copied pixel by pixel, and its
+    origin.
+    """
     x0, y0, x1, y1 = box
     while x1 - x0 != y1 - y0:  # the shorter side grows by one pixel, high edge first
         missing = abs((x1 - x0) - (y1 - y0))
@@ -38,15 +42,19 @@ def plain_square(image: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.
             x0, x1 = (x0, x1 + 1) if missing % 2 else (x0 - 1, x1)
         else:
             y0, y1 = (y0, y1 + 1) if missing % 2 else (y0 - 1, y1)
+
     if (x1 - x0 + 1) % 2:
         x1, y1 = x1 + 1, y1 + 1
+
     size = x1 - x0 + 1
     left, top = x0 - size // 2, y0 - size // 2
     square = np.zeros((2 * size, 2 * size, 3), np.uint8)
+
     for row in range(2 * size):
         for column in range(2 * size):
             if 0 <= top + row < image.shape[0] and 0 <= left + column < image.shape[1]:
                 square[row, column] = image[top + row, left + column]
+
     return square, left, top
 
 
@@ -66,7 +74,10 @@ def test_patch_is_the_resized_padded_square(box, resample):
     image = np.random.default_rng(1).integers(1, 256, (80, 100, 3), dtype=np.uint8)
     before = image.copy()
     square, left, top = plain_square(image, box)
-    rule = {"nearest": cv2.INTER_NEAREST, "area": cv2.INTER_AREA if len(square) > 256 else cv2.INTER_LINEAR}[resample]
+    rule = {
+        "nearest": cv2.INTER_NEAREST,
+        "area": cv2.INTER_AREA if len(square) > 256 else cv2.INTER_LINEAR,
+    }[resample]
     patch, frame = face_patch(image, box, resample)
     assert (frame.left, frame.top, frame.side) == (left, top, len(square))
     assert patch.shape == (256, 256, 3) and patch.dtype == np.uint8
@@ -79,7 +90,9 @@ def test_a_patch_of_its_own_size_is_a_copy():
     for resample in ("nearest", "area"):
         patch, frame = face_patch(image, (80, 90, 207, 217), resample)
         np.testing.assert_array_equal(patch, image[26:282, 16:272])
-        np.testing.assert_allclose(frame.to_patch([[16, 26], [271, 281]]), [[0, 0], [255, 255]], atol=1e-12)
+        np.testing.assert_allclose(
+            frame.to_patch([[16, 26], [271, 281]]), [[0, 0], [255, 255]], atol=1e-12
+        )
         patch[:] = 0
         assert image[26:282, 16:272].any()
 
@@ -93,6 +106,7 @@ def test_to_image_undoes_to_patch(resample):
         expected = (points - [frame.left, frame.top]) * 256 / frame.side
     else:
         expected = (points - [frame.left, frame.top] + 0.5) * 256 / frame.side - 0.5
+
     np.testing.assert_allclose(frame.to_patch(points), expected, atol=1e-10)
 
 
@@ -100,6 +114,7 @@ def centre_of_light(image: np.ndarray) -> np.ndarray:
     """(x, y) of the centre of mass of an image (H, W, 3)."""
     light = image[..., 0].astype(np.float64)
     y, x = np.mgrid[: light.shape[0], : light.shape[1]]
+
     return np.array([(light * x).sum(), (light * y).sum()]) / light.sum()
 
 
@@ -113,6 +128,7 @@ def painted_offset(half: int, resample: str) -> np.ndarray:
     image = np.repeat(np.round(image).astype(np.uint8)[..., None], 3, axis=2)
     patch, frame = face_patch(image, (half, half, 3 * half - 1, 3 * half - 1), resample)
     assert frame == PatchFrame(0, 0, 4 * half, resample)
+
     return centre_of_light(patch) - frame.to_patch(dot)
 
 
@@ -122,8 +138,9 @@ def test_painted_dots_land_on_their_landmarks_with_area(half):
 
 
 def test_painted_dots_show_the_offset_of_the_released_rule():
-    # Each source pixel becomes a block of `scale` patch pixels whose first one is the landmark: half a block less half
-    # a pixel off. Shrinking by a whole number samples the landmark's very pixel.
+    # Each source pixel becomes a block of `scale` patch pixels whose first one is the landmark:
+    # half a block less half a pixel off. Shrinking by a whole number samples the landmark's very
+    # pixel.
     for half in (16, 32):
         scale = 64 / half
         np.testing.assert_allclose(painted_offset(half, "nearest"), (scale - 1) / 2, atol=0.03)
@@ -131,7 +148,9 @@ def test_painted_dots_show_the_offset_of_the_released_rule():
         np.testing.assert_allclose(painted_offset(half, "nearest"), 0, atol=0.03)
 
 
-@pytest.mark.parametrize("box", [(10, 10, 10, 40), (10, 10, 40, 10), (40, 10, 10, 40), (0, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "box", [(10, 10, 10, 40), (10, 10, 40, 10), (40, 10, 10, 40), (0, 0, 0, 0)]
+)
 def test_a_box_without_area_is_refused(box):
     with pytest.raises(InputError, match="no area"):
         patch_frame(box)
@@ -143,7 +162,9 @@ def test_a_gigantic_box_is_refused():
         patch_frame((0, 0, MAX_BOX_SIDE, 5))
 
 
-@pytest.mark.parametrize("box", [(100, 10, 130, 40), (10, 80, 40, 90), (-30, 10, -1, 40), (10, -30, 40, -1)])
+@pytest.mark.parametrize(
+    "box", [(100, 10, 130, 40), (10, 80, 40, 90), (-30, 10, -1, 40), (10, -30, 40, -1)]
+)
 def test_a_box_beside_its_image_is_refused(box):
     with pytest.raises(InputError, match="outside the image of 100 x 80"):
         face_patch(np.zeros((80, 100, 3), np.uint8), box)
@@ -155,15 +176,19 @@ def test_one_pixel_of_overlap_is_enough():
 
 
 def test_read_image_refuses_what_it_cannot_show(tmp_path):
-    image = cv2.resize(np.random.default_rng(4).integers(0, 256, (9, 9, 3), dtype=np.uint8), (200, 160))
+    image = cv2.resize(
+        np.random.default_rng(4).integers(0, 256, (9, 9, 3), dtype=np.uint8), (200, 160)
+    )
     jpeg = cv2.imencode(".jpg", image)[1].tobytes()
     path = tmp_path / "face.jpg"
     path.write_bytes(jpeg)
     np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)))
+
     for damaged in (jpeg[:-2], jpeg[: len(jpeg) // 2], b"", b"no image at all"):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"face\.jpg is damaged"):
             read_image(path)
+
     path.unlink()
     with pytest.raises(InputError, match=r"face\.jpg cannot be read: No such file"):
         read_image(path)

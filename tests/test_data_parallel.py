@@ -1,4 +1,6 @@
-"""Two processes train what one trains: equal to rounding in float64, and not so when statistics are not shared."""
+"""Two processes train what one trains: equal to rounding in float64, and not so when statistics are
+not shared.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ from conftest import ROOT
 from torch import distributed, multiprocessing
 
 from dataset.faces import load_faces
-from engine import training
-from engine.checkpoint import build_model, load_model
-from engine.config import TrainConfig
-from engine.training import TrainingStep
+from models.checkpoint import build_model, load_model
+from training import step as training_step
+from training.config import TrainConfig
+from training.step import TrainingStep
 from utils.files import InputError
 from utils.runtime import Processes
 
@@ -25,11 +27,21 @@ SEPBN = {"sets": 3, "groups": 2, "temperature": 30.0}
 def make_step(data: str, norm: str, processes: Processes) -> TrainingStep:
     """A float64 network that is to learn at rate 1e-3 without warm-up."""
     sepbn = SEPBN if norm == "sepbn" else dict.fromkeys(SEPBN)
+
     config = TrainConfig(
-        norm=norm, width=4, epochs=200, warmup_epochs=0.0, batch_size=4, lr=1e-3, mean_shape_init=True, **sepbn
+        norm=norm,
+        width=4,
+        epochs=200,
+        warmup_epochs=0.0,
+        batch_size=4,
+        lr=1e-3,
+        mean_shape_init=True,
+        **sepbn,
     )
+
     torch.manual_seed(0)
     model = build_model({"norm": norm, "width": 4, "num_landmarks": 98, **sepbn}).double()
+
     return TrainingStep(model, load_faces(data, "train"), config, processes=processes)
 
 
@@ -37,6 +49,7 @@ def train(data: str, norm: str, processes: Processes) -> dict[str, torch.Tensor]
     """State of the network after STEPS steps."""
     step = make_step(data, norm, processes)
     done = 0
+
     for epoch in range(step.config.epochs):
         step.start_epoch(epoch)
         for _ in range(step.iterations):
@@ -44,11 +57,14 @@ def train(data: str, norm: str, processes: Processes) -> dict[str, torch.Tensor]
             done += 1
             if done == STEPS:
                 return {name: value.clone() for name, value in step.model.state_dict().items()}
+
     raise AssertionError("the run was too short")
 
 
 def loss_with_and_without_a_break(data: str, processes: Processes) -> tuple[float, float]:
-    """The logged loss of an epoch of 3 steps, straight on and resumed after 2 of them from what rank 0 saves."""
+    """The logged loss of an epoch of 3 steps, straight on and resumed after 2 of them from what
+    rank 0 saves.
+    """
     step, other = (make_step(data, "bn", processes) for _ in range(2))
     step.start_epoch(0)
     step()
@@ -60,17 +76,21 @@ def loss_with_and_without_a_break(data: str, processes: Processes) -> tuple[floa
     other.load_state(saved[0])
     step()
     other()
+
     return step.mean_loss(), other.mean_loss()
 
 
 def worker(rank: int, folder: str, data: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
     processes = Processes(rank, 2, rank)
     for norm in ("bn", "sepbn"):
         torch.save(train(data, norm, processes), f"{folder}/{norm}{rank}.pt")
+
     torch.save(loss_with_and_without_a_break(data, processes), f"{folder}/losses{rank}.pt")
-    training.synchronize_statistics = lambda model: model  # the negative control
+    training_step.synchronize_statistics = lambda model: model  # the negative control
     torch.save(train(data, "bn", processes), f"{folder}/apart{rank}.pt")
     distributed.destroy_process_group()
 
@@ -80,6 +100,7 @@ def pairs(prepared_set, tmp_path_factory):
     """Folder with the states that two processes ended with."""
     folder = tmp_path_factory.mktemp("pairs")
     multiprocessing.spawn(worker, (str(folder), str(prepared_set)), nprocs=2)
+
     return folder
 
 
@@ -117,7 +138,11 @@ def test_the_command_line_under_torchrun(prepared_set, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script]
     settings = ["--width", "2", "--epochs", "2", "--batch-size", "4", "--lr", "0.02"]
     done = subprocess.run(
-        [*command, "--data", str(prepared_set), *settings], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [*command, "--data", str(prepared_set), *settings],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test NME") == 1 and "(2 processes)" in done.stdout

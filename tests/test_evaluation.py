@@ -1,4 +1,6 @@
-"""Evaluation: predictions, subsets, bootstrap, perturbed boxes, cost, and ``test.py`` from the outside."""
+"""Evaluation: predictions, subsets, bootstrap, perturbed boxes, cost, and ``test.py`` from the
+outside.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,20 @@ from torch import nn
 
 from dataset.annotations import ATTRIBUTES
 from dataset.faces import central_crops, load_faces
-from engine import report
-from engine.checkpoint import build_model, save
-from engine.cost import measure_speed, model_cost
-from engine.evaluation import (
-    SCALES,
-    SHIFTS,
+from evaluation import evaluate, tables
+from evaluation.cost import measure_speed, model_cost
+from evaluation.evaluate import (
     bootstrap_means,
     face_errors,
     paired_difference,
-    perturbed_crops,
     predict_landmarks,
-    robustness,
     spread,
     subsets,
     summarize,
-    to_nominal_crop,
 )
+from evaluation.robustness import SCALES, SHIFTS, perturbed_crops, robustness, to_nominal_crop
 from models import Baseline, BaselineSepDyBN, released_state_dict
+from models.checkpoint import build_model, load_model, save
 from utils.metrics import nme
 
 
@@ -57,17 +55,24 @@ def config(norm="bn", run="run", **changes):
 
 
 def checkpoint(path, model=None, **changes):
-    """Write a checkpoint of our own form; its network is initialised from a fixed seed unless given."""
+    """Write a checkpoint of our own form; its network is initialised from a fixed seed unless
+    given.
+    """
     torch.manual_seed(0)
     values = config(run=path.parent.name, **changes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(path, {"model": (model or build_model(values)).state_dict(), "config": values, "format": 1})
+    save(
+        path, {"model": (model or build_model(values)).state_dict(), "config": values, "format": 1}
+    )
+
     return path
 
 
 @pytest.fixture(autouse=True)
 def quick_timing(monkeypatch):
-    monkeypatch.setattr(report, "measure_speed", functools.partial(measure_speed, batch_size=8, seconds=0.0))
+    monkeypatch.setattr(
+        evaluate, "measure_speed", functools.partial(measure_speed, batch_size=8, seconds=0.0)
+    )
 
 
 class Constant(nn.Module):
@@ -81,27 +86,34 @@ class Constant(nn.Module):
         return self.points.flatten().expand(len(crops), -1)
 
 
-# --- predictions, subsets -------------------------------------------------------------------------------------------
+# --- predictions, subsets -----------------------------------------------------------------------
 
 
 def test_predictions_do_not_depend_on_the_batch_and_restore_the_mode(faces):
     torch.manual_seed(0)
     model = Baseline("bn", width=4).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    by_eight, by_three = (predict_landmarks(model, faces, device="cpu", batch_size=size) for size in (8, 3))
+    by_eight, by_three = (
+        predict_landmarks(model, faces, device="cpu", batch_size=size) for size in (8, 3)
+    )
     assert by_eight.shape == (8, 98, 2) and by_eight.dtype == np.float32
     np.testing.assert_allclose(by_three, by_eight, atol=1e-4)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
     with torch.no_grad():
-        alone = model.eval()(central_crops(faces.patches[5:6])).reshape(98, 2).numpy()  # x0 y0 x1 y1 ...
+        # x0 y0 x1 y1 ...
+        alone = model.eval()(central_crops(faces.patches[5:6])).reshape(98, 2).numpy()
+
     np.testing.assert_allclose(by_eight[5], alone, atol=1e-4)
 
 
 def test_face_errors_of_a_constant_answer(faces):
     points = np.random.default_rng(0).uniform(0, 128, (98, 2)).astype(np.float32)
     expected = nme(np.broadcast_to(points, (8, 98, 2)), faces.landmarks.numpy() - 64.0, (60, 72))
-    np.testing.assert_allclose(face_errors(Constant(points), faces, device="cpu"), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        face_errors(Constant(points), faces, device="cpu"), expected, rtol=1e-12
+    )
 
 
 def test_subsets_follow_the_official_flags(faces, official_set):
@@ -118,22 +130,32 @@ def test_subsets_follow_the_official_flags(faces, official_set):
 def test_an_empty_subset_is_a_dash_in_the_table():
     errors = np.array([0.02, 0.2])
     summary = summarize(errors, {"full": np.array([True, True]), "blur": np.array([False, False])})
-    assert summary["full"] == pytest.approx({"faces": 2, "nme_percent": 11, "fr_percent": 50, "auc": 0.4})
+    assert summary["full"] == pytest.approx(
+        {"faces": 2, "nme_percent": 11, "fr_percent": 50, "auc": 0.4}
+    )
     assert summary["blur"]["faces"] == 0 and np.isnan(summary["blur"]["nme_percent"])
-    table = report.accuracy_table([report.Evaluation("m", None, None, errors, summary, {})], summary)
+    table = tables.accuracy_table(
+        [evaluate.Evaluation("m", None, None, errors, summary, {})], summary
+    )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert rows[0] == ["model", "metric", "full (2)", "blur (0)"]
-    assert rows[2:5] == [["m", "NME %", "11.00", "–"], ["m", "FR@0.1 %", "50.00", "–"], ["m", "AUC@0.1", "0.4000", "–"]]
+    assert rows[2:5] == [
+        ["m", "NME %", "11.00", "–"],
+        ["m", "FR@0.1 %", "50.00", "–"],
+        ["m", "AUC@0.1", "0.4000", "–"],
+    ]
+
     assert rows[5] == ["mean shape of the training set", "NME %", "11.00", "–"]
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
-# --- bootstrap ------------------------------------------------------------------------------------------------------
+# --- bootstrap ----------------------------------------------------------------------------------
 
 
 def test_bootstrap_interval_agrees_with_a_plain_loop():
     random = np.random.default_rng(3)
-    errors = random.gamma(3, 0.02, (2, 60)) + random.gamma(3, 0.02, 60)  # a shared part: the pairing matters
+    # a shared part: the pairing matters
+    errors = random.gamma(3, 0.02, (2, 60)) + random.gamma(3, 0.02, 60)
     slow = random.integers(0, 60, (10_000, 60))
     slow = [errors[1, draw].mean() - errors[0, draw].mean() for draw in slow]
     result = paired_difference(bootstrap_means(errors), errors)
@@ -145,17 +167,22 @@ def test_bootstrap_interval_agrees_with_a_plain_loop():
 
 def test_bootstrap_is_paired_seeded_and_chunked():
     errors = np.random.default_rng(4).gamma(3, 0.02, 50)
-    twins = np.stack([errors, errors + 0.01])  # the same faces are hard for both: no uncertainty is left
+    # the same faces are hard for both: no uncertainty is left
+    twins = np.stack([errors, errors + 0.01])
     result = paired_difference(bootstrap_means(twins, resamples=300), twins)
     assert list(result.values()) == pytest.approx([0.01, 0.01, 0.01], rel=1e-9)
-    assert np.array_equal(bootstrap_means(twins, resamples=300), bootstrap_means(twins, resamples=300))
-    assert not np.array_equal(bootstrap_means(twins, resamples=300), bootstrap_means(twins, resamples=300, seed=1))
+    assert np.array_equal(
+        bootstrap_means(twins, resamples=300), bootstrap_means(twins, resamples=300)
+    )
+    assert not np.array_equal(
+        bootstrap_means(twins, resamples=300), bootstrap_means(twins, resamples=300, seed=1)
+    )
     many = np.random.default_rng(5).normal(size=(2, 3000))
     means = bootstrap_means(many, resamples=1000)  # several chunks
     assert means.shape == (2, 1000) and len(np.unique(means[0])) == 1000
 
 
-# --- perturbed boxes ------------------------------------------------------------------------------------------------
+# --- perturbed boxes ----------------------------------------------------------------------------
 
 
 def test_the_unperturbed_window_is_the_central_crop(faces):
@@ -169,19 +196,28 @@ def test_a_shift_by_whole_pixels_is_a_slice(faces):
     np.testing.assert_allclose(moved.numpy() * 128 + 127.5, expected.numpy(), atol=0.05)
 
 
-@pytest.mark.parametrize(("shift", "scale"), [((0.0, 0.0), 1.4), ((0.3, -0.2), 0.7), ((-0.12, 0.21), 1.0)])
+@pytest.mark.parametrize(
+    ("shift", "scale"), [((0.0, 0.0), 1.4), ((0.3, -0.2), 0.7), ((-0.12, 0.21), 1.0)]
+)
 def test_painted_dots_come_back_to_where_they_were(shift, scale):
     dots = np.array([[130.0, 125.0], [160.0, 131.0], [145.0, 110.0]])  # patch px
     patches = np.zeros((3, 256, 256, 3), np.uint8)
     for patch, (x, y) in zip(patches, dots, strict=True):
         cv2.circle(patch, (int(x), int(y)), 4, (255, 255, 255), cv2.FILLED)
+
     shifts = np.tile(np.float32(shift), (3, 1))
-    seen = perturbed_crops(torch.from_numpy(patches), torch.from_numpy(shifts), scale).numpy()[:, 0] * 128 + 127.5
+    seen = (
+        perturbed_crops(torch.from_numpy(patches), torch.from_numpy(shifts), scale).numpy()[:, 0]
+        * 128
+        + 127.5
+    )
+
     grid = np.arange(128)
-    centres = np.stack(
-        [[(w.sum(0) @ grid) / w.sum(), (w.sum(1) @ grid) / w.sum()] for w in seen]
-    )  # centroids, window px
-    np.testing.assert_allclose(to_nominal_crop(centres[:, None], shifts, scale)[:, 0], dots - 64, atol=0.12)
+    # centroids, window px
+    centres = np.stack([[(w.sum(0) @ grid) / w.sum(), (w.sum(1) @ grid) / w.sum()] for w in seen])
+    np.testing.assert_allclose(
+        to_nominal_crop(centres[:, None], shifts, scale)[:, 0], dots - 64, atol=0.12
+    )
 
 
 def test_outside_the_patch_is_black():
@@ -197,13 +233,19 @@ def test_robustness_of_a_constant_answer(faces):
     curves = robustness(Constant(points), faces, device="cpu")
     assert list(curves["shift"]) == list(SHIFTS) and list(curves["scale"]) == list(SCALES)
     target = faces.crop_landmarks().numpy()
+
     for scale, value in curves["scale"].items():
         moved = (points - 63.5) * scale + 63.5  # about the centre of the crop
-        assert value == pytest.approx(100 * nme(np.tile(moved, (8, 1, 1)), target, (60, 72)).mean(), rel=1e-5)
+        assert value == pytest.approx(
+            100 * nme(np.tile(moved, (8, 1, 1)), target, (60, 72)).mean(), rel=1e-5
+        )
+
     assert curves["shift"][0.0] == curves["scale"][1.0]
     angles = np.random.default_rng(0).uniform(0, 2 * np.pi, 8)
     step = 0.2 * 128 * np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, None]
-    assert curves["shift"][0.2] == pytest.approx(100 * nme(points + step, target, (60, 72)).mean(), rel=1e-5)
+    assert curves["shift"][0.2] == pytest.approx(
+        100 * nme(points + step, target, (60, 72)).mean(), rel=1e-5
+    )
     assert robustness(Constant(points), faces, device="cpu", limit=3)["shift"] != curves["shift"]
 
 
@@ -211,13 +253,17 @@ def test_spread_keeps_the_ends():
     assert spread(10, 4).tolist() == [0, 3, 6, 9] and spread(3, 12).tolist() == [0, 1, 2]
 
 
-# --- cost -----------------------------------------------------------------------------------------------------------
+# --- cost ---------------------------------------------------------------------------------------
 
 
 def macs_by_hand(width, points=98):
     channels = [3, *(width * 2**stage for stage in range(6))]
     stages = zip(channels[:-1], channels[1:], (128, 64, 32, 16, 8, 4), strict=True)
-    return sum(9 * a * b * side**2 for a, b, side in stages) + 4 * 32 * width * 32 * width + 32 * width * 2 * points
+    return (
+        sum(9 * a * b * side**2 for a, b, side in stages)
+        + 4 * 32 * width * 32 * width
+        + 32 * width * 2 * points
+    )
 
 
 def test_cost_of_the_published_networks():
@@ -234,34 +280,49 @@ def test_cost_counts_the_attention(groups):
     model = BaselineSepDyBN(groups=groups, width=8).eval()
     channels = [8, 16, 32, 64, 128, 256]
     attention = sum(c * max(1, c // 10) + max(1, c // 10) * 3 * groups for c in channels)
-    mixing = sum(2 * 3 * groups * c for c in channels)  # the sets of scale and of shift, weighted and summed
+    # the sets of scale and of shift, weighted and summed
+    mixing = sum(2 * 3 * groups * c for c in channels)
     cost = model_cost(model, torch.device("cpu"))
     assert cost["macs"] == macs_by_hand(8) + attention + mixing
     assert cost["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_speed_says_what_it_measures():
-    speed = measure_speed(Baseline("none", width=2).eval(), torch.device("cpu"), batch_size=4, seconds=0.02)
+    speed = measure_speed(
+        Baseline("none", width=2).eval(), torch.device("cpu"), batch_size=4, seconds=0.02
+    )
     assert 0 < speed["latency_ms_median"] <= speed["latency_ms_p95"] < 5000
     assert speed["throughput_faces_per_second"] > 0 and speed["throughput_batch_size"] == 4
 
 
-# --- test.py --------------------------------------------------------------------------------------------------------
+# --- test.py ------------------------------------------------------------------------------------
 
 
 def test_released_form_has_the_same_nme_as_our_own(run_script, prepared_set, faces, tmp_path):
     torch.manual_seed(1)
     model = BaselineSepDyBN(3, 1, 1.0, width=16)
+
     with torch.no_grad():
         for parameter in model.parameters():  # sets that differ, so that the mixture matters
             parameter.add_(0.05 * torch.randn_like(parameter))
+
     own = checkpoint(tmp_path / "mine" / "final.pt", model, norm="sepbn", width=16)
     released = tmp_path / "sepbn_model_final.pth"
-    torch.save({f"module.{name}": value for name, value in released_state_dict(model).items()}, released)
-    expected, errors = (face_errors(report.load_model(path).model, faces, device="cpu") for path in (own, released))
+    torch.save(
+        {f"module.{name}": value for name, value in released_state_dict(model).items()}, released
+    )
+    expected, errors = (
+        face_errors(load_model(path).model, faces, device="cpu")
+        for path in (own, released)
+    )
     np.testing.assert_allclose(errors, expected, rtol=1e-6)
     code, output, _ = run_script("test.py", own, released, "--data", prepared_set)
-    assert code == 0 and "sepbn_model_final.pth (released form)" in output and "corrected geometry" in output
+    assert (
+        code == 0
+        and "sepbn_model_final.pth (released form)" in output
+        and "corrected geometry" in output
+    )
+
     cells = [line.split("|") for line in output.splitlines() if line.startswith("|")]
     rows = [row[3:] for row in cells if row[2].strip() == "NME %"]
     assert len(rows) == 3 and rows[0] == rows[1]  # the third is the mean shape
@@ -271,26 +332,43 @@ def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
     first = checkpoint(tmp_path / "a" / "final.pt")
     second = checkpoint(tmp_path / "b" / "last.pt", norm="none", resample="area")
     out = tmp_path / "new" / "out"
-    code, output, errors = run_script("test.py", first, second, "--data", prepared_set, "--out", out, "--batch-size", 3)
+    code, output, errors = run_script(
+        "test.py", first, second, "--data", prepared_set, "--out", out, "--batch-size", 3
+    )
     assert code == 0
     assert errors.count("warning: b (unfinished) was trained on patches resampled by 'area'") == 1
-    for words in ("points 60 and 72", "WFLW-98", "8 faces", "resampled by 'nearest'", "strictly above 0.1"):
+
+    for words in (
+        "points 60 and 72",
+        "WFLW-98",
+        "8 faces",
+        "resampled by 'nearest'",
+        "strictly above 0.1",
+    ):
         assert words in output
+
     metrics = json.loads((out / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert metrics["models"]["a"]["subsets"]["full"]["nme_percent"] == pytest.approx(
-        100 * face_errors(report.load_model(first).model, faces, device="cpu").mean(), rel=1e-6
+        100 * face_errors(load_model(first).model, faces, device="cpu").mean(), rel=1e-6
     )
     rows = list(csv.DictReader((out / "faces.csv").open()))
     assert [int(row["index"]) for row in rows] == list(range(8))
+
     for name in ("a", "b (unfinished)"):
         values = np.array([float(row[f"nme_percent {name}"]) for row in rows])
         for subset, table in metrics["models"][name]["subsets"].items():
             chosen = values[[subset == "full" or row[subset] == "1" for row in rows]]
-            assert len(chosen) == table["faces"] and chosen.mean() == pytest.approx(table["nme_percent"], rel=1e-5)
+            assert len(chosen) == table["faces"] and chosen.mean() == pytest.approx(
+                table["nme_percent"], rel=1e-5
+            )
+
     (pair,) = metrics["differences"]
     assert (pair["first"], pair["second"]) == ("a", "b (unfinished)")
     full = pair["subsets"]["full"]
-    means = [metrics["models"][name]["subsets"]["full"]["nme_percent"] for name in ("a", "b (unfinished)")]
+    means = [
+        metrics["models"][name]["subsets"]["full"]["nme_percent"]
+        for name in ("a", "b (unfinished)")
+    ]
     assert full["low"] <= full["difference"] <= full["high"]
     assert full["difference"] == pytest.approx(means[1] - means[0])
     assert metrics["mean_shape"]["full"]["nme_percent"] > 0
@@ -300,21 +378,31 @@ def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
     assert "| a " in table and "NME %, shift of the box (8 faces)" in table
     pictures = {path.name for path in out.glob("*.png")}
     galleries = {"faces_a.png", "faces_b_unfinished_.png"}
-    assert pictures == {"ced.png", "nme_by_landmark.png", "nme_by_subset.png", "robustness.png"} | galleries
+    assert (
+        pictures
+        == {"ced.png", "nme_by_landmark.png", "nme_by_subset.png", "robustness.png"} | galleries
+    )
     assert all(cv2.imread(str(out / name)).std() > 5 for name in pictures)
 
 
 def test_the_mean_shape_needs_the_training_list(prepared_set, faces, tmp_path):
     train = load_faces(prepared_set, "train").landmarks.double().mean(dim=0).numpy() - 64
     expected = 100 * nme(np.tile(train, (8, 1, 1)), faces.crop_landmarks().numpy(), (60, 72)).mean()
-    assert report.mean_shape_summary(prepared_set, faces)["full"]["nme_percent"] == pytest.approx(expected, rel=1e-6)
-    assert report.mean_shape_summary(tmp_path, faces) is None
+    assert evaluate.mean_shape_summary(prepared_set, faces)["full"]["nme_percent"] == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert evaluate.mean_shape_summary(tmp_path, faces) is None
 
 
 def test_checkpoints_are_found(run_script, prepared_set, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, errors = run_script("test.py", "--data", prepared_set)
-    assert code == 1 and errors.startswith("error: no checkpoint in checkpoints/") and errors.count("\n") == 1
+    assert (
+        code == 1
+        and errors.startswith("error: no checkpoint in checkpoints/")
+        and errors.count("\n") == 1
+    )
+
     folder = tmp_path / "checkpoints"
     checkpoint(folder / "done" / "final.pt")
     checkpoint(folder / "done" / "last.pt")
@@ -334,10 +422,13 @@ class Exploit:
 
 
 def broken(kind, folder):
-    path = checkpoint(folder / "run" / "final.pt", **({"num_landmarks": 68} if kind == "landmarks" else {}))
+    path = checkpoint(
+        folder / "run" / "final.pt", **({"num_landmarks": 68} if kind == "landmarks" else {})
+    )
     content = torch.load(path, weights_only=True)
     if kind == "missing":
         return folder / "none.pt"
+
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:-2000])
     elif kind == "missing key":
@@ -346,18 +437,26 @@ def broken(kind, folder):
         content["model"]["conv7.weight"] = torch.zeros(1)
     elif kind == "code":
         path.write_bytes(pickle.dumps(Exploit(), protocol=2))
+
     if "key" in kind:
         torch.save(content, path)
+
     return path
 
 
-@pytest.mark.parametrize("kind", ["missing", "truncated", "landmarks", "missing key", "unexpected key", "code"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "truncated", "landmarks", "missing key", "unexpected key", "code"]
+)
 def test_a_bad_checkpoint_is_one_clear_line(run_script, prepared_set, tmp_path, kind):
     path = broken(kind, tmp_path)
     code, output, errors = run_script("test.py", path, "--data", prepared_set)
     assert code == 1 and "code was run" not in output + errors
     assert errors.startswith("error: ") and errors.count("\n") == 1 and str(path) in errors
-    expected = {"landmarks": "68 landmarks", "missing key": "conv3.weight", "unexpected key": "conv7.weight"}
+    expected = {
+        "landmarks": "68 landmarks",
+        "missing key": "conv3.weight",
+        "unexpected key": "conv7.weight",
+    }
     assert expected.get(kind, "") in errors
 
 

@@ -17,8 +17,8 @@ from benchmarks import experiment_tables as tables
 from benchmarks import liveness
 from dataset.annotations import read_crop_list
 from dataset.faces import list_path, load_faces
-from engine.evaluation import predict_landmarks
-from engine.sepbn_figures import attention_weights, sepbn_modules
+from evaluation.attention import attention_weights, sepbn_modules
+from evaluation.evaluate import predict_landmarks
 from models import BaselineSepDyBN
 from utils.files import InputError
 

@@ -1,4 +1,6 @@
-"""ONNX files: the same numbers in onnxruntime and in OpenCV as in torch, and what the file says about itself."""
+"""ONNX files: the same numbers in onnxruntime and in OpenCV as in torch, and what the file says
+about itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from conftest import make_sets_differ
 
-from engine.checkpoint import build_model, save
+from models.checkpoint import build_model, save
 
 ARMS = {
     "none": {"norm": "none", "sets": None, "groups": None},
@@ -27,13 +29,16 @@ needs_packages = pytest.mark.skipif(
 
 
 def write_checkpoint(path: Path, arm: str) -> torch.nn.Module:
-    """A small network whose statistics and mapping sets are all different; returns it in evaluation mode."""
+    """A small network whose statistics and mapping sets are all different; returns it in evaluation
+    mode.
+    """
     config = {"num_landmarks": 98, "width": 4, "temperature": 2.0} | ARMS[arm]
     torch.manual_seed(5)
     model = build_model(config)
     make_sets_differ(model)
     config |= {"resample": "area", "released_geometry": False, "run": "tiny"}
     save(path, {"model": model.state_dict(), "config": config, "format": 1})
+
     return model.eval()
 
 
@@ -51,21 +56,36 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     net = cv2.dnn.readNetFromONNX(str(file))
+
     for batch in (1, 3, 17):  # one file, one session: the batch size is open
         crops = torch.rand(batch, 3, 128, 128) * 2 - 1
         with torch.no_grad():
             expected = model(crops).numpy()
-        assert np.abs(session.run(["landmarks"], {"crops": crops.numpy()})[0] - expected).max() <= 1e-3
+
+        assert (
+            np.abs(session.run(["landmarks"], {"crops": crops.numpy()})[0] - expected).max() <= 1e-3
+        )
         net.setInput(crops.numpy())
         assert np.abs(net.forward() - expected).max() <= 1e-3
 
     proto = onnx.load(file)
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     said = {entry.key: entry.value for entry in proto.metadata_props}
-    assert said["input_size"] == "128" and said["channel_order"] == "RGB" and said["scheme"] == "WFLW-98"
-    assert said["scaling"] == "(x - 127.5) / 128, x in 0..255" and said["resample"] == "area" and said["run"] == "tiny"
+    assert (
+        said["input_size"] == "128"
+        and said["channel_order"] == "RGB"
+        and said["scheme"] == "WFLW-98"
+    )
+
+    assert (
+        said["scaling"] == "(x - 127.5) / 128, x in 0..255"
+        and said["resample"] == "area"
+        and said["run"] == "tiny"
+    )
+
     assert said["crop_rule"] and said["arm"]
-    assert str(Path(__file__).parent.parent).encode() not in file.read_bytes()  # no paths of this disk
+    # no paths of this disk
+    assert str(Path(__file__).parent.parent).encode() not in file.read_bytes()
 
 
 @needs_packages
@@ -73,6 +93,7 @@ def test_a_network_that_answers_nonsense_is_not_written(tmp_path, run_script):
     model = write_checkpoint(tmp_path / "good.pt", "none")
     with torch.no_grad():
         model.fc2.bias.fill_(float("nan"))
+
     content = torch.load(tmp_path / "good.pt", weights_only=True)
     save(tmp_path / "bad.pt", content | {"model": model.state_dict()})
     code, _, errors = run_script("export.py", tmp_path / "bad.pt", "--onnx", tmp_path / "net.onnx")
@@ -82,15 +103,27 @@ def test_a_network_that_answers_nonsense_is_not_written(tmp_path, run_script):
 
 def test_missing_packages_are_named_in_one_line(tmp_path, run_script, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "onnx" in name else find(name, *rest))
-    code, _, errors = run_script("export.py", tmp_path / "final.pt", "--onnx", tmp_path / "net.onnx")
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if "onnx" in name else find(name, *rest),
+    )
+
+    code, _, errors = run_script(
+        "export.py", tmp_path / "final.pt", "--onnx", tmp_path / "net.onnx"
+    )
     assert code == 1
-    assert errors == "error: export needs packages that are not installed; pip install onnx onnxscript onnxruntime\n"
+    assert (
+        errors == "error: export needs packages that are not installed; "
+        "pip install onnx onnxscript onnxruntime\n"
+    )
 
 
 @needs_packages
 def test_a_missing_checkpoint_is_named(tmp_path, run_script):
-    code, _, errors = run_script("export.py", tmp_path / "nothing.pt", "--onnx", tmp_path / "net.onnx")
+    code, _, errors = run_script(
+        "export.py", tmp_path / "nothing.pt", "--onnx", tmp_path / "net.onnx"
+    )
     assert code == 1 and "nothing.pt" in errors and errors.count("\n") == 1
 
 

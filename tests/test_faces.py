@@ -28,13 +28,18 @@ def test_pixels_are_rgb_and_landmarks_those_of_the_list(prepared_set):
     picture = cv2.imread(str(prepared_set / line[196]))
     assert np.array_equal(faces.patches[3].numpy(), picture[:, :, ::-1])
     crop = central_crops(faces.patches[3:4])
-    assert torch.equal(crop[0, 0], (torch.tensor(picture[64:192, 64:192, 2].astype(np.float32)) - 127.5) / 128)
+    assert torch.equal(
+        crop[0, 0], (torch.tensor(picture[64:192, 64:192, 2].astype(np.float32)) - 127.5) / 128
+    )
     assert torch.equal(faces.crop_landmarks(), faces.landmarks - 64)
 
 
 def test_attributes_are_memberships_in_the_subset_lists(prepared_set, official_set):
     faces = load_faces(prepared_set, "test")
-    source = official_set / "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
+    source = (
+        official_set
+        / "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
+    )
     flags = [line.split()[200:206] for line in source.read_text().splitlines()]
     assert np.array_equal(faces.attributes, np.array(flags, int).astype(bool))
     assert faces.attributes.any() and not faces.attributes.all()
@@ -54,11 +59,14 @@ def test_lists_with_absolute_paths_load_elsewhere(folder, tmp_path):
         for line in lines:
             numbers, patch = line.rsplit(" ", 1)
             file.write(f"{numbers} {folder / patch}\n")
+
     assert torch.equal(load_faces(other, "train").patches, load_faces(folder, "train").patches)
 
 
 def test_a_folder_without_patches(tmp_path):
-    with pytest.raises(InputError, match=r"holds no prepared faces \(WFLW256_train.txt is missing\)"):
+    with pytest.raises(
+        InputError, match=r"holds no prepared faces \(WFLW256_train.txt is missing\)"
+    ):
         load_faces(tmp_path, "train")
 
 
@@ -70,13 +78,17 @@ def test_a_missing_patch(folder):
 
 def test_a_patch_of_another_size(folder):
     cv2.imwrite(str(folder / "train/WFLW0004.png"), np.zeros((128, 256, 3), np.uint8))
-    with pytest.raises(InputError, match=r"WFLW256_train.txt:5: .*WFLW0004.png is 256x128, not 256x256"):
+    with pytest.raises(
+        InputError, match=r"WFLW256_train.txt:5: .*WFLW0004.png is 256x128, not 256x256"
+    ):
         load_faces(folder, "train")
 
 
 def test_a_patch_that_is_no_picture(folder):
     (folder / "train/WFLW0001.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match=r"WFLW256_train.txt:2: .*WFLW0001.png is not a readable picture"):
+    with pytest.raises(
+        InputError, match=r"WFLW256_train.txt:2: .*WFLW0001.png is not a readable picture"
+    ):
         load_faces(folder, "train")
 
 
@@ -89,5 +101,7 @@ def test_an_empty_list(folder):
 def test_a_subset_that_names_another_patch(folder):
     first = (folder / "WFLW256_train.txt").read_text().splitlines()[0]
     (folder / "WFLW256_test_blur.txt").write_text(first + "\n")
-    with pytest.raises(InputError, match=r"WFLW256_test_blur.txt: WFLW0000.png is not in WFLW256_test.txt"):
+    with pytest.raises(
+        InputError, match=r"WFLW256_test_blur.txt: WFLW0000.png is not in WFLW256_test.txt"
+    ):
         load_faces(folder, "test")

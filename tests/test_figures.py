@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dataset.faces import central_crops, load_faces
-from engine import figures, sepbn_figures
-from engine.checkpoint import save
+from evaluation import attention, figures
 from models import Baseline, BaselineSepDyBN
+from models.checkpoint import save
 from utils.metrics import THRESHOLD
 
 
@@ -25,57 +25,77 @@ def model():
     torch.manual_seed(0)
     network = BaselineSepDyBN(3, 2, 1.0, width=4).eval()
     with torch.no_grad():
-        for module in sepbn_figures.sepbn_modules(network).values():
+        for module in attention.sepbn_modules(network).values():
             module.weight.normal_(1, 0.3)
             module.bias.normal_(0, 0.3)
             module.fc2.weight.mul_(3)
+
     return network
 
 
 def test_cohens_d_by_hand():
     inside, outside = np.array([1.0, 3.0])[:, None], np.array([0.0, 1.0, 2.0])[:, None]
     pooled = (1 * 2.0 + 2 * 1.0) / 3  # variances 2 and 1 with 1 and 2 degrees of freedom
-    assert sepbn_figures.cohens_d(inside, outside) == pytest.approx([1 / np.sqrt(pooled)])
-    assert sepbn_figures.cohens_d(outside, inside) == pytest.approx([-1 / np.sqrt(pooled)])
-    assert np.isnan(sepbn_figures.cohens_d(inside[:1], outside)).all()  # one face has no spread
-    assert np.isnan(sepbn_figures.cohens_d(np.full((3, 1), 1 / 3), np.full((4, 1), 1 / 3))).all()
+    assert attention.cohens_d(inside, outside) == pytest.approx([1 / np.sqrt(pooled)])
+    assert attention.cohens_d(outside, inside) == pytest.approx([-1 / np.sqrt(pooled)])
+    assert np.isnan(attention.cohens_d(inside[:1], outside)).all()  # one face has no spread
+    assert np.isnan(attention.cohens_d(np.full((3, 1), 1 / 3), np.full((4, 1), 1 / 3))).all()
 
 
 def test_relative_distances_by_hand():
     sets = np.array([[3.0, 0.0], [0.0, 3.0], [-3.0, 0.0]])
-    assert sepbn_figures.relative_distances(sets) == pytest.approx([np.sqrt(2), 2, np.sqrt(2)])
-    assert sepbn_figures.relative_distances(np.ones((2, 5))).tolist() == [0]
-    assert sepbn_figures.relative_distances(np.zeros((3, 5))).tolist() == [0, 0, 0]  # as initialised: no shift at all
-    assert sepbn_figures.relative_distances(np.ones((1, 5))).size == 0
+    assert attention.relative_distances(sets) == pytest.approx([np.sqrt(2), 2, np.sqrt(2)])
+    assert attention.relative_distances(np.ones((2, 5))).tolist() == [0]
+    assert attention.relative_distances(np.zeros((3, 5))).tolist() == [
+        0,
+        0,
+        0,
+    ]  # as initialised: no shift at all
+    assert attention.relative_distances(np.ones((1, 5))).size == 0
 
 
 def test_attention_weights_are_those_of_the_forward_pass(model, faces):
-    prediction, weights = sepbn_figures.attention_weights(model, faces, device="cpu", batch_size=3)
+    prediction, weights = attention.attention_weights(model, faces, device="cpu", batch_size=3)
     assert prediction.shape == (8, 98, 2) and weights.shape == (8, 6, 2, 3)
     np.testing.assert_allclose(weights.sum(axis=3), 1, atol=1e-6)
+
     with torch.no_grad():  # by hand, for the first two modules
         x = model.conv1(central_crops(faces.patches))
         np.testing.assert_allclose(weights[:, 0], model.bn1.attention(x), atol=1e-5)
         x = model.conv2(torch.nn.functional.leaky_relu(torch.max_pool2d(model.bn1(x), 2), 0.01))
-        logits = model.bn2.fc2(torch.nn.functional.leaky_relu(model.bn2.fc1(x.mean((2, 3), keepdim=True)), 0.01))
+        logits = model.bn2.fc2(
+            torch.nn.functional.leaky_relu(model.bn2.fc1(x.mean((2, 3), keepdim=True)), 0.01)
+        )
         np.testing.assert_allclose(weights[:, 1], logits.reshape(8, 2, 3).softmax(dim=2), atol=1e-5)
+
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_mapping_parameters_show_scale_left_and_shift_right(model):
-    figure = sepbn_figures.mapping_parameters(model)
+    figure = figures.mapping_parameters(model)
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == [f"bn{i}: scale | shift" for i in range(1, 7)]
-    for axes, module in zip(panels, (model.bn1, model.bn2, model.bn3, model.bn4, model.bn5, model.bn6), strict=True):
+
+    for axes, module in zip(
+        panels, (model.bn1, model.bn2, model.bn3, model.bn4, model.bn5, model.bn6), strict=True
+    ):
         shown = np.asarray(axes.images[0].get_array())
         np.testing.assert_allclose(shown[:, :3], module.weight.detach().numpy().T)
         np.testing.assert_allclose(shown[:, 3:], module.bias.detach().numpy().T)
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["γ1", "γ2", "γ3", "β1", "β2", "β3"]
+
+        assert [label.get_text() for label in axes.get_xticklabels()] == [
+            "γ1",
+            "γ2",
+            "γ3",
+            "β1",
+            "β2",
+            "β3",
+        ]
 
 
 def test_attention_gallery_is_absolute_and_set_major(model, faces):
-    _, weights = sepbn_figures.attention_weights(model, faces, device="cpu")
-    figure = sepbn_figures.attention_gallery(faces, weights, np.array([1, 4, 6, 7]))
+    _, weights = attention.attention_weights(model, faces, device="cpu")
+    figure = figures.attention_gallery(faces, weights, np.array([1, 4, 6, 7]))
     heat_maps = [axes for axes in figure.axes if axes.get_xlabel() == "SepBN module"]
     assert len(heat_maps) == 4
     image = heat_maps[1].images[0]
@@ -95,13 +115,17 @@ def test_attention_by_subset_finds_a_planted_effect():
     attributes = random.random((200, 6)) < 0.3
     attributes[:, 5] = False  # nobody is blurred
     weights[attributes[:, 1], 3, 1] = random.dirichlet([50, 5, 5], attributes[:, 1].sum())
-    figure = sepbn_figures.attention_by_subset(weights, attributes)
-    panels = {axes.get_title().split(":")[0]: axes for axes in figure.axes if ":" in axes.get_title()}
+    figure = figures.attention_by_subset(weights, attributes)
+    panels = {
+        axes.get_title().split(":")[0]: axes for axes in figure.axes if ":" in axes.get_title()
+    }
     effect = np.asarray(panels["expression"].images[0].get_array())
-    assert np.unravel_index(effect.argmax(), effect.shape) == (1, 3) and effect[1, 3] > 1.5  # set 1 group 2, module 4
+    # set 1 group 2, module 4
+    assert np.unravel_index(effect.argmax(), effect.shape) == (1, 3) and effect[1, 3] > 1.5
     assert np.asarray(panels["largepose"].images[0].get_array()).max() < 0.8
     inside = attributes[:, 1]
-    words = f"{weights[inside, 3, 1, 0].mean():.2f} | {weights[~inside, 3, 1, 0].mean():.2f}\nd +{effect[1, 3]:.2f}"
+    words = f"{weights[inside, 3, 1, 0].mean():.2f} | {weights[~inside, 3, 1, 0].mean():.2f}\n"
+    words += f"d +{effect[1, 3]:.2f}"
     assert words in [text.get_text() for text in panels["expression"].texts]
     assert panels["blur"].get_title() == "blur: 0 faces against 200"
     assert [text.get_text() for text in panels["blur"].texts] == ["nothing to compare"]
@@ -111,13 +135,13 @@ def test_set_usage(model):
     weights = np.zeros((10, 6, 2, 3))
     weights[..., 0] = 1  # one set alone
     weights[:, 2:] = 1 / 3  # all alike from the third module on
-    by_entropy, by_set, by_distance = sepbn_figures.set_usage(model, weights).axes
+    by_entropy, by_set, by_distance = figures.set_usage(model, weights).axes
     entropy = by_entropy.containers[0].lines[0].get_ydata()
     assert entropy == pytest.approx([0, 0, 1, 1, 1, 1], abs=1e-12)
     shares = {line.get_label(): line.get_ydata() for line in by_set.lines}
     assert shares["set 1, group 2"] == pytest.approx([1, 1, *[1 / 3] * 4])
     distances = by_distance.containers[0].lines[0].get_ydata()
-    expected = sepbn_figures.relative_distances(model.bn1.weight.detach().double().numpy()).mean()
+    expected = attention.relative_distances(model.bn1.weight.detach().double().numpy()).mean()
     assert distances[0] == pytest.approx(expected)
 
 
@@ -129,6 +153,7 @@ def test_cumulative_error_is_the_step_function():
     for at in (0.01, 0.02, 0.05, 0.08, 0.1, 0.15):
         shown = y[np.flatnonzero(x <= 100 * at + 1e-9)[-1]]  # drawn with steps after each point
         assert curve.get_drawstyle() == "steps-post" and shown == (errors <= at).mean()
+
     assert figure.axes[0].lines[1].get_xdata() == [100 * THRESHOLD] * 2
 
 
@@ -137,9 +162,13 @@ def test_many_models_and_odd_values_can_be_drawn(faces, tmp_path):
     random = np.random.default_rng(1)
     names = [f"model {i}" for i in range(7)]
     errors = {name: random.gamma(3, 0.02, 4) for name in names} | {"model 6": np.full(4, np.nan)}
-    table = {"full": {"faces": 4, "nme_percent": 6.0}, "blur": {"faces": 0, "nme_percent": float("nan")}}
+    table = {
+        "full": {"faces": 4, "nme_percent": 6.0},
+        "blur": {"faces": 0, "nme_percent": float("nan")},
+    }
     prediction = faces.crop_landmarks().numpy() + random.normal(0, 3, (8, 98, 2))
     prediction[0] = np.nan
+
     drawn = {
         "ced": figures.cumulative_error(errors),
         "points": figures.error_by_landmark(
@@ -147,28 +176,52 @@ def test_many_models_and_odd_values_can_be_drawn(faces, tmp_path):
         ),
         "subsets": figures.error_by_subset(dict.fromkeys(names, table)),
         "faces": figures.face_gallery(
-            faces, prediction, np.array([np.nan] * 8), rows=[("worst: ", np.arange(3)), ("", np.arange(1))], title="t"
+            faces,
+            prediction,
+            np.array([np.nan] * 8),
+            rows=[("worst: ", np.arange(3)), ("", np.arange(1))],
+            title="t",
         ),
     }
+
     for name, figure in drawn.items():
         path = figures.save(figure, tmp_path / f"{name}.png")
         assert cv2.imread(str(path)).std() > 5
+
     labels = [text.get_text() for text in drawn["subsets"].axes[0].get_xticklabels()]
     assert labels == ["full\n4 faces", "blur\n0 faces"]
 
 
 def write_checkpoint(path, network, norm):
-    values = {"norm": norm, "num_landmarks": 98, "width": 4, "sets": 3, "groups": 2, "run": path.stem}
+    values = {
+        "norm": norm,
+        "num_landmarks": 98,
+        "width": 4,
+        "sets": 3,
+        "groups": 2,
+        "run": path.stem,
+    }
     values |= {"resample": "nearest", "released_geometry": False}
     save(path, {"model": network.state_dict(), "config": values, "format": 1})
+
     return path
 
 
 def test_visualize_draws_everything(run_script, model, prepared_set, tmp_path):
     path = write_checkpoint(tmp_path / "sep.pt", model, "sepbn")
-    code, output, _ = run_script("visualize.py", path, "--data", prepared_set, "--out", tmp_path / "out")
+    code, output, _ = run_script(
+        "visualize.py", path, "--data", prepared_set, "--out", tmp_path / "out"
+    )
     assert code == 0
-    expected = {"mapping_parameters", "attention_faces", "attention_by_subset", "set_usage", "faces"}
+
+    expected = {
+        "mapping_parameters",
+        "attention_faces",
+        "attention_by_subset",
+        "set_usage",
+        "faces",
+    }
+
     assert {picture.stem for picture in (tmp_path / "out").iterdir()} == expected
     assert output.count("wrote ") == 5
     assert all(cv2.imread(str(picture)).std() > 5 for picture in (tmp_path / "out").iterdir())
@@ -176,14 +229,29 @@ def test_visualize_draws_everything(run_script, model, prepared_set, tmp_path):
 
 def test_visualize_without_sepbn_draws_the_faces_and_says_so(run_script, prepared_set, tmp_path):
     path = write_checkpoint(tmp_path / "bn.pt", Baseline("bn", width=4), "bn")
-    code, output, _ = run_script("visualize.py", path, "--data", prepared_set, "--out", tmp_path / "out")
+    code, output, _ = run_script(
+        "visualize.py", path, "--data", prepared_set, "--out", tmp_path / "out"
+    )
     assert code == 0 and "no SepBN modules in this checkpoint" in output
     assert [picture.name for picture in (tmp_path / "out").iterdir()] == ["faces.png"]
 
 
 def test_visualize_refuses_what_it_cannot_use(run_script, prepared_set, tmp_path):
     code, _, errors = run_script("visualize.py", tmp_path / "none.pt", "--data", prepared_set)
-    assert code == 1 and errors.startswith("error: ") and errors.count("\n") == 1 and "none.pt" in errors
+
+    assert (
+        code == 1
+        and errors.startswith("error: ")
+        and errors.count("\n") == 1
+        and "none.pt" in errors
+    )
+
     path = write_checkpoint(tmp_path / "bn.pt", Baseline("bn", width=4), "bn")
     code, _, errors = run_script("visualize.py", path, "--data", tmp_path / "nowhere")
-    assert code == 1 and errors.startswith("error: ") and errors.count("\n") == 1 and "nowhere" in errors
+
+    assert (
+        code == 1
+        and errors.startswith("error: ")
+        and errors.count("\n") == 1
+        and "nowhere" in errors
+    )

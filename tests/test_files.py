@@ -38,19 +38,25 @@ def test_full_disk_is_one_line_and_the_old_file_survives(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+
     with (
         pytest.raises(InputError, match=r"cannot write .*file\.bin: the disk is full") as caught,
         atomic_write(path) as file,
     ):
         file.write(b"new")
+
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_folder_and_a_file_in_the_way(tmp_path):
-    with pytest.raises(InputError, match="cannot write"), atomic_write(tmp_path / "absent" / "file"):
+    with (
+        pytest.raises(InputError, match="cannot write"),
+        atomic_write(tmp_path / "absent" / "file"),
+    ):
         pass
+
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a file is in the way"):
         make_folder(tmp_path / "file" / "folder")

@@ -33,14 +33,42 @@ def test_wflw_mirror_is_the_published_table():
     expected += [46, 45, 44, 43, 42, 50, 49, 48, 47, 37, 36, 35, 34, 33, 41, 40, 39, 38]
     expected += [51, 52, 53, 54, 59, 58, 57, 56, 55]
     expected += [72, 71, 70, 69, 68, 75, 74, 73, 64, 63, 62, 61, 60, 67, 66, 65]
-    expected += [82, 81, 80, 79, 78, 77, 76, 87, 86, 85, 84, 83, 92, 91, 90, 89, 88, 95, 94, 93, 97, 96]
+
+    expected += [
+        82,
+        81,
+        80,
+        79,
+        78,
+        77,
+        76,
+        87,
+        86,
+        85,
+        84,
+        83,
+        92,
+        91,
+        90,
+        89,
+        88,
+        95,
+        94,
+        93,
+        97,
+        96,
+    ]
+
     assert list(WFLW_98.mirror) == expected
 
 
 @pytest.mark.parametrize(
     ("scheme", "file"),
     [
-        (WFLW_98, "wflw/WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_train.txt"),
+        (
+            WFLW_98,
+            "wflw/WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_train.txt",
+        ),
         (IBUG_68, "p1_68pt/list_68pt_rect_attr_train.txt"),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -50,10 +78,12 @@ def test_the_mean_of_real_faces_is_its_own_mirror_image(shared_data, scheme, fil
     for face in read_official_list(shared_data / file):
         left, top, right, _ = face.box
         shapes.append((face.landmarks - (left, top)) / (right - left + 1))
+
     mean = np.mean(shapes, axis=0)
     centre = mean[:, 0].mean()
     mirrored = np.stack([2 * centre - mean[:, 0], mean[:, 1]], axis=1)[list(scheme.mirror)]
-    assert np.abs(mirrored - mean).max() < 0.04  # of the box side; a wrong pair is off by a multiple of this
+    # of the box side; a wrong pair is off by a multiple of this
+    assert np.abs(mirrored - mean).max() < 0.04
 
 
 def test_unknown_number_of_points():

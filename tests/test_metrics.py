@@ -1,4 +1,6 @@
-"""Metrics against slow references that spell the definitions out, and against cases done by hand."""
+"""Metrics against slow references that spell the definitions out, and against cases done by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ def slow_nme(prediction, target, eyes):
     result = []
     for p, g in zip(prediction.tolist(), target.tolist(), strict=True):
         normaliser = math.dist(g[eyes[0]], g[eyes[1]])
-        result.append(math.fsum(math.dist(a, b) / normaliser for a, b in zip(p, g, strict=True)) / len(g))
+        result.append(
+            math.fsum(math.dist(a, b) / normaliser for a, b in zip(p, g, strict=True)) / len(g)
+        )
+
     return result
 
 
@@ -36,7 +41,9 @@ def test_nme_follows_its_definition(num_points):
     random = np.random.default_rng(num_points)
     target = random.uniform(-20, 150, (17, num_points, 2))
     prediction = target + random.normal(0, 5, target.shape)
-    assert nme(prediction, target, EYES) == pytest.approx(slow_nme(prediction, target, EYES), rel=1e-12)
+    assert nme(prediction, target, EYES) == pytest.approx(
+        slow_nme(prediction, target, EYES), rel=1e-12
+    )
     assert point_errors(prediction, target, EYES).shape == (17, num_points)
 
 
@@ -60,7 +67,9 @@ def test_nme_does_not_depend_on_scale_rotation_or_origin():
     angle = 0.7
     turn = 3.5 * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     before = nme(target + noise, target, EYES)
-    assert nme((target + noise) @ turn + 100, target @ turn + 100, EYES) == pytest.approx(before, rel=1e-12)
+    assert nme((target + noise) @ turn + 100, target @ turn + 100, EYES) == pytest.approx(
+        before, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("bad", ["coincide", "nan"])
@@ -96,8 +105,12 @@ def test_auc_is_the_area_under_the_step_curve(seed):
     random = np.random.default_rng(seed)
     errors = random.gamma(4, 0.015, 200)
     errors[:5] = errors[5]  # ties
+
     for threshold in (0.05, 0.08, 0.1):
-        assert auc(errors, threshold) == pytest.approx(slow_auc(errors.tolist(), threshold), abs=1e-12)
+        assert auc(errors, threshold) == pytest.approx(
+            slow_auc(errors.tolist(), threshold), abs=1e-12
+        )
+
     # The integration with step 1e-4 that is common in the literature comes close, not equal.
     grid = np.arange(0, 0.1 + 1e-9, 1e-4)
     curve = (errors[None] <= grid[:, None]).mean(axis=1)

@@ -1,4 +1,6 @@
-"""predict.py from the command line: the same landmarks as test.py, odd pictures, tables of boxes, videos."""
+"""predict.py from the command line: the same landmarks as test.py, odd pictures, tables of boxes,
+videos.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +19,35 @@ from conftest import load_script
 from dataset.annotations import read_official_list
 from dataset.crop import CROP_OFFSET, patch_frame
 from dataset.faces import load_faces
-from engine.checkpoint import build_model, load_model, save
-from engine.evaluation import predict_landmarks
-from engine.pictures import BoxTable, atomic_video, face_name, output_names
-from engine.predictor import LandmarkPredictor
+from evaluation.evaluate import predict_landmarks
+from models.checkpoint import build_model, load_model, save
+from prediction.inputs import BoxTable
+from prediction.outputs import atomic_video, face_name, output_names
+from prediction.predictor import LandmarkPredictor
 
 LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
 
 
 def write_checkpoint(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = {"norm": "sepbn", "num_landmarks": 98, "width": 4, "sets": 3, "groups": 2, "temperature": 2.0}
+
+    config = {
+        "norm": "sepbn",
+        "num_landmarks": 98,
+        "width": 4,
+        "sets": 3,
+        "groups": 2,
+        "temperature": 2.0,
+    }
+
     torch.manual_seed(seed)
     model = build_model(config)
     with torch.no_grad():
         model.fc2.bias.uniform_(20, 108)
+
     config |= {"resample": "nearest", "released_geometry": False, "run": path.parent.name}
     save(path, {"model": model.state_dict(), "config": config, "format": 1})
+
     return path
 
 
@@ -45,18 +59,30 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def picture() -> np.ndarray:
     """(120, 160, 3) uint8, smooth noise."""
-    return cv2.resize(np.random.default_rng(4).integers(0, 256, (6, 8, 3), dtype=np.uint8), (160, 120))
+    return cv2.resize(
+        np.random.default_rng(4).integers(0, 256, (6, 8, 3), dtype=np.uint8), (160, 120)
+    )
 
 
 @pytest.fixture
 def predict(run_script, checkpoint, tmp_path):
-    """predict(*arguments) -> (exit code, stdout, stderr, files of landmarks.json); results go to tmp_path/out."""
+    """predict(*arguments) -> (exit code, stdout, stderr, files of landmarks.json); results go to
+    tmp_path/out.
+    """
 
     def run(*arguments: object) -> tuple[int, str, str, list[dict]]:
         out = tmp_path / "out"
-        code, output, errors = run_script("predict.py", *arguments, "--checkpoint", checkpoint, "--out", out)
+        code, output, errors = run_script(
+            "predict.py", *arguments, "--checkpoint", checkpoint, "--out", out
+        )
         written = out / "landmarks.json"
-        return code, output, errors, json.loads(written.read_text())["files"] if written.exists() else []
+
+        return (
+            code,
+            output,
+            errors,
+            json.loads(written.read_text())["files"] if written.exists() else [],
+        )
 
     return run
 
@@ -66,23 +92,36 @@ def landmarks_of(entry: dict) -> np.ndarray:
 
 
 def compare_with_evaluation(official: Path, prepared: Path, checkpoint: Path, predict) -> None:
-    """Landmarks of predict.py with the annotated boxes against those of the test path, in crop px."""
+    """Landmarks of predict.py with the annotated boxes against those of the test path, in crop
+    px.
+    """
     annotations = read_official_list(official / LISTS / "list_98pt_rect_attr_test.txt")
     table = prepared.parent / "boxes.csv"
+
     with open(table, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "x0", "y0", "x1", "y1"])
         writer.writerows([face.image, *face.box] for face in annotations)
+
     pictures = sorted({official / "WFLW_images" / face.image for face in annotations})
     code, _, errors, files = predict(*pictures, "--boxes", table, "--batch-size", 5)
     assert code == 0 and not errors
     faces = load_faces(prepared, "test")
     expected = predict_landmarks(load_model(checkpoint).model, faces, device="cpu")
-    answers = {(entry["file"], tuple(face["box"])): face["landmarks"] for entry in files for face in entry["faces"]}
+    answers = {
+        (entry["file"], tuple(face["box"])): face["landmarks"]
+        for entry in files
+        for face in entry["faces"]
+    }
+
     assert len(faces) == len(annotations) == len(answers)
+
     for face, crop_px in zip(annotations, expected, strict=True):
         frame = patch_frame(face.box, "nearest")
-        answer = frame.to_patch(np.array(answers[str(official / "WFLW_images" / face.image), face.box])) - CROP_OFFSET
+        answer = (
+            frame.to_patch(np.array(answers[str(official / "WFLW_images" / face.image), face.box]))
+            - CROP_OFFSET
+        )
         assert np.abs(answer - crop_px).max() <= 1e-3
 
 
@@ -90,16 +129,27 @@ def test_predictions_are_those_of_the_test_path(official_set, prepared_set, chec
     compare_with_evaluation(official_set, prepared_set, checkpoint, predict)
 
 
-def test_predictions_are_those_of_the_test_path_on_real_faces(shared_data, checkpoint, predict, tmp_path):
+def test_predictions_are_those_of_the_test_path_on_real_faces(
+    shared_data, checkpoint, predict, tmp_path
+):
     official = tmp_path / "some"
     (official / LISTS).mkdir(parents=True)
     (official / "WFLW_images").symlink_to(shared_data / "wflw/WFLW_images")
+
     for split in ("train", "test"):
         name = f"{LISTS}/list_98pt_rect_attr_{split}.txt"
         lines = (shared_data / "wflw" / name).read_text().splitlines()
         (official / name).write_text("\n".join(lines[:12] if split == "test" else lines[:1]) + "\n")
+
     prepared = tmp_path / "prepared"
-    assert load_script("dataset/createWFLW256.py").main(["--wflw", str(official), "--out", str(prepared)]) == 0
+
+    assert (
+        load_script("dataset/createWFLW256.py").main(
+            ["--wflw", str(official), "--out", str(prepared)]
+        )
+        == 0
+    )
+
     compare_with_evaluation(official, prepared, checkpoint, predict)
 
 
@@ -116,8 +166,13 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     code, output, errors, files = predict(folder, tmp_path / "nowhere.jpg", "--whole")
     assert code == 1
     assert errors.count("error:") == errors.count("\n") == 5
+
     for name in ("half.jpg", "text.png", "empty.bmp", "one.png", "nowhere.jpg"):
-        assert name in errors and sum(name in entry["file"] and "error" in entry for entry in files) == 1
+        assert (
+            name in errors
+            and sum(name in entry["file"] and "error" in entry for entry in files) == 1
+        )
+
     done = [entry for entry in files if "faces" in entry]
     assert [Path(entry["file"]).name for entry in done] == ["good.jpg"]
     assert done[0]["faces"][0]["box"] == [0, 0, 159, 119] and done[0]["faces"][0]["score"] is None
@@ -125,7 +180,10 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     assert "faces: 1" in output and "faces/s" in output
     overlay = cv2.imread(str(tmp_path / "out" / "good_overlay.jpg"))
     assert overlay.shape == picture.shape and np.abs(overlay.astype(int) - picture).max() > 50
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good_overlay.jpg", "landmarks.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "good_overlay.jpg",
+        "landmarks.json",
+    ]
 
 
 def test_an_empty_folder_is_named(predict, tmp_path):
@@ -148,10 +206,14 @@ def test_boxes_may_cross_the_border_and_repeat(predict, picture, tmp_path, check
     assert code == 0 and [face["box"] for face in files[0]["faces"]] == boxes
     expected = LandmarkPredictor(checkpoint, device="cpu")(picture, boxes)
     assert np.abs(landmarks_of(files[0]) - expected).max() < 1e-3
+
     for index, points in enumerate(expected):  # iBUG counts pixels from 1
         lines = (tmp_path / "out" / f"a_face{index}.pts").read_text().splitlines()
         assert lines[:3] == ["version: 1", "n_points: 98", "{"] and lines[-1] == "}"
-        assert np.abs(np.array([line.split() for line in lines[3:-1]], float) - 1 - points).max() < 1e-3
+        assert (
+            np.abs(np.array([line.split() for line in lines[3:-1]], float) - 1 - points).max()
+            < 1e-3
+        )
 
 
 def test_exif_orientation_is_honoured(predict, picture, tmp_path):
@@ -163,7 +225,9 @@ def test_exif_orientation_is_honoured(predict, picture, tmp_path):
     (tmp_path / "tagged.jpg").write_bytes(tagged)
     plain = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     cv2.imwrite(str(tmp_path / "turned.png"), cv2.rotate(plain, cv2.ROTATE_90_CLOCKWISE))
-    code, _, _, files = predict(tmp_path / "tagged.jpg", tmp_path / "turned.png", "--box", 10, 20, 100, 130)
+    code, _, _, files = predict(
+        tmp_path / "tagged.jpg", tmp_path / "turned.png", "--box", 10, 20, 100, 130
+    )
     assert code == 0
     assert [(entry["width"], entry["height"]) for entry in files] == [(120, 160)] * 2
     assert np.abs(landmarks_of(files[0]) - landmarks_of(files[1])).max() < 1e-3
@@ -179,6 +243,7 @@ def test_deep_grey_and_transparent_pictures(predict, picture, tmp_path):
     }
     for name, pixels in kinds.items():
         assert cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
+
     code, _, _, files = predict(*(tmp_path / f"{name}.png" for name in kinds), "--whole")
     assert code == 0
     for entry in files[1:]:
@@ -208,11 +273,14 @@ def test_a_video_gives_a_row_a_frame(predict, picture, tmp_path, checkpoint):
     write_video(tmp_path / "clip.avi", [np.roll(picture, 7 * i, axis=1) for i in range(5)])
     code, _, _, files = predict(tmp_path / "clip.avi", "--box", 20, 20, 99, 99, "--batch-size", 3)
     assert code == 0 and files[0]["frames"] == 5 and files[0]["frames_per_second"] == 12.5
-    rows = [json.loads(line) for line in (tmp_path / "out" / files[0]["rows"]).read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / files[0]["rows"]).read_text().splitlines()
+    ]
     assert [row["frame"] for row in rows] == list(range(5))
     predictor = LandmarkPredictor(checkpoint, device="cpu")
     for row, frame in zip(rows, read_frames(tmp_path / "clip.avi"), strict=True):
         assert np.abs(landmarks_of(row) - predictor(frame, [[20, 20, 99, 99]])).max() < 1e-3
+
     overlay = read_frames(tmp_path / "out" / "clip_overlay.mp4")
     assert len(overlay) == 5 and overlay[0].shape == picture.shape
 
@@ -223,12 +291,18 @@ def test_a_video_without_frames_is_named(predict, picture, tmp_path):
     data = (tmp_path / "none.avi").read_bytes()
     (tmp_path / "none.avi").write_bytes(data[:300])  # the header alone
     cv2.imwrite(str(tmp_path / "a.png"), picture)
-    code, _, errors, files = predict(tmp_path / "empty.mp4", tmp_path / "none.avi", tmp_path / "a.png", "--whole")
+    code, _, errors, files = predict(
+        tmp_path / "empty.mp4", tmp_path / "none.avi", tmp_path / "a.png", "--whole"
+    )
     assert code == 1
     for name in ("empty.mp4", "none.avi"):
         assert any(line.startswith("error:") and name in line for line in errors.splitlines())
+
     assert sum("faces" in entry for entry in files) == 1
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_overlay.jpg", "landmarks.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a_overlay.jpg",
+        "landmarks.json",
+    ]
 
 
 def test_a_video_that_is_not_finished_leaves_nothing(picture, tmp_path):
@@ -243,8 +317,14 @@ def test_a_video_that_is_not_finished_leaves_nothing(picture, tmp_path):
     [
         ("file,x0,y0,x1\na.png,1,2,3\n", "line 1: no column y1"),
         ("", "line 1: no column file"),
-        ("file,x0,y0,x1,y1\na.png,1,2,30,30\na.png,1,2,3\n", "line 3: x0, y0, x1, y1 must be four whole numbers"),
-        ("file,x0,y0,x1,y1\na.png,1,2,30.5,30\n", "line 2: x0, y0, x1, y1 must be four whole numbers"),
+        (
+            "file,x0,y0,x1,y1\na.png,1,2,30,30\na.png,1,2,3\n",
+            "line 3: x0, y0, x1, y1 must be four whole numbers",
+        ),
+        (
+            "file,x0,y0,x1,y1\na.png,1,2,30.5,30\n",
+            "line 2: x0, y0, x1, y1 must be four whole numbers",
+        ),
         ("file,x0,y0,x1,y1\na.png,30,2,1,30\n", "line 2: face box 30 2 1 30 has no area"),
         ("file,x0,y0,x1,y1\n,1,2,30,30\n", "line 2: the file name is missing"),
         ("file,x0,y0,x1,y1\na.png,1,2,30,30\na.png,500,2,530,30\n", "line 3"),
@@ -262,6 +342,7 @@ def test_a_table_finds_its_pictures(predict, picture, tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "a.png"), picture)
+
     cv2.imwrite(str(tmp_path / "ba.png"), picture)
     rows = ["id,file,x0,y0,x1,y1", "7,x/a.png,1,2,30,40", "8,a.png,5,5,50,60", "9,zzz.png,1,1,9,9"]
     (tmp_path / "boxes.csv").write_text("\n".join(rows))
@@ -274,14 +355,26 @@ def test_a_table_finds_its_pictures(predict, picture, tmp_path):
         str(pictures[1]): [[5, 5, 50, 60]],
         str(pictures[2]): [],
     }
-    assert {"a_overlay.jpg", "a_2_overlay.jpg"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+    assert {"a_overlay.jpg", "a_2_overlay.jpg"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
 
 
 def test_output_names_differ():
     paths = [Path("x/a.jpg"), Path("y/a.png"), Path("A.png"), Path("a_2.jpg"), Path("b.tar.png")]
     names = output_names(paths)
-    assert len({name.lower() for name in names}) == len(paths) and names[0] == "a" and names[4] == "b.tar"
-    for stems in (["a", "A_face1", "b"], ["a_face1", "a", "b"], ["a_face1", "a_face2", "a_face1_face0"]):
+    assert (
+        len({name.lower() for name in names}) == len(paths)
+        and names[0] == "a"
+        and names[4] == "b.tar"
+    )
+
+    for stems in (
+        ["a", "A_face1", "b"],
+        ["a_face1", "a", "b"],
+        ["a_face1", "a_face2", "a_face1_face0"],
+    ):
         names = output_names([Path(f"{stem}.jpg") for stem in stems])
         files = [face_name(name, index, 3).lower() for name in names for index in range(3)]
         files += [face_name(name, 0, 1).lower() for name in names]
@@ -295,7 +388,16 @@ def test_boxes_are_found_however_the_path_is_written(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    spellings = ["../real/a.jpg", f"{tmp_path}/link/a.jpg", "link/a.jpg", "a.jpg", f"{tmp_path}/real/a.jpg", "b.jpg"]
+
+    spellings = [
+        "../real/a.jpg",
+        f"{tmp_path}/link/a.jpg",
+        "link/a.jpg",
+        "a.jpg",
+        f"{tmp_path}/real/a.jpg",
+        "b.jpg",
+    ]
+
     lines = [f"{name},{i},0,9,9" for i, name in enumerate(spellings)]
     (tmp_path / "boxes.csv").write_text("\n".join(["file,x0,y0,x1,y1", *lines]))
     table = BoxTable(tmp_path / "boxes.csv")
@@ -326,7 +428,9 @@ def test_wrong_usage(arguments, predict, picture, tmp_path):
     assert code == 2 and "usage:" in errors and not (tmp_path / "out").exists()
 
 
-def test_pts_files_are_not_for_videos_and_inputs_are_not_overwritten(run_script, checkpoint, picture, tmp_path):
+def test_pts_files_are_not_for_videos_and_inputs_are_not_overwritten(
+    run_script, checkpoint, picture, tmp_path
+):
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     (tmp_path / "v.mp4").write_bytes(b"")
     options = ["--whole", "--checkpoint", checkpoint]
@@ -349,14 +453,18 @@ def test_a_picture_without_a_face(shared_data, predict, picture, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     cv2.imwrite(str(tmp_path / "dot.png"), picture[:1, :1])
     detector = shared_data / "models/face_detection_yunet_2023mar.onnx"
-    code, output, _, files = predict(tmp_path / "a.png", tmp_path / "dot.png", "--detector", detector)
+    code, output, _, files = predict(
+        tmp_path / "a.png", tmp_path / "dot.png", "--detector", detector
+    )
     assert code == 0 and output.count(": no face") == 2
     assert [entry["faces"] for entry in files] == [[], []]
 
 
 def test_faces_are_found_with_scores(shared_data, predict):
     folder = shared_data / "wflw/WFLW_images/31--Waiter_Waitress"
-    code, _, _, files = predict(folder, "--detector", shared_data / "models/face_detection_yunet_2023mar.onnx")
+    code, _, _, files = predict(
+        folder, "--detector", shared_data / "models/face_detection_yunet_2023mar.onnx"
+    )
     faces = [face for entry in files for face in entry["faces"]]
     assert code == 0 and faces
     assert all(0.6 <= face["score"] <= 1 and len(face["landmarks"]) == 98 for face in faces)
@@ -367,9 +475,11 @@ def test_the_newest_finished_run_is_taken_and_named(run_script, picture, tmp_pat
     cv2.imwrite("a.png", picture)
     code, _, errors = run_script("predict.py", "a.png", "--whole")
     assert code == 1 and "no finished run" in errors
+
     for age, run in enumerate(["newer", "older"]):
         file = write_checkpoint(tmp_path / "checkpoints" / run / "final.pt", seed=age)
         os.utime(file, (1_000_000 - age, 1_000_000 - age))
+
     (tmp_path / "checkpoints" / "unfinished").mkdir()
     code, output, _ = run_script("predict.py", "a.png", "--whole")
     assert code == 0 and str(Path("checkpoints/newer/final.pt")) in output

@@ -1,4 +1,6 @@
-"""From pictures to landmarks and back: painted dots through every step, folded normalisation, drawing."""
+"""From pictures to landmarks and back: painted dots through every step, folded normalisation,
+drawing.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,12 @@ from torch import nn
 
 from dataset.crop import face_patch, patch_frame
 from dataset.landmarks import scheme_for
-from engine.checkpoint import LoadedModel, build_model
-from engine.drawing import draw_faces
-from engine.folding import FoldedSepBN, fold_normalisation
-from engine.predictor import FaceDetector, LandmarkPredictor, Shot, inclusive_box
 from models import SepBatchNorm2d
+from models.checkpoint import LoadedModel, build_model
+from models.folding import FoldedSepBN, fold_normalisation
+from prediction.detector import FaceDetector, inclusive_box
+from prediction.outputs import draw_faces
+from prediction.predictor import LandmarkPredictor, Shot
 from utils.files import InputError
 
 ARMS = [("none", None, None), ("bn", None, None), ("sepbn", 3, 1), ("sepbn", 3, 2)]
@@ -32,6 +35,7 @@ class BrightestPoint(nn.Module):
         total = light.sum((1, 2))
         x = (light.sum(1) * ramp).sum(1) / total
         y = (light.sum(2) * ramp).sum(1) / total
+
         return torch.stack([x, y], 1).repeat(1, 98)
 
 
@@ -42,7 +46,9 @@ class MeanColour(nn.Module):
 
 def predictor_of(model: nn.Module, resample: str = "nearest", **options) -> LandmarkPredictor:
     config = {"num_landmarks": 98, "resample": resample}
-    return LandmarkPredictor(LoadedModel(model.eval(), config, Path("fake.pt"), "fake"), device="cpu", **options)
+    return LandmarkPredictor(
+        LoadedModel(model.eval(), config, Path("fake.pt"), "fake"), device="cpu", **options
+    )
 
 
 def random_model(norm: str, sets: int | None, groups: int | None) -> nn.Module:
@@ -51,6 +57,7 @@ def random_model(norm: str, sets: int | None, groups: int | None) -> nn.Module:
     architecture = {"norm": norm, "num_landmarks": 98, "width": 4, "sets": sets, "groups": groups}
     model = build_model(architecture | {"temperature": 2.0})
     make_sets_differ(model)
+
     return model.eval()
 
 
@@ -70,10 +77,14 @@ def test_painted_dots_come_back_to_their_place_in_the_picture(box, resample):
     random = np.random.default_rng(0)
     frame = patch_frame(box, resample)
     patch_pixel = frame.side / 256  # in image px
-    radius = int(np.ceil(patch_pixel)) if patch_pixel > 1 else 0  # so that no resampling loses the dot
+    # so that no resampling loses the dot
+    radius = int(np.ceil(patch_pixel)) if patch_pixel > 1 else 0
     low = np.maximum(np.array([frame.left, frame.top]) + frame.side // 4, 0) + radius + 2
-    high = np.minimum(np.array([frame.left, frame.top]) + 3 * frame.side // 4, [200, 160]) - radius - 3
+    high = (
+        np.minimum(np.array([frame.left, frame.top]) + 3 * frame.side // 4, [200, 160]) - radius - 3
+    )
     predictor = predictor_of(BrightestPoint(), resample)
+
     for _ in range(12):
         x, y = random.integers(low, high + 1)
         image = np.zeros((160, 200, 3), np.uint8)
@@ -110,10 +121,16 @@ def test_batches_and_streams_do_not_change_the_answer():
     assert np.abs(predictor_of(model, batch_size=4)(image, np.array(BOXES)) - single).max() < 1e-3
     predictor = predictor_of(model, batch_size=4)
     groups = [BOXES[:1], [], BOXES[1:6], BOXES[:2]]
-    shots = [Shot(Path(str(i)), image, boxes, None, *predictor.cut(image, boxes)) for i, boxes in enumerate(groups)]
+    shots = [
+        Shot(Path(str(i)), image, boxes, None, *predictor.cut(image, boxes))
+        for i, boxes in enumerate(groups)
+    ]
     answers = list(predictor.stream(iter(shots)))
     assert [shot for shot, _ in answers] == shots
-    for (_, points), expected in zip(answers, [single[:1], single[:0], single[1:6], single[:2]], strict=True):
+
+    for (_, points), expected in zip(
+        answers, [single[:1], single[:0], single[1:6], single[:2]], strict=True
+    ):
         assert points.shape == expected.shape
         assert np.abs(points - expected).max(initial=0) < 1e-3
 
@@ -138,7 +155,9 @@ def test_wrong_arrays_are_refused(image, boxes):
         predictor_of(MeanColour())(image, boxes)
 
 
-@pytest.mark.parametrize("box", [(9, 0, 20, 5), (-9, 0, -1, 5), (0, 9, 5, 12), (0, -5, 5, -1), (3, 3, 3, 8)])
+@pytest.mark.parametrize(
+    "box", [(9, 0, 20, 5), (-9, 0, -1, 5), (0, 9, 5, 12), (0, -5, 5, -1), (3, 3, 3, 8)]
+)
 def test_boxes_without_a_pixel_of_the_image_are_refused(box):
     with pytest.raises(InputError, match="box"):
         predictor_of(MeanColour())(np.zeros((9, 9, 3), np.uint8), [box])
@@ -150,9 +169,13 @@ def test_folding_keeps_the_function_and_the_model(norm, sets, groups):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     crops = torch.rand(3, 3, 128, 128) * 2 - 1
     folded = fold_normalisation(model)
+
     with torch.no_grad():
         assert (folded(crops) - model(crops)).abs().max() < 1e-3
-        assert (folded.to(memory_format=torch.channels_last)(crops) - model(crops)).abs().max() < 1e-3
+        assert (
+            folded.to(memory_format=torch.channels_last)(crops) - model(crops)
+        ).abs().max() < 1e-3
+
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -163,16 +186,23 @@ def test_folded_sepbn_is_the_equation():
     with torch.no_grad():
         for tensor in (layer.weight, layer.bias, layer.running_mean):
             tensor.normal_()
+
         layer.running_var.uniform_(0.2, 2)
         x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
         p = layer.attention(x)
         expected = torch.empty_like(x)
+
         for n in range(2):
             for c in range(6):
-                normal = (x[n, c] - layer.running_mean[c]) / torch.sqrt(layer.running_var[c] + layer.eps)
+                normal = (x[n, c] - layer.running_mean[c]) / torch.sqrt(
+                    layer.running_var[c] + layer.eps
+                )
                 weights = p[n, c // 2]  # three groups of two channels
                 scale = sum(weights[k] * layer.weight[k, c] for k in range(4))
-                expected[n, c] = scale * normal + sum(weights[k] * layer.bias[k, c] for k in range(4))
+                expected[n, c] = scale * normal + sum(
+                    weights[k] * layer.bias[k, c] for k in range(4)
+                )
+
         assert (FoldedSepBN(layer)(x) - expected).abs().max() < 1e-12
 
 
@@ -192,9 +222,18 @@ def test_a_missing_or_wrong_detector_is_named(tmp_path):
 
 def test_the_detector_finds_the_same_faces_in_an_enlarged_picture(shared_data):
     detector = FaceDetector(shared_data / "models/face_detection_yunet_2023mar.onnx")
-    picture = cv2.imread(str(next((shared_data / "wflw/WFLW_images/31--Waiter_Waitress").glob("*.jpg"))))
+    picture = cv2.imread(
+        str(next((shared_data / "wflw/WFLW_images/31--Waiter_Waitress").glob("*.jpg")))
+    )
     boxes, scores = detector(picture)
-    assert len(boxes) and boxes.shape == (len(boxes), 4) and (np.diff(scores) <= 0).all() and scores[0] > 0.8
+
+    assert (
+        len(boxes)
+        and boxes.shape == (len(boxes), 4)
+        and (np.diff(scores) <= 0).all()
+        and scores[0] > 0.8
+    )
+
     larger, _ = detector(cv2.resize(picture, None, fx=3, fy=3))  # beyond max_side
     side = boxes[0, 2] - boxes[0, 0]
     assert np.abs(larger / 3 - boxes[0]).max(axis=1).min() < 0.15 * side

@@ -22,7 +22,9 @@ def test_learning_rate_at_the_corners():
 def test_learning_rate_falls_along_half_a_cosine():
     for share in (0.1, 0.25, 0.9):
         step = round((800 + 1200 * share) * 937)
-        assert learning_rate(step, **RECIPE) == pytest.approx(1e-3 * (1 + math.cos(math.pi * share)) / 2, rel=1e-4)
+        assert learning_rate(step, **RECIPE) == pytest.approx(
+            1e-3 * (1 + math.cos(math.pi * share)) / 2, rel=1e-4
+        )
 
 
 def test_a_run_without_warmup_starts_at_the_peak():
@@ -30,4 +32,11 @@ def test_a_run_without_warmup_starts_at_the_peak():
 
 
 def test_temperature_falls_by_one_an_epoch_and_stays_at_one():
-    assert [temperature(epoch, start=30.0) for epoch in (0, 1, 28, 29, 30, 2000)] == [30, 29, 2, 1, 1, 1]
+    assert [temperature(epoch, start=30.0) for epoch in (0, 1, 28, 29, 30, 2000)] == [
+        30,
+        29,
+        2,
+        1,
+        1,
+        1,
+    ]

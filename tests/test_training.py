@@ -15,12 +15,13 @@ import torch
 from conftest import ROOT
 
 from dataset.faces import load_faces
-from engine import training
-from engine.checkpoint import build_model, load_model, read
-from engine.config import TrainConfig
-from engine.training import TrainingStep
+from models.checkpoint import build_model, load_model, read
+from training import loop as training
+from training.config import TrainConfig
+from training.step import TrainingStep
 
-SHORT = "--width 2 --epochs 4 --batch-size 4 --lr 0.02".split()  # 3 steps an epoch on the 12 drawn faces
+# 3 steps an epoch on the 12 drawn faces
+SHORT = "--width 2 --epochs 4 --batch-size 4 --lr 0.02".split()
 TIMES = ("images_per_s", "seconds")
 
 
@@ -62,9 +63,12 @@ def tiny_step(prepared_set, *, norm="bn", dtype=torch.float32, **settings) -> Tr
         if norm == "sepbn"
         else dict.fromkeys(("sets", "groups", "temperature"))
     )
-    config = TrainConfig(**({"norm": norm, "width": 2, "epochs": 4, "batch_size": 4, "lr": 0.02} | sepbn | settings))
+    config = TrainConfig(
+        **({"norm": norm, "width": 2, "epochs": 4, "batch_size": 4, "lr": 0.02} | sepbn | settings)
+    )
     torch.manual_seed(0)
     model = build_model({"norm": norm, "width": 2, "num_landmarks": 98, **sepbn}).to(dtype)
+
     return TrainingStep(model, load_faces(prepared_set, "train"), config)
 
 
@@ -83,19 +87,35 @@ def signal_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
 
 @pytest.mark.parametrize("script", ["trainBaseline.py", "trainBaselineSepDyBN.py"])
 def test_a_run_leaves_what_it_promises(train, script):
-    code, output, errors = train("--run", "a", "--eval-every", "2", "--keep-every", "2", script=script)
+    code, output, errors = train(
+        "--run", "a", "--eval-every", "2", "--keep-every", "2", script=script
+    )
     assert code == 0 and errors == ""
     assert ("SepBN, K = 3 sets, G = 2 groups" in output) == (script == "trainBaselineSepDyBN.py")
     assert "12 train, 8 test faces" in output and "seed 0" in output and "test NME" in output
     files = {path.name for path in (training.RunFolder("a").path).iterdir()}
-    assert files == {"final.pt", "config.json", "log.csv", "curve.png", "epoch_0002.pt", "epoch_0004.pt"}
+
+    assert files == {
+        "final.pt",
+        "config.json",
+        "log.csv",
+        "curve.png",
+        "epoch_0002.pt",
+        "epoch_0004.pt",
+    }
+
     rows = log("a")
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
     assert [row["test_nme_percent"] != "" for row in rows] == [False, True, False, True]
     assert rows[0]["temperature"] == ("30.0" if script == "trainBaselineSepDyBN.py" else "")
     config = json.loads(open("checkpoints/a/config.json").read())
     assert config == read("checkpoints/a/final.pt")["config"]
-    assert config["scheme"] == "WFLW-98" and config["warmup_epochs"] == 1.6 and config["machine"]["torch"]
+    assert (
+        config["scheme"] == "WFLW-98"
+        and config["warmup_epochs"] == 1.6
+        and config["machine"]["torch"]
+    )
+
     loaded = load_model("checkpoints/a/final.pt")
     if script == "trainBaselineSepDyBN.py":
         assert loaded.model.bn1.temperature == 27  # 30 at epoch 0, 27 in the last one
@@ -122,6 +142,7 @@ def test_a_stopped_run_resumes_bit_for_bit(train, monkeypatch, step, number):
     with monkeypatch.context() as patch:
         signal_at(patch, step, number)
         code, output, _ = train("--run", "stopped", script=script)
+
     assert code == 128 + number and f"stopped at step {step}," in output
     assert not os.path.exists("checkpoints/stopped/final.pt")
     assert train("--run", "stopped", "--resume", script=script)[0] == 0
@@ -133,8 +154,12 @@ def test_rows_past_the_checkpoint_are_cut(train, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, 5)
         train("--run", "stopped")
-    with open("checkpoints/stopped/log.csv", "a") as file:  # as if it had gone on and then lost its save
+
+    with open(
+        "checkpoints/stopped/log.csv", "a"
+    ) as file:  # as if it had gone on and then lost its save
         file.write("1,9,9,9,9,9,9\n2,9,9,9,9,9,9\n")
+
     assert train("--run", "stopped", "--resume")[0] == 0
     assert_same_ending("straight", "stopped")
 
@@ -146,7 +171,14 @@ def test_resume_before_anything_was_saved_starts_afresh(train):
     code, output, _ = train("--run", "b", "--resume")
     assert code == 0 and "finished already" in output
     code, output, errors = train("--run", "b", "--resume", "--lr", "0.5", "--norm", "none")
-    assert code == 1 and "--norm was bn, is none" in errors and "--lr was 0.02, is 0.5" in errors and not output
+
+    assert (
+        code == 1
+        and "--norm was bn, is none" in errors
+        and "--lr was 0.02, is 0.5" in errors
+        and not output
+    )
+
     code, output, _ = train("--run", "c", "--resume")
     assert code == 0 and "nothing was saved to resume" in output
 
@@ -154,11 +186,21 @@ def test_resume_before_anything_was_saved_starts_afresh(train):
 def test_killed_runs_resume_bit_for_bit(train, prepared_set):
     long = ("--epochs", "60")  # still going when the kill comes
     assert train("--run", "straight", *long)[0] == 0
-    command = [sys.executable, str(ROOT / "trainBaseline.py"), "--data", str(prepared_set), *SHORT, *long]
+
+    command = [
+        sys.executable,
+        str(ROOT / "trainBaseline.py"),
+        "--data",
+        str(prepared_set),
+        *SHORT,
+        *long,
+    ]
+
     command += ["--run", "killed", "--save-every", "0"]
     process = subprocess.Popen([*command], env=os.environ | {"PYTHONPATH": str(ROOT)})
     while not os.path.exists("checkpoints/killed/last.pt") and process.poll() is None:
         time.sleep(0.002)
+
     process.kill()
     assert process.wait() == -signal.SIGKILL
     (training.RunFolder("killed").path / ".last.pt.abc.tmp").touch()  # as of a kill within a save
@@ -171,13 +213,22 @@ def test_resuming_with_other_settings_names_them(train, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, 2)
         train()
-    code, _, errors = train("--resume", "--lr", "0.5", "--seed", "3", "--width", "4", "--save-every", "9")
+
+    code, _, errors = train(
+        "--resume", "--lr", "0.5", "--seed", "3", "--width", "4", "--save-every", "9"
+    )
     assert code == 1 and errors.count("\n") == 1
-    assert "--lr was 0.02, is 0.5" in errors and "--seed was 0, is 3" in errors and "--width was 2, is 4" in errors
+    assert (
+        "--lr was 0.02, is 0.5" in errors
+        and "--seed was 0, is 3" in errors
+        and "--width was 2, is 4" in errors
+    )
+
     assert "save-every" not in errors
     code, _, errors = train("--resume", "--limit", "8")
     assert code == 1 and "training faces was" in errors
-    assert train("--resume", "--save-every", "9", "--eval-every", "1")[0] == 0  # cannot change the result
+    # cannot change the result
+    assert train("--resume", "--save-every", "9", "--eval-every", "1")[0] == 0
 
 
 def test_an_existing_run_is_not_touched_without_saying_so(train):
@@ -190,7 +241,9 @@ def test_an_existing_run_is_not_touched_without_saying_so(train):
     assert open("checkpoints/baseline/final.pt", "rb").read() != before
 
 
-@pytest.mark.parametrize("wrong", [["--batch-size", "13"], ["--init", "absent.pt"], ["--warmup-epochs", "9"]])
+@pytest.mark.parametrize(
+    "wrong", [["--batch-size", "13"], ["--init", "absent.pt"], ["--warmup-epochs", "9"]]
+)
 def test_overwriting_with_settings_that_cannot_run_loses_nothing(train, wrong):
     assert train("--keep-every", "2")[0] == 0
     folder = training.RunFolder("baseline").path
@@ -211,6 +264,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train
     with monkeypatch.context() as patch:
         signal_at(patch, 2)
         assert train("--norm", "none")[0] == 143
+
     before = open("checkpoints/baseline/last.pt", "rb").read()
     original, calls = TrainingStep._step, []
 
@@ -234,6 +288,7 @@ def test_the_times_of_a_resumed_epoch_include_what_came_before(train, monkeypatc
     with monkeypatch.context() as patch:
         signal_at(patch, 2)
         train()
+
     saved = read("checkpoints/baseline/last.pt")
     assert 0 < saved["training"]["seconds"] < 60
     saved["training"]["seconds"] = 1000.0
@@ -241,6 +296,7 @@ def test_the_times_of_a_resumed_epoch_include_what_came_before(train, monkeypatc
     assert train("--resume")[0] == 0
     with open("checkpoints/baseline/log.csv") as file:
         rows = list(csv.DictReader(file))
+
     assert 1000 < float(rows[0]["seconds"]) < 1060 > float(rows[1]["seconds"]) + 1000
     assert os.path.exists("checkpoints/baseline/curve.png")
 
@@ -251,6 +307,7 @@ def test_a_full_disk_stops_the_run_with_one_line(train, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, 2)
         train()
+
     before = open("checkpoints/baseline/last.pt", "rb").read()
     original = os.fsync
 
@@ -261,7 +318,9 @@ def test_a_full_disk_stops_the_run_with_one_line(train, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", full)
     code, _, errors = train("--resume", "--save-every", "0")
-    assert code == 1 and errors.startswith("error: cannot write checkpoints/baseline/last.pt: the disk is full")
+    assert code == 1 and errors.startswith(
+        "error: cannot write checkpoints/baseline/last.pt: the disk is full"
+    )
     assert open("checkpoints/baseline/last.pt", "rb").read() == before
 
 
@@ -312,16 +371,33 @@ def test_bf16_keeps_master_weights_and_statistics_in_fp32(train):
 def test_mean_shape_init(train, prepared_set):
     train("--mean-shape-init", "--lr", "0", "--epochs", "1")
     landmarks = load_faces(prepared_set, "train").landmarks.double() - 64
-    expected = torch.stack([landmarks[:, :, 0].mean(0), landmarks[:, :, 1].mean(0)], dim=1).flatten()
+    expected = torch.stack(
+        [landmarks[:, :, 0].mean(0), landmarks[:, :, 1].mean(0)], dim=1
+    ).flatten()
     assert torch.allclose(weights("baseline")["fc2.bias"].double(), expected, atol=1e-4)
 
 
 def test_init_from_weights_of_the_same_and_of_another_number_of_landmarks(train, prepared_set):
     assert train("--run", "first")[0] == 0
-    assert train("--run", "same", "--init", "checkpoints/first/final.pt", "--lr", "0", "--weight-decay", "0")[0] == 0
+
+    assert (
+        train(
+            "--run",
+            "same",
+            "--init",
+            "checkpoints/first/final.pt",
+            "--lr",
+            "0",
+            "--weight-decay",
+            "0",
+        )[0]
+        == 0
+    )
+
     first, same = weights("first"), weights("same")
     for name in ("conv4.weight", "fc2.weight"):  # the schedule's floor of 1e-10 moves them a little
         assert torch.allclose(first[name], same[name], rtol=0, atol=1e-6)
+
     content = read("checkpoints/first/final.pt")
     state = {f"module.{name}": value for name, value in content["model"].items()}
     state["module.fc2.weight"], state["module.fc2.bias"] = (
@@ -329,13 +405,24 @@ def test_init_from_weights_of_the_same_and_of_another_number_of_landmarks(train,
         state["module.fc2.bias"][:136],
     )
     torch.save(state, "points68.pth")
-    code, output, _ = train("--run", "other", "--init", "points68.pth", "--lr", "0", "--weight-decay", "0")
-    assert code == 0 and "points68.pth has 68 landmarks, the data 98: the last layer starts anew" in output
-    assert torch.allclose(weights("other")["conv4.weight"], first["conv4.weight"], rtol=0, atol=1e-6)
+    code, output, _ = train(
+        "--run", "other", "--init", "points68.pth", "--lr", "0", "--weight-decay", "0"
+    )
+    assert (
+        code == 0
+        and "points68.pth has 68 landmarks, the data 98: the last layer starts anew" in output
+    )
+    assert torch.allclose(
+        weights("other")["conv4.weight"], first["conv4.weight"], rtol=0, atol=1e-6
+    )
     assert weights("other")["fc2.weight"].shape[0] == 196
-    code, _, errors = train("--run", "wrong", "--init", "checkpoints/first/final.pt", "--norm", "none")
+    code, _, errors = train(
+        "--run", "wrong", "--init", "checkpoints/first/final.pt", "--norm", "none"
+    )
     assert code == 1 and "do not fit the network" in errors
-    code, _, errors = train("--run", "wrong", "--init", "checkpoints/first/final.pt", "--mean-shape-init")
+    code, _, errors = train(
+        "--run", "wrong", "--init", "checkpoints/first/final.pt", "--mean-shape-init"
+    )
     assert code == 1 and "--mean-shape-init has no effect" in errors
     assert train("--run", "shape", "--init", "points68.pth", "--mean-shape-init")[0] == 0
 
@@ -347,36 +434,52 @@ def test_temperature_and_learning_rate_are_read_at_every_step(prepared_set):
     step.start_epoch(35)
     assert step.model.bn6.temperature == 1
     moved = []
+
     for rate in (0.0, 1e-3, 1e-2):
         step.rates.fill_(rate)
         before = step.model.fc2.weight.detach().clone()
         step()
         moved.append((step.model.fc2.weight - before).abs().sum().item())
+
     assert moved[0] == 0 and moved[2] > 5 * moved[1] > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_captured_graph_trains_like_eager_steps_and_follows_the_learning_rate(prepared_set):
     steps = []
+
     for graph in (False, True):
         torch.manual_seed(0)
-        model = build_model({"norm": "sepbn", "width": 2, "num_landmarks": 98, "sets": 3, "groups": 2}).cuda()
-        config = TrainConfig(norm="sepbn", width=2, epochs=4, batch_size=4, lr=0.02, warmup_epochs=1.0)
+        model = build_model(
+            {"norm": "sepbn", "width": 2, "num_landmarks": 98, "sets": 3, "groups": 2}
+        ).cuda()
+        config = TrainConfig(
+            norm="sepbn", width=2, epochs=4, batch_size=4, lr=0.02, warmup_epochs=1.0
+        )
         steps.append(TrainingStep(model, load_faces(prepared_set, "train"), config, graph=graph))
+
     for epoch in range(2):
         for step in steps:
             step.start_epoch(epoch)
             for _ in range(step.iterations):
                 step()
+
         assert abs(steps[0].mean_loss() - steps[1].mean_loss()) < 1e-3
+
     eager, replayed = (step.model.state_dict() for step in steps)
+
     for name in eager:
-        assert torch.allclose(eager[name].float(), replayed[name].float(), rtol=1e-3, atol=1e-4), name
+        assert torch.allclose(eager[name].float(), replayed[name].float(), rtol=1e-3, atol=1e-4), (
+            name
+        )
+
     moved = []
+
     for rate in (0.0, 1e-3, 1e-2):
         steps[1].start_epoch(2)
         steps[1].rates.fill_(rate)
         before = steps[1].model.fc2.weight.detach().clone()
         steps[1]()
         moved.append((steps[1].model.fc2.weight - before).abs().sum().item())
+
     assert moved[0] == 0 and moved[2] > 5 * moved[1] > 0

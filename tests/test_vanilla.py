@@ -32,17 +32,23 @@ def test_values_as_the_released_order_of_layers(norm):
     model = Baseline(norm, num_landmarks=5, width=4)
     x = torch.randn(3, 3, 128, 128)
     expected = x
+
     for stage in range(1, 7):
         expected = getattr(model, f"conv{stage}")(expected)
         if norm == "bn":
             expected = F.batch_norm(expected, None, None, training=True)
+
         expected = F.max_pool2d(F.leaky_relu(expected, 0.01), 2)
+
     expected = model.fc2(F.leaky_relu(model.fc1(expected.reshape(3, -1)), 0.01))
     output = model(x)
     assert output.shape == (3, 10)
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
     torch.testing.assert_close(
-        model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last)),
+        model.to(memory_format=torch.channels_last)(
+            x.contiguous(memory_format=torch.channels_last)
+        ),
         expected,
         rtol=1e-4,
         atol=1e-4,
@@ -57,9 +63,12 @@ def test_initial_weights():
             bound = (6 / module.weight[0].numel()) ** 0.5  # Kaiming-uniform, fan-in, gain sqrt(2)
             assert 0.9 * bound < module.weight.abs().max() <= bound or module.weight.numel() < 100
             assert module.bias is None or module.bias.eq(0).all()
+
     torch.manual_seed(3)
     again = BaselineSepDyBN(width=16)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_unknown_norm():
@@ -68,7 +77,9 @@ def test_unknown_norm():
 
 
 class ReleasedNorm(nn.Module):
-    """The released layer, from its description: K BatchNorms in `bn`, their outputs stacked, weighted and summed."""
+    """The released layer, from its description: K BatchNorms in `bn`, their outputs stacked,
+    weighted and summed.
+    """
 
     def __init__(self, channels: int, num_sets: int):
         super().__init__()
@@ -77,7 +88,8 @@ class ReleasedNorm(nn.Module):
         self.fc2 = nn.Conv2d(max(1, channels // 10), num_sets, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.fc2(F.leaky_relu(self.fc1(x.mean((2, 3), keepdim=True)), 0.01))  # (N, K, 1, 1), temperature 1
+        # (N, K, 1, 1), temperature 1
+        logits = self.fc2(F.leaky_relu(self.fc1(x.mean((2, 3), keepdim=True)), 0.01))
         outputs = torch.stack([norm(x) for norm in self.bn], dim=1)  # (N, K, C, H, W)
         return (torch.softmax(logits, 1)[:, :, None] * outputs).sum(1)
 
@@ -91,9 +103,14 @@ def released_network(num_sets: int, *, same_statistics: bool) -> VanillaCNN:
                 first = layer.bn[0]
                 nn.init.normal_(norm.weight)
                 nn.init.normal_(norm.bias)
-                norm.running_mean.copy_(first.running_mean) if same_statistics else norm.running_mean.normal_()
-                norm.running_var.copy_(first.running_var) if same_statistics else norm.running_var.uniform_(0.5, 2)
+                norm.running_mean.copy_(
+                    first.running_mean
+                ) if same_statistics else norm.running_mean.normal_()
+                norm.running_var.copy_(
+                    first.running_var
+                ) if same_statistics else norm.running_var.uniform_(0.5, 2)
                 norm.num_batches_tracked.fill_(12)
+
     return model.eval()
 
 
@@ -106,7 +123,9 @@ def test_released_weights_load(prefix, same_statistics):
     model = BaselineSepDyBN(3, 1, 30.0, num_landmarks=5, width=10).eval()
     model.load_state_dict(state, strict=True)
     assert set(state) == names  # the caller's dictionary is left alone
-    assert all(layer.temperature == 1 for layer in model.modules() if isinstance(layer, SepBatchNorm2d))
+    assert all(
+        layer.temperature == 1 for layer in model.modules() if isinstance(layer, SepBatchNorm2d)
+    )
     assert model.bn1.num_batches_tracked == 12
     x = torch.randn(4, 3, 128, 128)
     with torch.no_grad():
@@ -121,8 +140,11 @@ def test_released_weights_go_back():
     assert set(written) == set(reference.state_dict())
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(written[name], value, rtol=1e-6, atol=1e-7)
+
     reference.load_state_dict(written, strict=True)
-    assert set(released_state_dict(Baseline("none", 5, 4))) == set(Baseline("none", 5, 4).state_dict())
+    assert set(released_state_dict(Baseline("none", 5, 4))) == set(
+        Baseline("none", 5, 4).state_dict()
+    )
 
 
 def test_what_the_released_form_cannot_hold():
@@ -138,9 +160,11 @@ def test_released_weights_that_do_not_fit_are_refused():
     state = released_network(2, same_statistics=True).state_dict()
     with pytest.raises(RuntimeError, match=r"bn1\.weight"):  # two sets for three
         BaselineSepDyBN(3, 1, num_landmarks=5, width=10).load_state_dict(state)
+
     del state["bn2.bn.1.running_var"]
     with pytest.raises(RuntimeError, match=r"bn2\.weight"):
         BaselineSepDyBN(2, 1, num_landmarks=5, width=10).load_state_dict(state)
+
     with pytest.raises(RuntimeError, match="temperature"):  # our own form has one
         own = BaselineSepDyBN(2, 1, num_landmarks=5, width=10)
         own.load_state_dict({k: v for k, v in own.state_dict().items() if k != "bn1.temperature"})

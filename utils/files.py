@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 class InputError(Exception):
@@ -22,8 +24,8 @@ def describe_os_error(error: OSError, path: str | os.PathLike) -> InputError:
     advice = {
         errno.ENOSPC: "the disk is full; free some space and run again",
         errno.EDQUOT: "the disk quota is used up; free some space and run again",
-        errno.EACCES: "no permission to write there; choose another folder or change its permissions",
-        errno.EPERM: "no permission to write there; choose another folder or change its permissions",
+        errno.EACCES: "no permission to write there; choose another folder, or allow it",
+        errno.EPERM: "no permission to write there; choose another folder, or allow it",
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.ENOTDIR: "a file is in the way where a folder is needed; choose another folder",
         errno.EEXIST: "a file is in the way where a folder is needed; choose another folder",
@@ -32,20 +34,25 @@ def describe_os_error(error: OSError, path: str | os.PathLike) -> InputError:
 
 
 def make_folder(path: str | os.PathLike) -> Path:
-    """Create a folder and its parents where missing; an ``InputError`` says why it cannot be made."""
+    """Create a folder and its parents where missing; an ``InputError`` says why it cannot be
+    made.
+    """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise describe_os_error(error, path) from error
+
     return path
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
-    """Write a file so that a crash at any point leaves either the old content or the new, never a part.
+    """Write a file so that a crash at any point leaves either the old content or the new, never a
+    part.
 
-    The content goes to a temporary name in the same folder, is flushed to the disk, and is then renamed.
+    The content goes to a temporary name in the same folder, is flushed to the disk, and is then
+    renamed.
 
     Args:
         path: the file to write; its folder must exist.
@@ -56,13 +63,18 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """
     path = Path(path)
     temporary = None
+
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
         os.fchmod(descriptor, 0o644)
+
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+
         os.replace(temporary, path)
         temporary = None
         _sync_folder(path.parent)
@@ -71,6 +83,20 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Strict JSON: what is not a number becomes null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    with atomic_write(path, "w") as file:
+        json.dump(plain(content), file, indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -83,7 +109,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorate a script's ``main(argv)``: an ``InputError`` becomes one line on stderr and exit code 1, Ctrl-C 130."""
+    """Decorate a script's ``main(argv)``: an ``InputError`` becomes one line on stderr and exit
+    code 1, Ctrl-C 130.
+    """
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:

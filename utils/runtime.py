@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def select_device(name: str) -> torch.device:
-    """``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"`` -> a usable device.
+    """``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"`` -> a usable
+    device.
 
     Raises:
         InputError: the name is no device or the device is not there.
@@ -33,23 +34,45 @@ def select_device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
+        raise InputError(
+            f"--device {name}: no such device; use auto, cpu, cuda or cuda:N"
+        ) from None
+
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: only cpu and cuda are supported")
+
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        raise InputError(
+            f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device "
+            "cpu"
+        )
+
     return device
 
 
 def progress(
-    iterable: Iterable | None = None, *, desc: str, total: int | None = None, initial: int = 0, unit: str
+    iterable: Iterable | None = None,
+    *,
+    desc: str,
+    total: int | None = None,
+    initial: int = 0,
+    unit: str,
 ) -> tqdm:
     """A tqdm bar on stderr that stays silent when stderr is not a terminal."""
     silent = not sys.stderr.isatty()
-    return tqdm(iterable, desc=desc, total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=silent)
+    return tqdm(
+        iterable,
+        desc=desc,
+        total=total,
+        initial=initial,
+        unit=unit,
+        dynamic_ncols=True,
+        disable=silent,
+    )
 
 
 def available_cores() -> int:
@@ -60,14 +83,22 @@ def available_cores() -> int:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of giving it back to the system at once.
 
-    A network on the CPU frees and takes large activations in every step; handing their pages back and forth was
-    measured to take a fifth of a training step. Elsewhere than on Linux with glibc nothing happens.
+    A network on the CPU frees and takes large activations in every step; handing their pages back
+    and forth was measured to take a fifth of a training step. Elsewhere than on Linux with glibc
+    nothing happens.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+
+    # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+    trim_threshold, top_pad, mmap_max = (
+        -1,
+        -2,
+        -4,
+    )
+
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 2**26)
@@ -87,8 +118,10 @@ def describe_machine() -> dict[str, Any]:
         "opencv": _opencv_version(),
         "cuda": None,
     }
+
     if torch.cuda.is_available():
         description["cuda"] = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
     return description
 
 
@@ -112,17 +145,26 @@ def _cpu_name() -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that runs, with ``+`` when files differ from it; None outside a checkout."""
+    """Commit of the checkout that runs, with ``+`` when files differ from it; None outside a
+    checkout.
+    """
     root = Path(__file__).resolve().parent.parent
     try:
         commit = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
+
         changed = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
     return commit + ("+" if changed else "")
 
 
@@ -145,23 +187,30 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     """Join the group that ``torchrun`` announces (NCCL on CUDA, gloo on the CPU), or stay alone.
 
     Args:
-        device_name: as for :func:`select_device`; with several processes each takes the CUDA device of its local rank.
+        device_name: as for :func:`select_device`; with several processes each takes the CUDA device
+            of its local rank.
     """
     import torch
     from torch import distributed
 
     count = int(os.environ.get("WORLD_SIZE", "1"))
     device = select_device(device_name)
+
     if count == 1:
         if device.index is not None:
             torch.cuda.set_device(device)  # streams and graphs belong to the current device
+
         yield Processes(), device
         return
+
     processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+
     if device.type == "cuda":
         device = select_device(f"cuda:{processes.local_rank}")
         torch.cuda.set_device(device)
+
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
     try:
         yield processes, device
     finally:
@@ -171,7 +220,8 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
 class StopRequest:
     """Remembers SIGTERM or SIGINT instead of dying at once, so that a loop can save and leave.
 
-    Use as a context manager; ``signal`` is the number of the signal that came, or 0. A second one acts as usual.
+    Use as a context manager; ``signal`` is the number of the signal that came, or 0. A second one
+    acts as usual.
     """
 
     SIGNALS = (signals.SIGTERM, signals.SIGINT)

@@ -15,13 +15,15 @@ from dataset.crop import CROP_SIZE
 
 @torch.no_grad()
 def model_cost(model: nn.Module, device: torch.device) -> dict[str, int]:
-    """Parameters, and multiply-accumulates of convolutions, linear layers and SepBN's attention for one crop.
+    """Parameters, and multiply-accumulates of convolutions, linear layers and SepBN's attention for
+    one crop.
 
-    One MAC is two of the counter's flops. The published 1.56 G without and 1.58 G with SepBN differ by counting K
-    BatchNorms; counted here, the two networks have 1.555 G and 1.556 G.
+    One MAC is two of the counter's flops. The published 1.56 G without and 1.58 G with SepBN differ
+    by counting K BatchNorms; counted here, the two networks have 1.555 G and 1.556 G.
     """
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, CROP_SIZE, CROP_SIZE, device=device))
+
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "macs": counter.get_total_flops() // 2,
@@ -32,18 +34,24 @@ def model_cost(model: nn.Module, device: torch.device) -> dict[str, int]:
 def measure_speed(
     model: nn.Module, device: torch.device, *, batch_size: int = 64, seconds: float = 1.0
 ) -> dict[str, Any]:
-    """Time of the forward pass alone (input already on the device), after warm-up, synchronised around each call.
+    """Time of the forward pass alone (input already on the device), after warm-up, synchronised
+    around each call.
 
     Returns:
-        latency of one face in milliseconds (median and 95th percentile) and throughput in faces per second.
+        latency of one face in milliseconds (median and 95th percentile) and throughput in faces per
+        second.
     """
-    crops = torch.zeros(batch_size, 3, CROP_SIZE, CROP_SIZE, device=device).to(memory_format=torch.channels_last)
+    crops = torch.zeros(batch_size, 3, CROP_SIZE, CROP_SIZE, device=device).to(
+        memory_format=torch.channels_last
+    )
     single = _timings(model, crops[:1], seconds, at_least=20)
     batch = _timings(model, crops, seconds, at_least=3)
     name, precision = f"cpu, {torch.get_num_threads()} threads", "fp32"
+
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         precision += ", TF32 convolutions allowed" if torch.backends.cudnn.allow_tf32 else ""
+
     return {
         "device": name,
         "precision": precision,
@@ -54,21 +62,31 @@ def measure_speed(
     }
 
 
-def _timings(model: nn.Module, crops: torch.Tensor, seconds: float, *, at_least: int) -> list[float]:
-    """Seconds of each forward pass: ``at_least`` so many of them, and for about ``seconds`` in all (1,000 at most)."""
+def _timings(
+    model: nn.Module, crops: torch.Tensor, seconds: float, *, at_least: int
+) -> list[float]:
+    """Seconds of each forward pass: ``at_least`` so many of them, and for about ``seconds`` in all
+    (1,000 at most).
+    """
 
     def one_pass() -> float:
         start = time.perf_counter()
         model(crops)
         if crops.is_cuda:
-            torch.cuda.synchronize(crops.device)  # a CUDA launch returns long before its work is done
+            # a CUDA launch returns long before its work is done
+            torch.cuda.synchronize(crops.device)
         return time.perf_counter() - start
 
     warm_up = time.perf_counter() + seconds / 4
     one_pass()
     while time.perf_counter() < warm_up:
         one_pass()
+
     timings, begin = [], time.perf_counter()
-    while len(timings) < at_least or (time.perf_counter() - begin < seconds and len(timings) < 1000):
+
+    while len(timings) < at_least or (
+        time.perf_counter() - begin < seconds and len(timings) < 1000
+    ):
         timings.append(one_pass())
+
     return timings

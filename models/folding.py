@@ -1,4 +1,6 @@
-"""Networks for inference and export: normalisation by running statistics folded into what stands beside it."""
+"""Networks for inference and export: normalisation by running statistics folded into what stands
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from models import SepBatchNorm2d
 def fold_normalisation(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode that computes the same with less work.
 
-    Every BatchNorm `bnX` goes into the convolution `convX` before it; every SepBN becomes a `FoldedSepBN`.
+    Every BatchNorm `bnX` goes into the convolution `convX` before it; every SepBN becomes a
+    `FoldedSepBN`.
     """
     model = copy.deepcopy(model).eval()
     for name, layer in list(model.named_children()):
@@ -24,19 +27,23 @@ def fold_normalisation(model: nn.Module) -> nn.Module:
             setattr(model, name, nn.Identity())
         elif isinstance(layer, SepBatchNorm2d):
             setattr(model, name, FoldedSepBN(layer))
+
     return model.requires_grad_(False)
 
 
 class FoldedSepBN(nn.Module):
-    r"""SepBN with its running statistics folded into the mapping sets, so that one affine of x remains.
+    r"""SepBN with its running statistics folded into the mapping sets, so that one affine of x
+    remains.
 
-    With the mean :math:`\mu`, the deviation :math:`\sigma = \sqrt{\mathrm{var} + \epsilon}` and the attention p,
+    With the mean :math:`\mu`, the deviation :math:`\sigma = \sqrt{\mathrm{var} + \epsilon}` and the
+    attention p,
 
     .. math:: y_c = \Bigl(\sum_k p_{gk} \frac{\gamma_{kc}}{\sigma_c}\Bigr) x_c
-              + \sum_k p_{gk} \Bigl(\beta_{kc} - \frac{\gamma_{kc} \mu_c}{\sigma_c}\Bigr), \qquad g = g(c).
+              + \sum_k p_{gk} \Bigl(\beta_{kc} - \frac{\gamma_{kc} \mu_c}{\sigma_c}\Bigr), \qquad g
+              = g(c).
 
-    The sums over k are one matrix product each: row g·K + k of the matrices is zero outside of group g. (`einsum`
-    would do as well, but OpenCV's importer cannot change its batch size.)
+    The sums over k are one matrix product each: row g·K + k of the matrices is zero outside of
+    group g. (`einsum` would do as well, but OpenCV's importer cannot change its batch size.)
     """
 
     def __init__(self, layer: SepBatchNorm2d) -> None:
@@ -57,4 +64,5 @@ def _by_group(sets: Tensor, groups: int) -> Tensor:
     """(K, C) -> (G * K, C): G copies, each zero outside of its own channels."""
     own = torch.eye(groups, dtype=sets.dtype, device=sets.device)
     own = own.repeat_interleave(sets.shape[1] // groups, dim=1)  # (G, C)
+
     return (own[:, None] * sets[None]).flatten(0, 1)

@@ -11,47 +11,85 @@ from typing import Any, ClassVar
 from utils.files import InputError
 
 
-def _option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, type: type | None = None) -> Any:
+def _option(
+    default: Any, help: str, *, choices: tuple[str, ...] | None = None, type: type | None = None
+) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices, "type": type})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every setting of a run; the defaults are the published recipe (except normalisation and groups, see README)."""
+    """Every setting of a run; the defaults are the published recipe (except normalisation and
+    groups, see README).
+    """
 
     data: str = _option("dataset/WFLW256", "folder prepared by dataset/createWFLW256.py")
     run: str = _option("baseline", "name of the run; its files go to checkpoints/RUN")
-    norm: str = _option("bn", "normalisation; none is the released baseline", choices=("bn", "none"))
-    sets: int | None = _option(3, "K, mapping sets (scale and shift) of each SepBN module", type=int)
-    groups: int | None = _option(2, "G, channel groups with attention of their own; the released code has 1", type=int)
+    norm: str = _option(
+        "bn", "normalisation; none is the released baseline", choices=("bn", "none")
+    )
+    sets: int | None = _option(
+        3, "K, mapping sets (scale and shift) of each SepBN module", type=int
+    )
+    groups: int | None = _option(
+        2, "G, channel groups with attention of their own; the released code has 1", type=int
+    )
     attention_grid: int | None = _option(
-        None, "T, attention on a T x T grid, a reconstruction of the paper's diagram (default: as released)", type=int
+        None,
+        "T, attention on a T x T grid, a reconstruction of the paper's diagram (default: as "
+        "released)",
+        type=int,
     )
     temperature: float | None = _option(
         30.0, "softmax temperature at epoch 0; falls by 1 an epoch, stays at 1", type=float
     )
     width: int = _option(64, "channels of the first stage; 64 is the published network")
     epochs: int = _option(2000, "passes over the training faces")
-    warmup_epochs: float | None = _option(None, "epochs of linear warm-up (default: 0.4 of --epochs)", type=float)
+    warmup_epochs: float | None = _option(
+        None, "epochs of linear warm-up (default: 0.4 of --epochs)", type=float
+    )
     batch_size: int = _option(8, "faces an iteration, over all processes together")
     lr: float = _option(1e-3, "peak learning rate")
     momentum: float = _option(0.9, "momentum of SGD")
     weight_decay: float = _option(5e-4, "weight decay on every parameter")
     seed: int = _option(0, "seed of initial weights, order and augmentation")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = _option("fp32", "bf16: autocast with fp32 master weights and statistics", choices=("fp32", "bf16"))
+    precision: str = _option(
+        "fp32", "bf16: autocast with fp32 master weights and statistics", choices=("fp32", "bf16")
+    )
     compile: bool = _option(False, "compile the network (needs a C++ compiler)")
-    init: str | None = _option(None, "start from the weights of this checkpoint (released files too)", type=str)
-    limit: int | None = _option(None, "use the first N faces of each split only, for a quick try", type=int)
-    eval_every: int = _option(0, "epochs between test NMEs in the log; 0: only after the last epoch")
+    init: str | None = _option(
+        None, "start from the weights of this checkpoint (released files too)", type=str
+    )
+    limit: int | None = _option(
+        None, "use the first N faces of each split only, for a quick try", type=int
+    )
+    eval_every: int = _option(
+        0, "epochs between test NMEs in the log; 0: only after the last epoch"
+    )
     save_every: float = _option(5.0, "minutes between saves of last.pt")
     keep_every: int = _option(0, "epochs between milestones epoch_<n>.pt that are kept; 0: none")
-    mean_shape_init: bool = _option(False, "start the last bias at the mean shape of the training faces")
-    tensorboard: bool = _option(False, "also write TensorBoard event files (needs the package tensorboard)")
-    released_geometry: bool = _option(False, "labels of the released code: mirrored and rotated off by up to a pixel")
+    mean_shape_init: bool = _option(
+        False, "start the last bias at the mean shape of the training faces"
+    )
+    tensorboard: bool = _option(
+        False, "also write TensorBoard event files (needs the package tensorboard)"
+    )
+    released_geometry: bool = _option(
+        False, "labels of the released code: mirrored and rotated off by up to a pixel"
+    )
 
-    # Settings that cannot change the result, so that a run may be resumed with other values of them.
-    FREE: ClassVar[tuple[str, ...]] = ("data", "run", "device", "eval_every", "save_every", "keep_every", "tensorboard")
+    # Settings that cannot change the result, so that a run may be resumed with other values of
+    # them.
+    FREE: ClassVar[tuple[str, ...]] = (
+        "data",
+        "run",
+        "device",
+        "eval_every",
+        "save_every",
+        "keep_every",
+        "tensorboard",
+    )
 
     @property
     def warmup(self) -> float:
@@ -65,7 +103,18 @@ class TrainConfig:
             InputError: naming the option and what it must be.
         """
         at_least_one = ("sets", "groups", "width", "epochs", "batch_size", "limit")
-        at_least_zero = ("lr", "momentum", "weight_decay", "seed", "eval_every", "save_every", "keep_every", "warmup")
+
+        at_least_zero = (
+            "lr",
+            "momentum",
+            "weight_decay",
+            "seed",
+            "eval_every",
+            "save_every",
+            "keep_every",
+            "warmup",
+        )
+
         for name in (*at_least_one, *at_least_zero, "temperature"):
             value = getattr(self, name)
             option = "--" + name.replace("warmup", "warmup_epochs").replace("_", "-")
@@ -77,21 +126,35 @@ class TrainConfig:
                 raise InputError(f"{option} {value}: must be at least 1")
             if name in at_least_zero and value < 0:
                 raise InputError(f"{option} {value}: must not be negative")
+
         if self.run in ("", "..") or self.run != Path(self.run).name:
-            raise InputError(f"--run {self.run!r}: must be a plain name; files go to the folder checkpoints/RUN")
+            raise InputError(
+                f"--run {self.run!r}: must be a plain name; files go to the folder checkpoints/RUN"
+            )
+
         if self.seed >= 2**63:
             raise InputError(f"--seed {self.seed}: must be below 2**63")
+
         if self.attention_grid not in (None, 1, 2, 4):
-            raise InputError(f"--attention-grid {self.attention_grid}: must be 1, 2 or 4, which divide every map")
+            raise InputError(
+                f"--attention-grid {self.attention_grid}: must be 1, 2 or 4, which divide every map"
+            )
+
         if self.temperature is not None and self.temperature < 1:
-            raise InputError(f"--temperature {self.temperature}: must be at least 1, the value at which it stays")
+            raise InputError(
+                f"--temperature {self.temperature}: must be at least 1, the value at which it stays"
+            )
+
         if self.groups and self.width % self.groups:
             raise InputError(
-                f"--groups {self.groups} does not divide --width {self.width}: every group needs as many channels"
+                f"--groups {self.groups} does not divide --width {self.width}: every group needs "
+                "as many channels"
             )
+
         if self.warmup >= self.epochs:
             raise InputError(
-                f"--warmup-epochs {self.warmup:g} is not shorter than the run of {self.epochs} epochs; "
+                f"--warmup-epochs {self.warmup:g} is not shorter than the run of {self.epochs} "
+                "epochs; "
                 "lower it or raise --epochs"
             )
 
@@ -119,16 +182,21 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
         formatter_class=_HelpWithDefaults,
         allow_abbrev=False,
     )
+
     fixed = {"norm": "sepbn"} if sepbn else dict.fromkeys(SEPBN_OPTIONS)
+
     for setting in fields(TrainConfig):
         if setting.name in fixed:
             continue
+
         option = "--" + setting.name.replace("_", "-")
         default = "sepbn" if sepbn and setting.name == "run" else setting.default
         text = setting.metadata["help"]
+
         if isinstance(default, bool):
             parser.add_argument(option, action="store_true", help=text)
             continue
+
         parser.add_argument(
             option,
             type=setting.metadata["type"] or type(default),
@@ -136,43 +204,16 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
             choices=setting.metadata["choices"],
             help=text,
         )
+
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
-        "--resume", action="store_true", help="carry on a stopped run (starts afresh if nothing was saved)"
+        "--resume",
+        action="store_true",
+        help="carry on a stopped run (starts afresh if nothing was saved)",
     )
+
     existing.add_argument("--overwrite", action="store_true", help="replace an existing run")
     values = vars(parser.parse_args(argv))
     resume, overwrite = values.pop("resume"), values.pop("overwrite")
+
     return TrainConfig(**values, **fixed), resume, overwrite
-
-
-def describe_arm(config: dict[str, Any]) -> str:
-    """Which arm of the comparison a network is, in words, and whether it is the published one.
-
-    Args:
-        config: needs ``norm``, ``width``, ``sets``, ``groups``, ``attention_grid``.
-    """
-    names = ("norm", "width", "sets", "groups", "attention_grid")
-    norm, width, sets, groups, grid = (config.get(name) for name in names)
-    if norm == "none":
-        text, published = "Vanilla CNN without normalisation: the released baseline", "published NME 5.70"
-    elif norm == "bn":
-        text = "Vanilla CNN with BatchNorm: the plain counterpart of SepBN"
-        published = "not published; the published 5.70 has no normalisation, --norm none"
-    else:
-        text = f"Vanilla CNN with SepBN, K = {sets} sets, G = {groups} group{'s' if groups != 1 else ''}"
-        if grid:
-            text += f", attention on a {grid} x {grid} grid: a reconstruction of the paper's diagram"
-            published = "not a published setting"
-        elif (sets, groups) == (3, 1):
-            text, published = text + ": as in the released code", "published NME 5.48"
-        elif (sets, groups) == (3, 2):
-            text, published = (
-                text + ": as the method is described",
-                "the released code behind the published 5.48 has G = 1",
-            )
-        else:
-            published = "not a published setting"
-    if width != 64:
-        published = f"width {width}, not the published 64"
-    return f"{text} ({published})"

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from dataset.faces import FaceSet
-from engine import checkpoint
-from engine.config import TrainConfig, describe_arm
+from models import checkpoint
+from models.architecture import describe_arm
+from training.config import TrainConfig
 from utils.files import InputError, atomic_write, describe_os_error, make_folder
 from utils.runtime import Processes, describe_machine, git_commit
 
@@ -28,6 +29,7 @@ def fingerprint(faces: FaceSet) -> str:
     """Digest of a set's landmarks and patches: equal wherever the same faces lie."""
     digest = blake2b(faces.landmarks.numpy().tobytes(), digest_size=16)
     digest.update(faces.patches.flatten(1).sum(dim=1, dtype=torch.int64).numpy().tobytes())
+
     return digest.hexdigest()
 
 
@@ -37,10 +39,18 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def run_record(
-    config: TrainConfig, train: FaceSet, test: FaceSet, *, device: torch.device, processes: Processes
+    config: TrainConfig,
+    train: FaceSet,
+    test: FaceSet,
+    *,
+    device: torch.device,
+    processes: Processes,
 ) -> dict[str, Any]:
-    """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its checkpoints."""
+    """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its
+    checkpoints.
+    """
     settings = settings_of(config)
+
     return settings | {
         "arm": describe_arm(settings),
         "scheme": train.scheme.name,
@@ -57,7 +67,9 @@ def run_record(
 
 
 class RunFolder:
-    """Files of one run: ``last.pt`` while it goes, ``final.pt`` once done, ``config.json``, ``log.csv``, milestones."""
+    """Files of one run: ``last.pt`` while it goes, ``final.pt`` once done, ``config.json``,
+    ``log.csv``, milestones.
+    """
 
     def __init__(self, run: str) -> None:
         self.path = RUNS / run
@@ -75,13 +87,17 @@ class RunFolder:
         """
         if self._existing() and not (resume or overwrite):
             raise InputError(
-                f"{self.path} already holds a run; add --resume to carry it on, --overwrite to replace it, "
+                f"{self.path} already holds a run; add --resume to carry it on, --overwrite to "
+                "replace it, "
                 "or choose another name with --run"
             )
+
         return checkpoint.read(self.last) if resume and self.last.exists() else None
 
     def clear(self) -> None:
-        """Make an empty folder for a new run; call when nothing can go wrong any more, since it removes an old one."""
+        """Make an empty folder for a new run; call when nothing can go wrong any more, since it
+        removes an old one.
+        """
         make_folder(self.path)
         for file in (
             *self._existing(),
@@ -90,6 +106,7 @@ class RunFolder:
             *self.path.glob("epoch_*.pt"),
         ):
             file.unlink(missing_ok=True)
+
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     def _existing(self) -> list[Path]:
@@ -102,10 +119,13 @@ class RunFolder:
         """
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
+
         with atomic_write(self.path / "config.json", "w") as file:
             json.dump(record, file, indent=2)
             file.write("\n")
+
         self.rows = [dict(row) for row in rows]
+
         with atomic_write(self.path / "log.csv", "w") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writeheader()
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(self.rows)
@@ -129,15 +149,28 @@ class RunFolder:
 def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: Path) -> None:
     """Name every setting that differs between a saved run and the one that wants to resume it.
 
-    Settings in ``TrainConfig.FREE`` cannot change the result and may differ; what ``record`` lacks is not compared.
+    Settings in ``TrainConfig.FREE`` cannot change the result and may differ; what ``record`` lacks
+    is not compared.
     """
-    names = [setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE]
+    names = [
+        setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE
+    ]
     names += ["device_type", "resample", "fingerprint"]
-    labels = {"device_type": "kind of device", "resample": "resampling of the data", "fingerprint": "training faces"}
+    labels = {
+        "device_type": "kind of device",
+        "resample": "resampling of the data",
+        "fingerprint": "training faces",
+    }
+
     different = [
-        f"{labels.get(name, '--' + name.replace('_', '-'))} was {saved.get(name)}, is {record[name]}"
+        f"{labels.get(name, '--' + name.replace('_', '-'))} was {saved.get(name)}, is "
+        f"{record[name]}"
         for name in names
         if name in record and saved.get(name) != record[name]
     ]
+
     if different:
-        raise InputError(f"{where} cannot be resumed with other settings: {'; '.join(different)}; use the saved ones")
+        raise InputError(
+            f"{where} cannot be resumed with other settings: {'; '.join(different)}; use the "
+            "saved ones"
+        )

@@ -1,0 +1,78 @@
+"""What SepBN has learnt: mapping parameters and attention weights, as published, and whether they
+mean anything.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from dataset.faces import FaceSet
+from evaluation.evaluate import predict_landmarks
+from models import SepBatchNorm2d
+
+
+def sepbn_modules(model: nn.Module) -> dict[str, SepBatchNorm2d]:
+    """The SepBN modules by name, front to back."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, SepBatchNorm2d)
+    }
+
+
+def attention_weights(
+    model: nn.Module, faces: FaceSet, *, device: torch.device | str, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions (N, P, 2) crop px, and the attention of each face in each module, (N, M, G, K),
+    sums over K are 1.
+    """
+    seen: list[list[torch.Tensor]] = []
+
+    def collect(weights: list[torch.Tensor]):
+        return lambda module, inputs: weights.append(module.attention(inputs[0]).float().cpu())
+
+    hooks = []
+
+    for module in sepbn_modules(model).values():
+        seen.append([])
+        hooks.append(module.register_forward_pre_hook(collect(seen[-1])))
+
+    try:
+        prediction = predict_landmarks(
+            model, faces, device=device, batch_size=batch_size, progress=True
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    return prediction, torch.stack([torch.cat(weights) for weights in seen], dim=1).double().numpy()
+
+
+def cohens_d(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """Difference of two groups' means over axis 0 in pooled standard deviations; NaN without spread
+    or below 2 rows.
+    """
+    a, b = len(inside), len(outside)
+    if min(a, b) < 2:
+        return np.full(inside.shape[1:], np.nan)
+
+    pooled = ((a - 1) * inside.var(axis=0, ddof=1) + (b - 1) * outside.var(axis=0, ddof=1)) / (
+        a + b - 2
+    )
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(
+            pooled > 1e-18, (inside.mean(axis=0) - outside.mean(axis=0)) / np.sqrt(pooled), np.nan
+        )
+
+
+def relative_distances(sets: np.ndarray) -> np.ndarray:
+    """Distance of every two of K sets (K, C) over the mean of their lengths, (K(K-1)/2,): 0 equal,
+    2 opposite.
+    """
+    first, second = np.triu_indices(len(sets), k=1)
+    length = np.linalg.norm(sets, axis=1)
+    distance = np.linalg.norm(sets[first] - sets[second], axis=1)
+    scale = (length[first] + length[second]) / 2
+
+    return np.divide(distance, scale, out=np.zeros_like(distance), where=scale > 0)

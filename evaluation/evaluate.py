@@ -1,0 +1,298 @@
+"""A model over a set of faces: predictions, per-face errors, subsets, and their uncertainty."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dataset.annotations import ATTRIBUTES, read_crop_list
+from dataset.crop import CROP_OFFSET
+from dataset.faces import FaceSet, central_crops, list_path
+from evaluation.cost import measure_speed, model_cost
+from models.checkpoint import LoadedModel, load_model
+from utils.files import InputError
+from utils.metrics import auc, failure_rate, nme
+from utils.runtime import progress as progress_bar
+
+RESAMPLES = 10_000  # of the bootstrap
+
+
+def require_same_points(loaded: LoadedModel, faces: FaceSet) -> None:
+    """Refuse a model that was trained for another number of landmarks than the data has."""
+    expected, found = loaded.config["num_landmarks"], faces.landmarks.shape[1]
+    if expected != found:
+        raise InputError(
+            f"{loaded.path}: the model predicts {expected} landmarks, the data has {found} "
+            f"({faces.scheme.name}); "
+            "evaluate it on data of its own scheme"
+        )
+
+
+def predict_landmarks(
+    model: nn.Module,
+    faces: FaceSet,
+    *,
+    device: torch.device | str,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> np.ndarray:
+    """Landmarks of every face, in evaluation mode (the model's own mode is restored afterwards).
+
+    The model is moved to ``device``, the faces batch by batch.
+
+    Returns:
+        (N, P, 2) float32 in crop pixels. Not clipped: landmarks outside the 128x128 crop are
+        legitimate.
+    """
+
+    def crops(patches: torch.Tensor, rows: slice) -> torch.Tensor:
+        return central_crops(patches)
+
+    with (
+        progress_bar(total=len(faces), desc="predict", unit="face")
+        if progress
+        else nullcontext() as bar
+    ):
+        return predict_crops(model, faces, crops, device=device, batch_size=batch_size, bar=bar)
+
+
+def face_errors(
+    model: nn.Module, faces: FaceSet, *, device: torch.device | str, batch_size: int = 64
+) -> np.ndarray:
+    """NME of every face, (N,) float64 fractions of the inter-ocular distance."""
+    prediction = predict_landmarks(model, faces, device=device, batch_size=batch_size)
+    return nme(prediction, true_landmarks(faces), faces.scheme.outer_eyes)
+
+
+def subsets(faces: FaceSet) -> dict[str, np.ndarray]:
+    """Name -> (N,) mask of the faces: ``full`` and one subset per attribute (which may be
+    empty).
+    """
+    masks = {"full": np.ones(len(faces), dtype=bool)}
+    return masks | {name: faces.attributes[:, i] for i, name in enumerate(ATTRIBUTES)}
+
+
+def summarize(errors: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Per subset: number of faces, NME and FR@0.1 in percent, AUC@0.1 in 0..1; NaN where a subset
+    is empty.
+    """
+
+    def row(chosen: np.ndarray) -> dict[str, float]:
+        mean = 100 * float(chosen.mean()) if chosen.size else float("nan")
+        rates = {"fr_percent": 100 * failure_rate(chosen), "auc": auc(chosen)}
+        return {"faces": int(chosen.size), "nme_percent": mean, **rates}
+
+    return {name: row(errors[mask]) for name, mask in masks.items()}
+
+
+def bootstrap_means(errors: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Mean error of every model over the same faces drawn with replacement.
+
+    All models see the same draws, so differences between rows are *paired*: what makes a face hard
+    cancels out.
+
+    Args:
+        errors: (M, N), one row a model.
+
+    Returns:
+        (M, resamples) float64.
+    """
+    # (M, N) -> (N, M): one gather fetches all models
+    errors = np.ascontiguousarray(np.asarray(errors, np.float64).T)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 2_000_000 // errors.size)
+    means = []
+
+    for start in range(0, resamples, chunk):
+        draws = rng.integers(0, len(errors), size=(min(chunk, resamples - start), len(errors)))
+        means.append(errors[draws].mean(axis=1))  # (chunk, N, M) -> (chunk, M)
+
+    return np.concatenate(means).T
+
+
+def paired_difference(means: np.ndarray, errors: np.ndarray) -> dict[str, float]:
+    """Difference of two models' mean errors with its 95 % percentile interval.
+
+    Args:
+        means: (2, resamples) of :func:`bootstrap_means`.
+        errors: (2, N) per-face errors.
+
+    Returns:
+        ``difference`` (second - first: negative where the second is better), ``low``, ``high``, in
+        the errors' unit.
+    """
+    low, high = np.percentile(means[1] - means[0], (2.5, 97.5))
+    return {
+        "difference": float(np.mean(errors[1] - errors[0])),
+        "low": float(low),
+        "high": float(high),
+    }
+
+
+def spread(count: int, wanted: int) -> np.ndarray:
+    """At most ``wanted`` row indices, evenly spaced over ``count`` rows."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
+
+
+@torch.no_grad()
+def predict_crops(
+    model: nn.Module,
+    faces: FaceSet,
+    crops: Callable,
+    *,
+    device: torch.device | str,
+    batch_size: int,
+    bar: Any,
+) -> np.ndarray:
+    """Predictions (N, P, 2) float32 from ``crops(patches on the device, rows)``."""
+    training = model.training
+    model = model.to(device).eval()
+    output = []
+
+    try:
+        for start in range(0, len(faces), batch_size):
+            rows = slice(start, start + batch_size)
+            points = model(crops(faces.patches[rows].to(device), rows)).float().cpu()
+            output.append(points.unflatten(1, (-1, 2)))  # (B, 2P) -> (B, P, 2)
+            if bar is not None:
+                bar.update(len(points))
+    finally:
+        model.train(training)
+
+    return torch.cat(output).numpy()
+
+
+def true_landmarks(faces: FaceSet) -> np.ndarray:
+    """The annotated landmarks, (N, P, 2) float64 crop px."""
+    return faces.crop_landmarks().double().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one set of faces."""
+
+    name: str
+    loaded: LoadedModel
+    prediction: np.ndarray  # (N, P, 2) crop px
+    errors: np.ndarray  # (N,) NME, fractions
+    summary: dict[str, dict[str, float]]  # of every subset
+    cost: dict[str, Any]  # parameters, multiply-accumulates, latency, throughput
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Every run's ``final.pt`` (``last.pt`` where training has not finished) and every ``.pth``
+    below ``folder``.
+    """
+    own = {
+        path.parent: path
+        for name in ("last.pt", "final.pt")
+        for path in sorted(folder.glob(f"*/{name}"))
+    }
+
+    found = [own[run] for run in sorted(own)] + sorted(folder.rglob("*.pth"))
+
+    if not found:
+        raise InputError(
+            f"no checkpoint in {folder}/: train one with python trainBaseline.py, put a .pth "
+            "there, or name a file: "
+            "python test.py CHECKPOINT"
+        )
+
+    return found
+
+
+def load_models(paths: list[Path], faces: FaceSet, *, asked_for: bool) -> dict[str, LoadedModel]:
+    """The models by distinct names; that of a run that has not finished says so.
+
+    A file the user ``asked_for`` must fit the data; one that was merely found is left out with a
+    warning.
+    """
+    models = []
+
+    for path in dict.fromkeys(paths):
+        try:
+            loaded = load_model(path)
+            require_same_points(loaded, faces)
+            models.append(loaded)
+        except InputError as error:
+            if asked_for:
+                raise
+
+            print(f"warning: left out: {error}", file=sys.stderr)
+
+    if not models:
+        raise InputError(
+            "none of the checkpoints found can be evaluated on this data; name one that fits it"
+        )
+
+    names = [model.name for model in models]
+    names = [
+        name if names.count(name) == 1 else str(model.path)
+        for name, model in zip(names, models, strict=True)
+    ]
+    unfinished = [" (unfinished)" if model.path.name == "last.pt" else "" for model in models]
+
+    return {name + note: model for name, note, model in zip(names, unfinished, models, strict=True)}
+
+
+def evaluate(
+    loaded: LoadedModel, name: str, faces: FaceSet, *, device: torch.device, batch_size: int
+) -> Evaluation:
+    """Predict, measure and time one model."""
+    prediction = predict_landmarks(
+        loaded.model, faces, device=device, batch_size=batch_size, progress=True
+    )
+    errors = nme(prediction, faces.crop_landmarks().cpu().numpy(), faces.scheme.outer_eyes)
+    cost = model_cost(loaded.model, device) | measure_speed(loaded.model, device)
+
+    return Evaluation(name, loaded, prediction, errors, summarize(errors, subsets(faces)), cost)
+
+
+def mean_shape_summary(data: Path, faces: FaceSet) -> dict[str, dict[str, float]] | None:
+    """Summary of always answering with the training set's mean shape; None without a training
+    list.
+    """
+    source = list_path(data, "train")
+    if not source.is_file():
+        return None
+
+    # (N, P, 2) patch px -> (P, 2) crop px
+    mean = read_crop_list(source)[0].mean(axis=0) - CROP_OFFSET
+    target = faces.crop_landmarks().cpu().numpy()
+
+    return summarize(
+        nme(np.broadcast_to(mean, target.shape), target, faces.scheme.outer_eyes), subsets(faces)
+    )
+
+
+def differences(
+    evaluations: list[Evaluation], masks: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """NME difference (percentage points) of every two models with its paired 95 % interval, per
+    subset with faces.
+    """
+    errors = 100 * np.stack([e.errors for e in evaluations])  # (M, N)
+    means = {
+        subset: bootstrap_means(errors[:, mask]) for subset, mask in masks.items() if mask.any()
+    }
+
+    return [
+        {
+            "first": evaluations[a].name,
+            "second": evaluations[b].name,
+            "subsets": {
+                subset: paired_difference(sampled[[a, b]], errors[[a, b]][:, masks[subset]])
+                for subset, sampled in means.items()
+            },
+        }
+        for a, b in combinations(range(len(errors)), 2)
+    ]

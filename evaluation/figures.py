@@ -1,0 +1,563 @@
+"""Figures of an evaluation. Every function returns a matplotlib Figure; :func:`save` writes it as
+PNG.
+
+Lines differ in style and marker and colour maps are perceptually uniform, so that everything can be
+read in grey.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, patheffects
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from torch import nn
+
+from dataset.annotations import ATTRIBUTES
+from dataset.crop import CROP_OFFSET, CROP_SIZE, PATCH_SIZE
+from dataset.faces import FaceSet
+from dataset.landmarks import LandmarkScheme
+from evaluation.attention import cohens_d, relative_distances, sepbn_modules
+from evaluation.robustness import ROBUSTNESS_FACES
+from utils.files import atomic_write
+from utils.metrics import THRESHOLD, point_errors
+
+COLOURS = "viridis"  # monotone in lightness
+LINES, MARKERS, HATCHES = (
+    ("-", "--", "-.", ":"),
+    "osD^vPX*",
+    ("", "///", "...", "xxx", "\\\\\\", "++"),
+)
+UNIT = "% of the inter-ocular distance"
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=130)
+    return path
+
+
+def cumulative_error(errors: dict[str, np.ndarray]) -> Figure:
+    """Cumulative error distribution (CED) of every model with the threshold; ``errors``: model ->
+    (N,) fractions.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+
+    for (name, values), style in zip(errors.items(), _styles(len(errors)), strict=False):
+        at = np.sort(100 * values[np.isfinite(values)])  # a face without a number is never counted
+        share = np.arange(len(at) + 1) / len(values)
+        style.pop("marker")
+        # A step function, from 0 until beyond the right edge.
+        axes.step([0, *at, 1e9], [*share, share[-1]], where="post", label=name, **style)
+
+    axes.axvline(100 * THRESHOLD, color="0.4", linewidth=1)
+    axes.text(100 * THRESHOLD, 0.02, f" threshold {THRESHOLD:g}", color="0.3", fontsize=8)
+
+    axes.set(
+        xlim=(0, 160 * THRESHOLD),
+        ylim=(0, 1),
+        xlabel=f"NME of a face, {UNIT}",
+        ylabel="share of faces at or below",
+    )
+
+    axes.set_title(f"Cumulative error (CED), {len(next(iter(errors.values()))):,} faces")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+
+    return figure
+
+
+def error_by_landmark(
+    errors: dict[str, np.ndarray], mean_shape: np.ndarray, scheme: LandmarkScheme
+) -> Figure:
+    """Mean error of each landmark on the mean face.
+
+    Args:
+        errors: model -> (P,) fractions.
+        mean_shape: (P, 2) crop px.
+    """
+    columns = min(4, len(errors))
+    rows = -(-len(errors) // columns)
+    figure = Figure(figsize=(4.2 * columns + 1, 4.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    low, high = (100 * extreme(list(errors.values())) for extreme in (np.nanmin, np.nanmax))
+    for axes in panels[len(errors) :]:
+        axes.set_visible(False)
+
+    for axes, (name, values) in zip(panels, errors.items(), strict=False):
+        for contour in scheme.contours:
+            order = [*contour.points, *contour.points[: int(contour.closed)]]
+            axes.plot(*mean_shape[order].T, color="0.75", linewidth=0.8, zorder=1)
+
+        sizes = 20 + 60 * (100 * values - low) / max(high - low, 1e-9)
+
+        style = {
+            "cmap": COLOURS + "_r",
+            "vmin": low,
+            "vmax": high,
+            "edgecolors": "0.2",
+            "linewidths": 0.4,
+            "zorder": 2,
+        }
+
+        dots = axes.scatter(*mean_shape.T, c=100 * values, s=sizes, **style)
+        axes.set(title=f"{name}\nmean {100 * values.mean():.2f} %", aspect="equal")
+        axes.set(xlabel="x, crop px", ylabel="y, crop px")
+        axes.invert_yaxis()
+        axes.margins(0.08)
+
+    figure.colorbar(dots, ax=list(panels), label=f"mean error of the landmark, {UNIT}", shrink=0.8)
+
+    return figure
+
+
+def error_by_subset(summaries: dict[str, dict[str, dict[str, float]]]) -> Figure:
+    """NME of every model on the full set and the subsets; ``summaries``: model -> result of
+    ``summarize``.
+    """
+    subsets = next(iter(summaries.values()))
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(summaries)
+
+    for i, ((name, table), style) in enumerate(
+        zip(summaries.items(), _styles(len(summaries)), strict=False)
+    ):
+        at = np.arange(len(subsets)) - 0.4 + (i + 0.5) * width
+        heights = [table[subset]["nme_percent"] for subset in subsets]
+
+        style = {
+            "color": style["color"],
+            "hatch": HATCHES[i % len(HATCHES)],
+            "edgecolor": "white",
+            "linewidth": 0.5,
+        }
+
+        bars = axes.bar(at, heights, width, label=name, **style)
+
+        if len(summaries) <= 3:
+            labels = ["–" if np.isnan(height) else f"{height:.1f}" for height in heights]
+            axes.bar_label(bars, labels, fontsize=7, padding=1)
+
+    axes.set_xticks(
+        range(len(subsets)),
+        [f"{name}\n{table['faces']:,} faces" for name, table in subsets.items()],
+    )
+    axes.set(ylabel=f"NME, {UNIT}", title="NME by subset", xlim=(-0.5, len(subsets) - 0.5))
+    axes.margins(y=0.12)
+    axes.legend(
+        fontsize=8, ncols=min(4, len(summaries)), loc="upper center", bbox_to_anchor=(0.5, -0.14)
+    )
+
+    return figure
+
+
+def robustness_curves(curves: dict[str, dict[str, dict[float, float]]], faces: int) -> Figure:
+    """NME against a shift and a scaling of the face box; ``curves``: model -> result of
+    ``robustness``.
+    """
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    by_shift, by_scale = figure.subplots(1, 2, sharey=True)
+
+    for (name, curve), style in zip(curves.items(), _styles(len(curves)), strict=False):
+        by_shift.plot(
+            [100 * x for x in curve["shift"]], list(curve["shift"].values()), label=name, **style
+        )
+        by_scale.plot(list(curve["scale"]), list(curve["scale"].values()), **style)
+
+    by_shift.set(
+        xlabel="shift of the box in a random direction, % of its side", ylabel=f"NME, {UNIT}"
+    )
+    by_scale.set(xlabel="side of the box / side of the annotated box")
+    by_scale.axvline(1, color="0.6", linewidth=1, zorder=0)
+    by_shift.set_ylim(bottom=0)
+    for axes in (by_shift, by_scale):
+        axes.grid(alpha=0.3)
+
+    by_shift.legend(loc="upper left", fontsize=8)
+    figure.suptitle(f"NME when the face box is perturbed, {faces:,} faces")
+
+    return figure
+
+
+def face_gallery(
+    faces: FaceSet,
+    prediction: np.ndarray,
+    errors: np.ndarray,
+    *,
+    rows: list[tuple[str, np.ndarray]],
+    title: str,
+) -> Figure:
+    """Faces with predicted and true points.
+
+    Args:
+        prediction: (N, P, 2) crop px.
+        errors: (N,) NME, fractions.
+        rows: for every row of the gallery a label (may be empty) and the indices of its faces.
+    """
+    columns = max(len(indices) for _, indices in rows)
+    figure = Figure(figsize=(2.7 * columns + 0.3, 3.1 * len(rows) + 0.7), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for panel in panels.ravel():
+        panel.set_axis_off()
+
+    for line, (label, indices) in zip(panels, rows, strict=True):
+        for axes, index in zip(line, indices, strict=False):
+            true = faces.crop_landmarks()[index].cpu().numpy()
+            show_face(axes, faces, index)
+            lines = np.stack([true, prediction[index]], axis=1)  # (P, 2 ends, 2)
+            axes.add_collection(LineCollection(lines, colors="gold", linewidths=0.6))
+            axes.scatter(
+                *true.T, s=9, facecolors="none", edgecolors="white", linewidths=0.8, label="true"
+            )
+
+            axes.scatter(
+                *prediction[index].T,
+                s=5,
+                color="black",
+                edgecolors="gold",
+                linewidths=0.5,
+                label="predicted",
+            )
+
+            fit_view(axes, true, prediction[index])
+            words = f"{label}face {index}, NME {100 * errors[index]:.1f} %\n"
+            words += attribute_names(faces, index)
+            axes.set_title(words, fontsize=8)
+
+    handles, names = panels[0, 0].get_legend_handles_labels()
+
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=2,
+        fontsize=8,
+        facecolor="0.6",
+        markerscale=2,
+    )
+
+    figure.suptitle(title)
+
+    return figure
+
+
+def write_evaluation(
+    folder: Path, faces: FaceSet, evaluations: list, curves: dict[str, dict]
+) -> list[Path]:
+    """Write every figure of an evaluation.
+
+    Args:
+        evaluations: ``evaluation.evaluate.Evaluation`` of every model.
+        curves: model -> result of ``robustness``.
+    """
+    target = faces.crop_landmarks().cpu().numpy()
+    by_point = {
+        e.name: point_errors(e.prediction, target, faces.scheme.outer_eyes).mean(axis=0)
+        for e in evaluations
+    }
+
+    figures = {
+        "ced": cumulative_error({e.name: e.errors for e in evaluations}),
+        "nme_by_landmark": error_by_landmark(by_point, target.mean(axis=0), faces.scheme),
+        "nme_by_subset": error_by_subset({e.name: e.summary for e in evaluations}),
+        "robustness": robustness_curves(curves, min(len(faces), ROBUSTNESS_FACES)),
+    }
+
+    for e in evaluations:
+        order = np.argsort(e.errors)  # NaN last: among the worst
+        middle = max(0, (len(order) - 6) // 2)
+        rows = [("worst: ", order[::-1][:6]), ("median: ", order[middle : middle + 6])]
+        title = f"{e.name}: worst and median faces (dashed: what the network sees)"
+        gallery = face_gallery(faces, e.prediction, e.errors, rows=rows, title=title)
+        figures["faces_" + re.sub(r"[^A-Za-z0-9._-]+", "_", e.name)] = gallery
+
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def show_face(axes, faces: FaceSet, index: int) -> None:
+    """Draw a patch with its axes in crop px, and the crop that the network sees."""
+    low = -CROP_OFFSET - 0.5  # pixel centres are integers
+    axes.imshow(
+        faces.patches[index].cpu().numpy(), extent=(low, low + PATCH_SIZE, low + PATCH_SIZE, low)
+    )
+    outline = [patheffects.withStroke(linewidth=1.4, foreground="black")]
+    crop = Rectangle(
+        (-0.5, -0.5), CROP_SIZE, CROP_SIZE, fill=False, color="white", linewidth=0.8, linestyle="--"
+    )
+    axes.add_patch(crop).set_path_effects(outline)
+
+
+def attribute_names(faces: FaceSet, index: int) -> str:
+    """The face's attributes as words, two a line at most."""
+    names = [
+        name for name, present in zip(ATTRIBUTES, faces.attributes[index], strict=True) if present
+    ]
+    return (
+        ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} + {len(names) - 2} more"
+    )
+
+
+def fit_view(axes, *points: np.ndarray) -> None:
+    """Show a square within the patch that holds the crop and all ``points``, (P, 2) crop px
+    each.
+    """
+    everything = np.concatenate([*points, [[0, 0], [CROP_SIZE - 1, CROP_SIZE - 1]]])
+    everything = everything[np.isfinite(everything).all(axis=1)]
+    centre = (everything.min(0) + everything.max(0)) / 2
+    half = min((np.ptp(everything, axis=0)).max() / 2 + 4, PATCH_SIZE / 2)
+    low, high = -CROP_OFFSET - 0.5 + half, PATCH_SIZE - CROP_OFFSET - 0.5 - half
+    x, y = np.clip(centre, low, high)
+    axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+
+
+def _styles(count: int):
+    """A line style, a marker and a colour for each of ``count`` models."""
+    colours = colormaps[COLOURS](np.linspace(0, 0.8, max(count, 2)))
+    for colour, line, marker in zip(colours, cycle(LINES), cycle(MARKERS), strict=False):
+        yield {"color": colour, "linestyle": line, "marker": marker}
+
+
+def mapping_parameters(model: nn.Module) -> Figure:
+    """Scale (left of the line) and shift (right) of every module: a row per channel, a column per
+    set.
+    """
+    modules = sepbn_modules(model)
+    figure = Figure(figsize=(2.5 * len(modules), 4.8), layout="constrained")
+
+    for axes, (name, module) in zip(
+        figure.subplots(1, len(modules), squeeze=False)[0], modules.items(), strict=True
+    ):
+        # (C, K)
+        scale, shift = (values.detach().cpu().numpy().T for values in (module.weight, module.bias))
+        sets = scale.shape[1]
+
+        image = axes.imshow(
+            np.concatenate([scale, shift], axis=1),
+            aspect="auto",
+            cmap=COLOURS,
+            interpolation="none",
+        )
+
+        axes.axvline(sets - 0.5, color="white", linewidth=3)
+        axes.set_xticks(
+            range(2 * sets),
+            [*(f"γ{k + 1}" for k in range(sets)), *(f"β{k + 1}" for k in range(sets))],
+        )
+        axes.set(
+            title=f"{name}: scale | shift",
+            ylabel="channel" if axes.get_subplotspec().is_first_col() else "",
+        )
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(image, ax=axes, orientation="horizontal", pad=0.02)
+
+    figure.suptitle("Mapping parameters of the SepBN modules, front to back (a colour scale each)")
+
+    return figure
+
+
+def attention_gallery(faces: FaceSet, weights: np.ndarray, indices: np.ndarray) -> Figure:
+    """Faces, beside each its attention on one absolute scale: a column per module, a row per set
+    and group.
+    """
+    columns = min(3, len(indices))
+    rows = -(-len(indices) // columns)
+    figure = Figure(figsize=(5.0 * columns + 0.8, 2.9 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, 2 * columns, squeeze=False).reshape(-1, 2)
+
+    for picture, heat in panels[len(indices) :]:
+        picture.set_axis_off()
+        heat.set_axis_off()
+
+    for (picture, heat), index in zip(panels, indices, strict=False):
+        show_face(picture, faces, index)
+        fit_view(picture)
+        picture.set_axis_off()
+        picture.set_title(f"face {index}\n{attribute_names(faces, index)}", fontsize=8)
+        image = heat.imshow(
+            _heat_map_rows(weights[index]), cmap=COLOURS, vmin=0, vmax=1, aspect="auto"
+        )
+        _label_heat_map(heat, weights.shape)
+
+    figure.colorbar(image, ax=list(panels.ravel()), label="attention weight (absolute)", shrink=0.7)
+    figure.suptitle(
+        "Attention weights by face: a column per SepBN module (front to back), a row per set and "
+        "group"
+    )
+
+    return figure
+
+
+def attention_by_subset(weights: np.ndarray, attributes: np.ndarray) -> Figure:
+    """Mean weight of faces with an attribute against all others, and Cohen's d, for each module,
+    set and group.
+    """
+    shape = weights.shape
+    figure = Figure(
+        figsize=(2.6 * shape[1] + 2, 2 * (0.42 * shape[2] * shape[3] + 1.3) + 0.6),
+        layout="constrained",
+    )
+    panels = figure.subplots(2, 3).ravel()
+
+    for axes, name, inside in zip(panels, ATTRIBUTES, attributes.T, strict=True):
+        effect = _heat_map_rows(cohens_d(weights[inside], weights[~inside]))
+        image = axes.imshow(np.abs(effect), cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
+        axes.set_title(f"{name}: {inside.sum():,} faces against {(~inside).sum():,}", fontsize=10)
+        _label_heat_map(axes, shape)
+
+        if not 0 < inside.sum() < len(inside):
+            axes.text(
+                0.5, 0.5, "nothing to compare", transform=axes.transAxes, ha="center", va="center"
+            )
+            continue
+
+        mean, rest = (
+            _heat_map_rows(weights[inside].mean(axis=0)),
+            _heat_map_rows(weights[~inside].mean(axis=0)),
+        )
+
+        for (row, column), d in np.ndenumerate(effect):
+            words = f"{mean[row, column]:.2f} | {rest[row, column]:.2f}\n" + (
+                "d –" if np.isnan(d) else f"d {d:+.2f}"
+            )
+            dark = np.isfinite(d) and abs(d) < 0.6
+
+            axes.text(
+                column,
+                row,
+                words,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if dark else "black",
+            )
+
+    figure.colorbar(
+        image,
+        ax=list(panels),
+        label="|d|: 0.2 small, 0.5 medium, 0.8 large",
+        extend="max",
+        shrink=0.7,
+    )
+
+    figure.suptitle(
+        "Attention by subset. Cell: mean weight with the attribute | without, and Cohen's d"
+    )
+
+    return figure
+
+
+def set_usage(model: nn.Module, weights: np.ndarray) -> Figure:
+    """Are all sets used, and are they different? Entropy, mean weights and relative distances,
+    module by module.
+    """
+    modules = sepbn_modules(model)
+    _, count, groups, sets = weights.shape
+    at = np.arange(count)
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    by_entropy, by_set, by_distance = figure.subplots(1, 3)
+    colours = colormaps[COLOURS](np.linspace(0, 0.8, max(2, groups, sets)))
+    # (N, M, G)
+    entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=3) / np.log(max(2, sets))
+
+    for g in range(groups):
+        marker = MARKERS[g % len(MARKERS)]
+        low, middle, high = np.percentile(entropy[:, :, g], (5, 50, 95), axis=0)
+        reach, spot = (middle - low, high - middle), at + 0.3 * ((g + 0.5) / groups - 0.5)
+        by_entropy.errorbar(
+            spot, middle, reach, fmt=marker, color=colours[g], capsize=3, label=f"group {g + 1}"
+        )
+
+        for k in range(sets):
+            style = {"color": colours[k], "linestyle": LINES[k % len(LINES)], "marker": marker}
+            by_set.plot(
+                at, weights[:, :, g, k].mean(axis=0), label=f"set {k + 1}, group {g + 1}", **style
+            )
+
+    by_set.axhline(1 / sets, color="0.6", linewidth=1, zorder=0)
+
+    for i, (parameter, label) in enumerate({"weight": "scale γ", "bias": "shift β"}.items()):
+        values = [
+            getattr(module, parameter).detach().double().cpu().numpy()
+            for module in modules.values()
+        ]
+        pairs = np.stack([relative_distances(one) for one in values])  # (M, pairs)
+
+        if sets > 1:
+            middle = pairs.mean(axis=1)
+            reach, spot = (
+                (middle - pairs.min(axis=1), pairs.max(axis=1) - middle),
+                at + 0.1 * (i - 0.5),
+            )
+            by_distance.errorbar(
+                spot, middle, reach, fmt=("o-", "s--")[i], color=colours[-i], capsize=3, label=label
+            )
+
+    by_entropy.set(ylim=(-0.04, 1.04), ylabel="entropy / log K: 0 one set alone, 1 all sets alike")
+    by_entropy.set_title("Entropy of the attention\n(median, 5–95 % of the faces)", fontsize=11)
+    by_set.set(ylim=(-0.04, 1.04), ylabel="attention weight, mean over faces")
+    by_set.set_title("Use of the sets\n(grey: 1 / K)", fontsize=11)
+    by_distance.set(ylabel="distance of two sets / their mean length")
+    by_distance.set_ylim(bottom=-0.02)
+    by_distance.set_title(
+        "Difference of the sets\n(mean and range over pairs of sets)", fontsize=11
+    )
+
+    for axes in (by_entropy, by_set, by_distance):
+        axes.set_xticks(at, modules)
+        axes.set_xlabel("SepBN module, front to back")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+
+    return figure
+
+
+def _heat_map_rows(values: np.ndarray) -> np.ndarray:
+    """(M, G, K) -> (K·G, M), set-major: set 1 group 1, set 1 group 2, set 2 group 1 ..."""
+    return values.transpose(2, 1, 0).reshape(-1, values.shape[0])
+
+
+def _label_heat_map(axes, shape: tuple[int, ...]) -> None:
+    _, count, groups, sets = shape
+    axes.set_xticks(range(count), range(1, count + 1), fontsize=8)
+    rows = [f"set {k + 1}, gr. {g + 1}" for k in range(sets) for g in range(groups)]
+    axes.set_yticks(range(sets * groups), rows, fontsize=7)
+    axes.set_xlabel("SepBN module", fontsize=8)
+
+
+def training_curve(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss, test NME and learning rate by epoch.
+
+    Args:
+        rows: rows of the run's log; an epoch without a test NME has an empty one.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss = figure.add_subplot()
+    epochs = [row["epoch"] + 1 for row in rows]
+    loss.plot(epochs, [row["loss"] for row in rows], color="black", label="training loss")
+    loss.set(xlabel="epoch", ylabel="mean absolute error, crop pixels", yscale="log")
+    tested = [
+        (row["epoch"] + 1, row["test_nme_percent"]) for row in rows if row["test_nme_percent"] != ""
+    ]
+    other = loss.twinx()
+    if tested:
+        other.plot(*zip(*tested, strict=True), "o--", color="tab:blue", label="test NME")
+
+    other.set_ylabel("test NME, %", color="tab:blue")
+    handles = [handle for axes in (loss, other) for handle in axes.get_legend_handles_labels()[0]]
+    loss.legend(handles=handles, loc="upper right")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -1,0 +1,194 @@
+"""What ``test.py`` reports: which checkpoints, the protocol in words, tables as Markdown, JSON and
+CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.annotations import ATTRIBUTES
+from dataset.crop import CROP_SIZE, PATCH_SIZE
+from dataset.faces import FaceSet
+from evaluation.evaluate import (
+    Evaluation,
+)
+from models.checkpoint import LoadedModel
+from utils.files import atomic_write
+from utils.metrics import THRESHOLD
+
+MISSING = "–"
+
+
+def protocol(
+    data: Path, faces: FaceSet, models: dict[str, LoadedModel]
+) -> tuple[list[str], list[str]]:
+    """The protocol in words, a line each, and warnings about what makes numbers incomparable."""
+    left, right = faces.scheme.outer_eyes
+    here = faces.meta.get("resample", "nearest")
+
+    lines = [
+        f"Data: {data}, test split, {len(faces):,} faces, {faces.scheme.name}, patches resampled "
+        f"by {here!r}",
+        f"Input: the squared face box, central {CROP_SIZE} px of the {PATCH_SIZE} px patch; no "
+        "test-time augmentation",
+        f"NME: mean point error / distance of the outer eye corners (points {left} and {right}), "
+        "mean over faces, in %",
+        "Unit: crop px, which gives the NME of image px (the crop is isotropic); predictions are "
+        "not clipped; float64",
+        f"FR@{THRESHOLD:g}: share of faces with an NME strictly above {THRESHOLD:g}, in %",
+        f"AUC@{THRESHOLD:g}: exact area under the cumulative error curve up to {THRESHOLD:g}, as "
+        "a share, 0 to 1",
+    ]
+
+    warnings = []
+
+    for name, model in models.items():
+        config = model.config
+        geometry = "released" if config["released_geometry"] else "corrected"
+        trained = f"trained on {config['resample']!r} patches with {geometry} geometry"
+        lines.append(
+            f"Model {name}: {config['arm']}; {trained}; {model.path} ({config['format_name']} form)"
+        )
+
+        if config["resample"] != here:
+            warnings.append(
+                f"{name} was trained on patches resampled by {config['resample']!r}, this data by "
+                f"{here!r}; their "
+                "landmarks differ by up to half a source pixel, so compare its NME on data "
+                "prepared like its own"
+            )
+
+    return lines, warnings
+
+
+def accuracy_table(
+    evaluations: list[Evaluation], mean_shape: dict[str, dict[str, float]] | None
+) -> str:
+    """NME, FR and AUC of every model on the full set and the subsets."""
+    columns = [f"{subset} ({table['faces']:,})" for subset, table in evaluations[0].summary.items()]
+    metrics = [
+        ("NME %", "nme_percent", 2),
+        (f"FR@{THRESHOLD:g} %", "fr_percent", 2),
+        (f"AUC@{THRESHOLD:g}", "auc", 4),
+    ]
+
+    def row(
+        name: str, summary: dict[str, dict[str, float]], metric: str, key: str, digits: int
+    ) -> list[str]:
+        cells = (
+            f"{table[key]:.{digits}f}" if table["faces"] else MISSING for table in summary.values()
+        )
+        return [name, metric, *cells]
+
+    rows = [row(e.name, e.summary, *metric) for e in evaluations for metric in metrics]
+    if mean_shape is not None:
+        rows.append(row("mean shape of the training set", mean_shape, *metrics[0]))
+
+    return markdown_table(["model", "metric", *columns], rows)
+
+
+def difference_table(pairs: list[dict[str, Any]], masks: dict[str, np.ndarray]) -> str:
+    """Differences with intervals; a star marks an interval that excludes zero."""
+
+    def cell(result: dict[str, float] | None) -> str:
+        if result is None:
+            return MISSING
+        star = "*" if result["low"] > 0 or result["high"] < 0 else " "
+        return "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**result) + star
+
+    rows = [
+        [f"{p['second']} − {p['first']}", *(cell(p["subsets"].get(name)) for name in masks)]
+        for p in pairs
+    ]
+
+    return markdown_table(["difference in NME, % points [95 %]", *masks], rows)
+
+
+def cost_table(evaluations: list[Evaluation]) -> str:
+    """Parameters, multiply-accumulates and speed of every model."""
+    first = evaluations[0].cost
+    faces = f"throughput, batch {first['throughput_batch_size']}, faces/s"
+
+    header = [
+        "model",
+        "parameters, M",
+        "MACs, G",
+        "latency, batch 1, median, ms",
+        "latency, p95, ms",
+        faces,
+    ]
+
+    columns = [
+        ("parameters", 1e-6, ".2f"),
+        ("macs", 1e-9, ".3f"),
+        ("latency_ms_median", 1, ".2f"),
+        ("latency_ms_p95", 1, ".2f"),
+        ("throughput_faces_per_second", 1, ",.0f"),
+    ]
+
+    rows = [
+        [e.name, *(format(e.cost[key] * factor, digits) for key, factor, digits in columns)]
+        for e in evaluations
+    ]
+
+    return (
+        markdown_table(header, rows)
+        + f"\n\nSpeed of the forward pass alone on {first['device']} ({first['precision']})."
+    )
+
+
+def robustness_tables(curves: dict[str, dict[str, dict[float, float]]], faces: int) -> list[str]:
+    """NME per shift and per scale of the face box, a table each."""
+    first = next(iter(curves.values()))
+    headers = {
+        "shift": [f"{100 * x:.0f} %" for x in first["shift"]],
+        "scale": [f"x {x:.1f}" for x in first["scale"]],
+    }
+
+    return [
+        markdown_table(
+            [f"NME %, {kind} of the box ({faces:,} faces)", *header],
+            [
+                [name, *(f"{value:.2f}" for value in curve[kind].values())]
+                for name, curve in curves.items()
+            ],
+        )
+        for kind, header in headers.items()
+    ]
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table to read as Markdown and in a terminal; the first column is aligned left, the others
+    right.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    lines = [
+        " | ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in (header, rule, *rows)
+    ]
+
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def write_faces(path: Path, faces: FaceSet, evaluations: list[Evaluation]) -> None:
+    """One row a face: index in the list, NME in percent of every model, the six attributes as 0 and
+    1.
+    """
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["index", *(f"nme_percent {e.name}" for e in evaluations), *ATTRIBUTES])
+        for index, attributes in enumerate(faces.attributes.astype(int)):
+            writer.writerow(
+                [index, *(f"{100 * e.errors[index]:.6f}" for e in evaluations), *attributes]
+            )

@@ -1,0 +1,147 @@
+"""Pictures and videos of a user: reading them, and their face boxes from a table."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dataset.crop import Box, patch_frame
+from utils.files import InputError
+
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".png",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+)
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def expand_input(path: Path) -> list[Path]:
+    """A file as it is; a folder as its pictures by suffix, sorted by name, subfolders and videos
+    left out.
+    """
+    if path.is_dir():
+        found = sorted(
+            p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+        )
+        if not found:
+            raise InputError(f"{path}: the folder holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
+
+        return found
+
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+
+    return [path]
+
+
+class BoxTable:
+    """Face boxes from a CSV file with the header `file,x0,y0,x1,y1` (more columns do no harm), a
+    line a face.
+
+    Edges are whole image px, inclusive. `file` is a picture's path, or any tail of it (`a.jpg`,
+    `party/a.jpg`).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[tuple[tuple[str, ...], Box, int]] = []  # parts of the path, box, line
+        try:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                missing = [name for name in BOX_COLUMNS if name not in (reader.fieldnames or [])]
+                if missing:
+                    raise InputError(
+                        f"{path}, line 1: no column {', '.join(missing)}; the header must be "
+                        f"{','.join(BOX_COLUMNS)}"
+                    )
+
+                for row in reader:
+                    self._add(row, reader.line_num)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path}: not a CSV text file ({error})") from error
+
+    def _add(self, row: dict, line: int) -> None:
+        try:
+            left, top, right, bottom = box = tuple(int(row[name]) for name in BOX_COLUMNS[1:])
+            patch_frame((left, top, right, bottom))  # refuses a box without area
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{self.path}, line {line}: x0, y0, x1, y1 must be four whole numbers"
+            ) from None
+        except InputError as error:
+            raise InputError(f"{self.path}, line {line}: {error}") from None
+
+        if not row["file"]:
+            raise InputError(f"{self.path}, line {line}: the file name is missing")
+
+        self.rows.append((Path(row["file"]).parts, box, line))
+
+    def boxes_of(self, picture: Path) -> list[tuple[Box, int]]:
+        """The picture's boxes, each with its line in the table."""
+        spellings = {
+            path.parts for path in (picture, Path(os.path.abspath(picture)), picture.resolve())
+        }
+        return [
+            (box, line)
+            for tail, box, line in self.rows
+            if any(parts[-len(tail) :] == tail for parts in spellings)
+        ]
+
+    def unused(self, pictures: Sequence[Path]) -> list[int]:
+        """Lines that name none of the pictures."""
+        used = {line for picture in pictures for _, line in self.boxes_of(picture)}
+        return [line for _, _, line in self.rows if line not in used]
+
+
+class Video:
+    """A video file to read, frame after frame, upright."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._capture = cv2.VideoCapture(str(path))
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        # containers without a rate say 0, nan or nonsense
+        self.fps = fps if 1 <= fps <= 1000 else 25.0
+        # the container's word, for a bar
+        self.announced = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 BGR each; an `InputError` where there is not a single frame."""
+        count = 0
+        try:
+            while True:
+                there, frame = self._capture.read()
+                if not there:
+                    break
+
+                count += 1
+                yield frame
+        finally:
+            self._capture.release()
+
+        if not count:
+            raise InputError(
+                f"{self.path}: no frame could be read; not a video, a damaged one, or an unknown "
+                "codec"
+            )

@@ -1,0 +1,154 @@
+"""From a picture and face boxes to landmarks in the picture's own pixels.
+
+Example:
+
+    from prediction.detector import FaceDetector
+    from prediction.predictor import LandmarkPredictor
+
+    predictor = LandmarkPredictor("checkpoints/sepbn/final.pt", device="auto")   # load once boxes,
+    scores = FaceDetector("face_detection_yunet_2023mar.onnx")(image)     # or boxes of your own
+    landmarks = predictor(image, boxes)                                          # (N, P, 2)
+    float32, image px
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from dataset.crop import CROP_OFFSET, PATCH_SIZE, PatchFrame, face_patch
+from dataset.faces import central_crops
+from dataset.landmarks import scheme_for
+from models.checkpoint import LoadedModel, load_model
+from models.folding import fold_normalisation
+from utils.runtime import select_device
+
+HELD_BYTES = 256 << 20  # decoded pictures that may wait for a full batch
+
+
+@dataclass
+class Shot:
+    """A picture, or a frame of a video, with its faces cut out."""
+
+    path: Path
+    image: np.ndarray  # (H, W, 3) uint8 BGR
+    boxes: list[list[int]]  # N times left, top, right, bottom
+    scores: list[float] | None  # the detector's; None for boxes that were given
+    patches: np.ndarray  # (N, 256, 256, 3) uint8 RGB
+    frames: list[PatchFrame]
+
+
+class LandmarkPredictor:
+    """A trained network, ready to be called on pictures.
+
+    Args: checkpoint: path of a checkpoint (our own form or the released one), or a model that is
+        already loaded. device: "auto", "cpu", "cuda" or "cuda:N". batch_size: faces that go through
+        the network at once.
+
+    Attributes:
+        scheme: the meaning of the P landmarks; `scheme.name` is "WFLW-98" or "iBUG-68".
+        resample: how face patches are cut out: the rule that the checkpoint was trained with.
+        seconds: time spent in the network so far.
+
+    Call with an image (H, W, 3), uint8, **BGR** (as `cv2.imread` gives it), and N boxes (left, top,
+    right, bottom) in whole image pixels, edges inclusive, as WFLW's face boxes are. Returns (N, P,
+    2) float32: x, y in image pixels, integer coordinates are pixel centres. Landmarks may lie
+    outside their box, and outside the image. Boxes may cross the image border; one without area or
+    without any overlap with the image is an `InputError`.
+    """
+
+    def __init__(
+        self, checkpoint: str | Path | LoadedModel, *, device: str = "auto", batch_size: int = 64
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+
+        loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
+        self.device = select_device(device)
+        self.batch_size = batch_size
+        self.name: str = loaded.name
+        self.config: dict = loaded.config
+        self.resample: str = loaded.config["resample"]
+        self.scheme = scheme_for(loaded.config["num_landmarks"])
+        self.seconds = 0.0
+        # in the crops' own memory order, channels last: a third of the time on a CPU at batch 1
+        self._model = fold_normalisation(loaded.model).to(
+            self.device, memory_format=torch.channels_last
+        )
+
+    def __call__(
+        self, image: np.ndarray, boxes: Sequence[Sequence[int]] | np.ndarray
+    ) -> np.ndarray:
+        patches, frames = self.cut(image, boxes)
+        return self.predict_patches(patches, frames)
+
+    def cut(
+        self, image: np.ndarray, boxes: Sequence[Sequence[int]] | np.ndarray
+    ) -> tuple[np.ndarray, list[PatchFrame]]:
+        """Face patches (N, 256, 256, 3) uint8 in **RGB**, and where they lie, for
+        `predict_patches`.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"image must be (H, W, 3) uint8 in BGR order, not {image.shape} {image.dtype}"
+            )
+
+        boxes = np.asarray(boxes).reshape(-1, 4) if len(boxes) == 0 else np.asarray(boxes)
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.array_equal(boxes, np.rint(boxes)):
+            raise ValueError("boxes must be (N, 4) whole numbers: left, top, right, bottom")
+
+        patches = np.empty((len(boxes), PATCH_SIZE, PATCH_SIZE, 3), np.uint8)
+        frames = []
+
+        for index, (left, top, right, bottom) in enumerate(boxes.astype(np.int64).tolist()):
+            patch, frame = face_patch(image, (left, top, right, bottom), self.resample)
+            cv2.cvtColor(patch, cv2.COLOR_BGR2RGB, dst=patches[index])
+            frames.append(frame)
+
+        return patches, frames
+
+    @torch.inference_mode()
+    def predict_patches(self, patches: np.ndarray, frames: Sequence[PatchFrame]) -> np.ndarray:
+        """Landmarks (N, P, 2) float32 in the pixels of the image (or images) that `cut` took the N
+        patches from.
+        """
+        started = time.perf_counter()
+        landmarks = np.empty((len(patches), self.scheme.num_points, 2), np.float32)
+
+        for start in range(0, len(patches), self.batch_size):
+            batch = torch.from_numpy(patches[start : start + self.batch_size]).to(self.device)
+            crop_px = self._model(central_crops(batch)).double().cpu().numpy()
+            crop_px = crop_px.reshape(len(batch), -1, 2)  # (B, 2P) -> (B, P, 2)
+            for index, points in enumerate(crop_px, start):
+                landmarks[index] = frames[index].to_image(points + CROP_OFFSET)
+
+        self.seconds += time.perf_counter() - started
+
+        return landmarks
+
+    def stream(self, shots: Iterable[Shot]) -> Iterator[tuple[Shot, np.ndarray]]:
+        """Each shot with its landmarks (N, P, 2) in image px, in their order; a batch takes the
+        faces of many shots.
+        """
+        held: list[Shot] = []
+        for shot in shots:
+            held.append(shot)
+            faces = sum(len(shot.frames) for shot in held)
+            if faces >= self.batch_size or sum(shot.image.nbytes for shot in held) > HELD_BYTES:
+                yield from self._predict_held(held)
+                held = []
+
+        if held:
+            yield from self._predict_held(held)
+
+    def _predict_held(self, held: list[Shot]) -> Iterator[tuple[Shot, np.ndarray]]:
+        frames = [frame for shot in held for frame in shot.frames]
+        landmarks = self.predict_patches(np.concatenate([shot.patches for shot in held]), frames)
+        ends = np.cumsum([len(shot.frames) for shot in held])
+        yield from zip(held, np.split(landmarks, ends[:-1]), strict=True)

@@ -1,0 +1,373 @@
+"""The training loop, and ``train()``, which is what the scripts call.
+
+Nothing random happens in the loop: an epoch's order and augmentation follow from (seed, epoch). So
+a run is its weights, momentum buffers, log and a position, and going on from those is going on
+exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from tqdm import tqdm
+
+from dataset.faces import FaceSet, load_faces
+from evaluation.evaluate import face_errors
+from evaluation.figures import training_curve
+from models import checkpoint
+from training.config import TrainConfig
+from training.run import COLUMNS, RunFolder, refuse_other_settings, run_record, settings_of
+from training.step import TrainingStep
+from utils.files import InputError
+from utils.runtime import StopRequest, keep_freed_memory, process_group, progress
+from utils.schedule import temperature
+
+LOG_EVERY = 50  # steps between two looks at the loss: on CUDA each waits for the device
+
+
+def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> int:
+    """Train one network as configured, into ``checkpoints/<run>/``.
+
+    Returns:
+        Exit code: 0 when the run is finished, 128 + the signal's number when a signal stopped it
+        after saving.
+
+    Raises:
+        InputError: wrong settings, bad data, a run that is in the way, a loss that is no longer
+            finite, a full disk.
+    """
+    config.check()
+
+    if config.compile and not (
+        shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    ):
+        raise InputError(
+            "--compile needs a C++ compiler, and none was found; install g++ or leave --compile out"
+        )
+
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise InputError(
+            "--tensorboard needs the package tensorboard; pip install tensorboard, or leave it out"
+        )
+
+    folder = RunFolder(config.run)
+
+    if resume and folder.final.exists():
+        refuse_other_settings(
+            checkpoint.read(folder.final).get("config", {}), settings_of(config), folder.final
+        )
+        print(f"{folder.path} is finished already; nothing to do")
+        return 0
+
+    with process_group(config.device) as (processes, device):
+        train_faces = load_faces(config.data, "train", limit=config.limit)
+        test_faces = load_faces(config.data, "test", limit=config.limit)
+
+        if train_faces.scheme != test_faces.scheme:
+            raise InputError(
+                f"{config.data}: train and test faces have different numbers of landmarks"
+            )
+
+        record = run_record(config, train_faces, test_faces, device=device, processes=processes)
+
+        if device.type == "cuda":
+            torch.backends.cudnn.deterministic = True
+        else:
+            keep_freed_memory()
+
+        saved = folder.saved(resume=resume, overwrite=overwrite)
+
+        if saved is not None:
+            refuse_other_settings(saved["config"], record, folder.last)
+        elif resume and processes.leads:
+            print(f"{folder.path}: nothing was saved to resume; the run starts at its first step")
+
+        init = config.init if saved is None else None  # what was saved replaces it
+        model = _initial_model(config, record, train_faces, init=init, announce=processes.leads)
+        model = model.to(device, memory_format=torch.channels_last)
+        step = TrainingStep(model, train_faces, config, processes=processes)
+        if processes.count > 1:
+            distributed.barrier()  # everybody has read what is there
+        if saved is None and processes.leads:
+            folder.clear()
+
+        return fit(step, test_faces, record=record, folder=folder, saved=saved)
+
+
+def _initial_model(
+    config: TrainConfig, record: dict[str, Any], faces: FaceSet, *, init: str | None, announce: bool
+) -> nn.Module:
+    """The network before the first step: drawn from the seed, then ``--mean-shape-init`` and the
+    weights ``init``.
+    """
+    torch.manual_seed(config.seed)
+    model = checkpoint.build_model(record)
+
+    if config.mean_shape_init:
+        with torch.no_grad():
+            model.fc2.bias.copy_(faces.mean_shape().flatten())
+
+    if init is not None:
+        loaded = checkpoint.load_model(init)
+        weights = loaded.model.state_dict()
+
+        if loaded.config["num_landmarks"] != record["num_landmarks"]:
+            if announce:
+                print(
+                    f"{init} has {loaded.config['num_landmarks']} landmarks, the data "
+                    f"{record['num_landmarks']}: the last layer starts anew"
+                )
+
+            weights |= {
+                name: value for name, value in model.state_dict().items() if name.startswith("fc2.")
+            }
+        elif config.mean_shape_init:
+            raise InputError(
+                f"--mean-shape-init has no effect: --init {init} has a last bias; leave one of "
+                "them out"
+            )
+
+        checkpoint.load_weights(model, weights, loaded.path)
+
+    return model
+
+
+def fit(
+    step: TrainingStep,
+    test_faces: FaceSet,
+    *,
+    record: dict[str, Any],
+    folder: RunFolder,
+    saved: dict[str, Any] | None = None,
+) -> int:
+    """Run the loop from the start, or from what ``last.pt`` held, to the last epoch.
+
+    Args:
+        step: the network, its optimizer and its training faces.
+        test_faces: faces of the NME in the log; nothing is selected on them.
+        record: plain values that go into every checkpoint.
+        folder: where files go.
+        saved: content of ``last.pt``.
+
+    Returns:
+        See :func:`train`.
+    """
+    config, leads = step.config, step.processes.leads
+    resumed = saved["training"] if saved is not None else None
+    if saved is not None:
+        checkpoint.load_weights(step.model, saved["model"], folder.last)
+
+    first_epoch = resumed["epoch"] if resumed is not None else 0
+    report = contextlib.nullcontext()
+
+    if leads:
+        folder.start_log(record, resumed["log"] if resumed is not None else [])
+        print(header(step, record))
+        report = Report(config, folder, iterations=step.iterations, first_epoch=first_epoch)
+
+    last_save = time.monotonic()
+
+    with StopRequest() as stop, report:
+        for epoch in range(first_epoch, config.epochs):
+            step.start_epoch(epoch)
+            began = time.monotonic()
+
+            if resumed is not None:
+                step.load_state(resumed)
+                began -= resumed["seconds"]
+                resumed = None
+
+            for i in range(int(step.position), step.iterations):
+                due = leads and time.monotonic() - last_save > 60 * config.save_every
+                signal, due = _agreed(stop.signal, due, step, i)
+
+                if signal or due:
+                    _save_last(folder, step, record, epoch, seconds=time.monotonic() - began)
+                    last_save = time.monotonic()
+
+                if signal:
+                    if leads:
+                        tqdm.write(
+                            f"stopped at step {epoch * step.iterations + i}, saved {folder.last}; "
+                            "use --resume"
+                        )
+
+                    return 128 + signal
+
+                step()
+
+                if (i + 1) % LOG_EVERY == 0:
+                    step.raise_if_not_finite(epoch)
+                    loss = step.mean_loss()
+                    if leads:
+                        report.show(epoch, i + 1, loss=loss, rate=float(step.rate))
+
+            step.raise_if_not_finite(epoch)
+
+            row = {
+                "epoch": epoch,
+                "loss": step.mean_loss(),
+                "lr": step.learning_rates((epoch + 1) * step.iterations - 1),
+                "temperature": ""
+                if config.temperature is None
+                else temperature(epoch, start=config.temperature),
+            }
+
+            seconds = time.monotonic() - began
+
+            if leads:
+                report.show(epoch, step.iterations, loss=row["loss"], rate=row["lr"])
+                evaluate = epoch + 1 == config.epochs or (
+                    config.eval_every and (epoch + 1) % config.eval_every == 0
+                )
+                row["test_nme_percent"] = _test_nme(step, test_faces) if evaluate else ""
+                row["images_per_s"] = round(step.iterations * config.batch_size / seconds, 1)
+                row["seconds"] = round(seconds, 2)
+                report.log(row)
+                if config.keep_every and (epoch + 1) % config.keep_every == 0:
+                    _save_weights(folder.milestone(epoch + 1), step, record)
+
+    if leads:
+        _save_weights(folder.final, step, record)
+        folder.last.unlink(missing_ok=True)
+        print(
+            f"test NME {row['test_nme_percent']:.2f} % after the last epoch; weights in "
+            f"{folder.final}"
+        )
+
+    return 0
+
+
+def _agreed(signal: int, due: bool, step: TrainingStep, i: int) -> tuple[int, bool]:
+    """The signal to stop for (0 for none) and whether to save, the same in every process at the
+    same step.
+    """
+    if step.processes.count == 1:
+        return signal, due
+    if step.device.type == "cuda" and i % LOG_EVERY:
+        return 0, False  # asking everybody waits for the device
+
+    flags = torch.tensor([signal, int(due)], device=step.device)
+    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+    signal, due = flags.tolist()
+
+    return signal, bool(due)
+
+
+def _test_nme(step: TrainingStep, faces: FaceSet) -> float:
+    """NME of the test faces in percent."""
+    return 100 * float(face_errors(step.model, faces, device=step.device).mean())
+
+
+def _save_weights(path: Path, step: TrainingStep, record: dict[str, Any]) -> None:
+    """A checkpoint to evaluate and use, but not to resume."""
+    checkpoint.save(
+        path, {"model": step.model.state_dict(), "config": record, "format": checkpoint.FORMAT}
+    )
+
+
+def _save_last(
+    folder: RunFolder, step: TrainingStep, record: dict[str, Any], epoch: int, *, seconds: float
+) -> None:
+    """A checkpoint to resume; refuses to replace a good one by one with values that are not finite.
+
+    All processes must call it; the first one writes. ``seconds`` is what the epoch has taken so
+    far.
+    """
+    step.raise_if_not_finite(epoch)
+    training = {**step.state(), "epoch": epoch, "seconds": seconds, "log": folder.rows}
+
+    content = {
+        "model": step.model.state_dict(),
+        "config": record,
+        "format": checkpoint.FORMAT,
+        "training": training,
+    }
+
+    if step.processes.leads:
+        checkpoint.save(folder.last, content)
+
+
+def header(step: TrainingStep, record: dict[str, Any]) -> str:
+    """What runs, on what, how: the lines printed before training."""
+    config, machine = step.config, record["machine"]
+    parameters = sum(weight.numel() for weight in step.model.parameters())
+    device = (
+        machine["cuda"]
+        if step.device.type == "cuda"
+        else f"{machine['cpu']}, {machine['threads']} threads"
+    )
+
+    precision = config.precision
+    if step.device.type == "cuda":
+        precision += f", TF32 convolutions {'on' if torch.backends.cudnn.allow_tf32 else 'off'}"
+
+    return "\n".join(
+        (
+            f"{record['arm']}; {parameters:,} parameters",
+            f"data      {config.data}: {record['faces']['train']} train, "
+            f"{record['faces']['test']} test faces, "
+            f"{record['scheme']}, {record['resample']} resampling"
+            + (", released geometry" if config.released_geometry else ""),
+            f"schedule  {config.epochs} epochs of {step.iterations} steps of batch "
+            f"{config.batch_size} "
+            f"({step.processes.count} processes), warm-up {config.warmup:g} epochs, peak lr "
+            f"{config.lr:g}, "
+            f"momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
+            f"machine   {device}; {precision}{', compiled' if config.compile else ''}; torch "
+            f"{machine['torch']}, "
+            f"Python {machine['python']}",
+            f"repeat    seed {config.seed}, commit {record['commit'] or 'unknown'}, command: "
+            f"{record['command']}",
+        )
+    )
+
+
+class Report:
+    """What a run shows while it goes: progress bar, log, TensorBoard. A context: files are finished
+    when it is left.
+    """
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, *, iterations: int, first_epoch: int
+    ) -> None:
+        self.folder, self.batch_size, self.iterations = folder, config.batch_size, iterations
+        total, first = config.epochs * iterations, first_epoch * iterations
+        self.bar = progress(desc=config.run, total=total, initial=first, unit="step")
+        self.writer = None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(folder.path / "tensorboard", purge_step=first_epoch)
+
+    def show(self, epoch: int, done: int, *, loss: float, rate: float) -> None:
+        """Move the bar to step ``done`` of ``epoch``."""
+        self.bar.update(epoch * self.iterations + done - self.bar.n)
+        speed = (self.bar.format_dict["rate"] or 0.0) * self.batch_size
+        self.bar.set_postfix_str(f"loss {loss:.3f} px, lr {rate:.2e}, {speed:.0f} images/s")
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Add one epoch to the log."""
+        self.folder.log(row)
+        if self.writer is not None:
+            for name in COLUMNS[1:]:
+                if row[name] != "":
+                    self.writer.add_scalar(name, row[name], row["epoch"])
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+        if self.folder.rows:  # an error on the way here is the one to tell
+            with contextlib.nullcontext() if kind is None else contextlib.suppress(InputError):
+                training_curve(self.folder.rows, self.folder.path / "curve.png")
