@@ -1,21 +1,20 @@
-"""Prepared faces in memory: decoded once, on all cores, and kept as uint8."""
+"""The faces of a prepared split: landmarks in memory, patches decoded once and memory-mapped."""
 
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from dataset.annotations import ATTRIBUTES, read_crop_list
-from dataset.crop import CROP_OFFSET, CROP_SIZE, PATCH_SIZE
+from dataset.crop import CROP_OFFSET, CROP_SIZE
 from dataset.landmarks import LandmarkScheme, scheme_for
+from dataset.patches import open_patches
 from utils.files import InputError
-from utils.runtime import available_cores, progress
 
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0  # network input = (x - 127.5) / 128
 
@@ -25,13 +24,14 @@ class FaceSet:
     """The faces of one split.
 
     Args:
-        patches: (N, 256, 256, 3) uint8, RGB.
+        patches: (N, 256, 256, 3) uint8, RGB; a tensor over a memory-mapped file where there is one.
         landmarks: (N, P, 2) float32, x and y in pixels of the 256 patch.
         scheme: meaning of the P landmarks.
         attributes: (N, 6) bool in the order of ``ATTRIBUTES``; a face's memberships in the subset
             lists.
         paths: N patch files.
         meta: contents of the folder's ``meta.json``.
+        sums: (N,) int64, the sum of each patch's values; None: not known yet.
     """
 
     patches: torch.Tensor
@@ -40,6 +40,7 @@ class FaceSet:
     attributes: np.ndarray
     paths: list[Path]
     meta: dict = field(default_factory=dict)
+    sums: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.patches)
@@ -56,6 +57,7 @@ class FaceSet:
             landmarks=self.landmarks[rows],
             attributes=self.attributes[rows],
             paths=[self.paths[i] for i in rows],
+            sums=None if self.sums is None else self.sums[rows],
         )
 
     def crop_landmarks(self) -> torch.Tensor:
@@ -63,6 +65,17 @@ class FaceSet:
         are.
         """
         return self.landmarks - CROP_OFFSET
+
+    def fingerprint(self) -> str:
+        """Digest of landmarks and patches: equal wherever the same faces lie."""
+        sums = self.sums
+        if sums is None:
+            sums = np.array([patch.sum(dtype=torch.int64).item() for patch in self.patches])
+
+        digest = blake2b(self.landmarks.numpy().tobytes(), digest_size=16)
+        digest.update(sums.tobytes())
+
+        return digest.hexdigest()
 
     def mean_shape(self) -> torch.Tensor:
         """(P, 2) float32: the mean landmark positions, in crop pixels."""
@@ -137,22 +150,45 @@ def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> Fac
         raise InputError(f"{source} is empty: there is no face to use; prepare the folder again")
 
     scheme = scheme_for(landmarks.shape[1])
-    attributes = _memberships(data, split, paths)
-    paths = paths[:limit]
+    if split == "test":
+        _require_eye_distance(source, landmarks, scheme)
+
+    attributes = _memberships(data, split, landmarks, paths)
+    patches, sums = open_patches(source, paths, limit=limit)
+    count = len(patches)
 
     return FaceSet(
-        patches=torch.from_numpy(_read_patches(source, paths)),
-        landmarks=torch.from_numpy(landmarks[: len(paths)].astype(np.float32)),
+        patches=torch.from_numpy(patches),
+        landmarks=torch.from_numpy(landmarks[:count].astype(np.float32)),
         scheme=scheme,
-        attributes=attributes[: len(paths)],
-        paths=paths,
+        attributes=attributes[:count],
+        paths=paths[:count],
         meta=read_meta(data),
+        sums=sums,
     )
 
 
-def _memberships(data: Path, split: str, paths: list[Path]) -> np.ndarray:
-    """(N, 6) bool: which subset lists of the split name which patch."""
+def _require_eye_distance(source: Path, landmarks: np.ndarray, scheme: LandmarkScheme) -> None:
+    """Refuse faces whose NME is undefined, now and not after days of training."""
+    left, right = scheme.outer_eyes
+    # In float32, as the errors are computed: there two points may coincide that differ in the list.
+    corners = landmarks[:, [left, right]].astype(np.float32)
+    unusable = np.flatnonzero((corners[:, 0] == corners[:, 1]).all(axis=1))
+
+    if unusable.size:
+        raise InputError(
+            f"{source}, line {unusable[0] + 1}: the outer eye corners (points {left} and {right}) "
+            "coincide, so the face's NME is undefined; correct or remove that line"
+        )
+
+
+def _memberships(data: Path, split: str, landmarks: np.ndarray, paths: list[Path]) -> np.ndarray:
+    """(N, 6) bool: which subset lists of the split name which face.
+
+    Released subset lists name copies of the patches; those are known by their landmarks.
+    """
     row = {path: i for i, path in enumerate(paths)}
+    row_of_points = {points.tobytes(): i for i, points in enumerate(landmarks)}
     attributes = np.zeros((len(paths), len(ATTRIBUTES)), dtype=np.bool_)
 
     for column, attribute in enumerate(ATTRIBUTES):
@@ -160,46 +196,13 @@ def _memberships(data: Path, split: str, paths: list[Path]) -> np.ndarray:
         if not source.is_file():
             continue
 
-        for path in read_crop_list(source)[1]:
-            if path not in row:
+        for points, path in zip(*read_crop_list(source), strict=True):
+            face = row.get(path, row_of_points.get(points.tobytes()))
+            if face is None:
                 raise InputError(
                     f"{source}: {path.name} is not in {list_path(data, split).name}; prepare again"
                 )
 
-            attributes[row[path], column] = True
+            attributes[face, column] = True
 
     return attributes
-
-
-def _read_patches(source: Path, paths: list[Path]) -> np.ndarray:
-    """Decode all patches on all cores -> (N, 256, 256, 3) uint8, RGB."""
-    patches = np.empty((len(paths), PATCH_SIZE, PATCH_SIZE, 3), dtype=np.uint8)
-
-    def read(i: int) -> None:
-        where = f"{source}:{i + 1}: patch {paths[i]}"
-        if not paths[i].is_file():
-            raise InputError(f"{where} is missing; prepare the folder again")
-
-        pixels = cv2.imread(str(paths[i]), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise InputError(f"{where} is not a readable picture; prepare the folder again")
-
-        if pixels.shape[:2] != (PATCH_SIZE, PATCH_SIZE):
-            height, width = pixels.shape[:2]
-            raise InputError(
-                f"{where} is {width}x{height}, not {PATCH_SIZE}x{PATCH_SIZE}; prepare the folder "
-                "again"
-            )
-
-        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=patches[i])
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        for _ in progress(
-            pool.map(read, range(len(paths))),
-            desc=f"reading {source.stem}",
-            total=len(paths),
-            unit="face",
-        ):
-            pass
-
-    return patches

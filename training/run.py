@@ -8,7 +8,6 @@ import json
 import shutil
 import sys
 from dataclasses import asdict, fields
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from utils.runtime import Processes, describe_machine, git_commit
 
 RUNS = Path("checkpoints")
 COLUMNS = ("epoch", "loss", "lr", "temperature", "test_nme_percent", "images_per_s", "seconds")
-
-
-def fingerprint(faces: FaceSet) -> str:
-    """Digest of a set's landmarks and patches: equal wherever the same faces lie."""
-    digest = blake2b(faces.landmarks.numpy().tobytes(), digest_size=16)
-    digest.update(faces.patches.flatten(1).sum(dim=1, dtype=torch.int64).numpy().tobytes())
-
-    return digest.hexdigest()
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -57,7 +48,7 @@ def run_record(
         "num_landmarks": train.scheme.num_points,
         "resample": train.meta.get("resample", "nearest"),
         "faces": {"train": len(train), "test": len(test)},
-        "fingerprint": fingerprint(train),
+        "fingerprint": train.fingerprint(),
         "device_type": device.type,
         "processes": processes.count,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

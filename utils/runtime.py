@@ -8,6 +8,7 @@ import platform
 import signal as signals
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def note(text: str) -> None:
+    """One line for the user on stderr, past a progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
 def progress(
     iterable: Iterable | None = None,
     *,
@@ -62,17 +68,50 @@ def progress(
     initial: int = 0,
     unit: str,
 ) -> tqdm:
-    """A tqdm bar on stderr that stays silent when stderr is not a terminal."""
-    silent = not sys.stderr.isatty()
-    return tqdm(
-        iterable,
-        desc=desc,
-        total=total,
-        initial=initial,
-        unit=unit,
-        dynamic_ncols=True,
-        disable=silent,
-    )
+    """A progress bar on stderr; where that is not a terminal, plain lines at least 10 s apart."""
+    kind = tqdm if sys.stderr.isatty() else _PlainLines
+
+    return kind(iterable, desc=desc, total=total, initial=initial, unit=unit, dynamic_ncols=True)
+
+
+class _PlainLines(tqdm):
+    """A progress bar for log files: whole lines instead of one that is drawn over and over."""
+
+    SECONDS = 10.0  # between two lines
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._last_line = time.monotonic()
+        super().__init__(*args, **options | {"mininterval": self.SECONDS, "leave": False})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        now = time.monotonic()
+        if now - self._last_line < self.SECONDS:
+            return False
+
+        self._last_line = now
+        values = self.format_dict
+        rate = values["rate"] or (self.n - self.initial) / max(values["elapsed"], 1e-9)
+        left = (self.total - self.n) / rate if self.total and rate else None
+
+        parts = [
+            f"{self.desc}: {self.unit} {self.n:,}" + (f" of {self.total:,}" if self.total else "")
+        ]
+        parts += [self.postfix or f"{rate:,.1f} {self.unit}/s"]
+        parts += [] if left is None else [f"{_duration(left)} left"]
+        print(", ".join(parts), file=sys.stderr, flush=True)
+
+        return True
+
+    def clear(self, *_: Any, **__: Any) -> None:
+        """Nothing to wipe away: what was printed stays."""
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def available_cores() -> int:

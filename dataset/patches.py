@@ -1,0 +1,194 @@
+"""The patches of a crop list as one memory-mapped array: decoded once, on all cores.
+
+Beside the list ``NAME.txt`` lies ``NAME.patches``: N x 256 x 256 x 3 bytes (RGB), N sums (int64, of
+each patch's values), and a digest of what it was made from. Later runs map it and start at once;
+all processes on a machine share its pages, and it need not fit in memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dataset.crop import PATCH_SIZE
+from utils.files import InputError, describe_os_error
+from utils.runtime import available_cores, note, progress
+
+SHAPE = (PATCH_SIZE, PATCH_SIZE, 3)
+PATCH_BYTES = PATCH_SIZE * PATCH_SIZE * 3
+DIGEST_BYTES = 32
+
+
+def open_patches(
+    source: Path, paths: list[Path], *, limit: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The patches of a crop list, from its memory-mapped file, which is made where it is missing.
+
+    Args:
+        source: the crop list.
+        paths: the N patch files that it names.
+        limit: use the first ``limit`` faces only; these alone are then decoded, into memory, where
+            there is no file to map.
+
+    Returns:
+        (N, 256, 256, 3) uint8, RGB, and (N,) int64, the sum of each patch's values.
+
+    Raises:
+        InputError: a patch is missing, not a readable picture, or not 256 x 256.
+    """
+    count = len(paths[:limit])
+    store = source.with_suffix(".patches")
+    digest = _digest(source, paths)
+
+    found = _map(store, len(paths), digest)
+    if found is None and count == len(paths):
+        try:
+            with _one_at_a_time(store):
+                found = _map(store, len(paths), digest)  # another process may have made it
+                if found is None:
+                    _make(store, source, paths, digest)
+                    found = _map(store, len(paths), digest)
+        except OSError as error:
+            reason = str(describe_os_error(error, store)).split(";")[0]
+            note(f"note: {reason}: patches are held in memory and decoded again by every run")
+
+    patches, sums = _in_memory(source, paths[:limit]) if found is None else found
+
+    return patches[:count], sums[:count]
+
+
+def _digest(source: Path, paths: list[Path]) -> bytes:
+    """Of the list, and of the size and time of change of every patch that it names."""
+    digest = blake2b(source.read_bytes(), digest_size=DIGEST_BYTES)
+
+    for number, path in enumerate(paths, start=1):
+        try:
+            state = path.stat()
+        except OSError:
+            raise InputError(
+                f"{source}:{number}: patch {path} is missing; prepare the folder again"
+            ) from None
+
+        digest.update(f"{state.st_size} {state.st_mtime_ns};".encode())
+
+    return digest.digest()
+
+
+def _map(store: Path, count: int, digest: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+    """The arrays of a store; None where it is missing, incomplete or made from something else."""
+    size = count * (PATCH_BYTES + 8) + DIGEST_BYTES
+
+    try:
+        with store.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return None
+
+            file.seek(count * PATCH_BYTES)
+            sums = np.frombuffer(file.read(count * 8), np.int64)
+            if file.read() != digest:
+                return None
+
+            # Mode "c", copy on write, since torch wants memory that may be written; nobody does.
+            patches = np.memmap(file, np.uint8, mode="c", shape=(count, *SHAPE))
+    except OSError:
+        return None
+
+    return patches, sums
+
+
+@contextmanager
+def _one_at_a_time(store: Path) -> Iterator[None]:
+    """Let one process make the store while the others, of a torchrun for example, wait."""
+    with store.with_name(f".{store.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(store: Path, source: Path, paths: list[Path], digest: bytes) -> None:
+    """Decode all patches into a new store, which takes its name when it is complete."""
+    temporary = store.with_name(f".{store.name}.tmp")  # of the one process that holds the lock
+    sums = np.zeros(len(paths), np.int64)
+
+    try:
+        with temporary.open("wb") as file:
+            descriptor = file.fileno()
+            # A full disk shows here, before minutes of decoding.
+            os.posix_fallocate(descriptor, 0, len(paths) * (PATCH_BYTES + 8) + DIGEST_BYTES)
+
+            def keep(i: int, patch: np.ndarray) -> None:
+                sums[i] = patch.sum(dtype=np.int64)
+                _write_all(descriptor, patch.tobytes(), i * PATCH_BYTES)
+
+            _decode(source, paths, keep)
+
+            _write_all(descriptor, sums.tobytes() + digest, len(paths) * PATCH_BYTES)
+            os.fsync(descriptor)
+
+        os.replace(temporary, store)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    """One call writes at most 2 GB, and less where the disk fills up."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def _in_memory(source: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    patches = np.empty((len(paths), *SHAPE), np.uint8)
+    sums = np.zeros(len(paths), np.int64)
+
+    def keep(i: int, patch: np.ndarray) -> None:
+        patches[i] = patch
+        sums[i] = patch.sum(dtype=np.int64)
+
+    _decode(source, paths, keep)
+
+    return patches, sums
+
+
+def _decode(source: Path, paths: list[Path], keep: Callable[[int, np.ndarray], None]) -> None:
+    """Hand every patch, (256, 256, 3) uint8 RGB, to ``keep(index, patch)``; on all cores."""
+
+    def read(i: int) -> None:
+        keep(i, _read_patch(paths[i], f"{source}:{i + 1}: patch {paths[i]}"))
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        done = pool.map(read, range(len(paths)))
+        with progress(desc=f"reading {source.stem}", total=len(paths), unit="face") as bar:
+            for _ in done:
+                bar.update()
+
+
+def _read_patch(path: Path, where: str) -> np.ndarray:
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    except FileNotFoundError:
+        raise InputError(f"{where} is missing; prepare the folder again") from None
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({error.strerror})") from None
+    except cv2.error:
+        pixels = None
+
+    if pixels is None:
+        raise InputError(f"{where} is not a readable picture; prepare the folder again")
+
+    height, width = pixels.shape[:2]
+    if (height, width) != (PATCH_SIZE, PATCH_SIZE):
+        raise InputError(
+            f"{where} is {width}x{height}, not {PATCH_SIZE}x{PATCH_SIZE}; prepare the folder again"
+        )
+
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
