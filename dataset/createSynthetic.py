@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     from utils.runtime import available_cores, progress
 
     without = sorted(set(args.without))
-    content = {"train": args.train, "test": args.test, "seed": args.seed, "without": without, "version": 1}
+    content = {"train": args.train, "test": args.test, "seed": args.seed, "without": without, "version": 2}
     if _claim(args.out, content):
         print(f"{args.out}: already holds this data set")
         return 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset.synthetic.camera import Pose
 from dataset.synthetic.head import Head
-from dataset.synthetic.noise import layered_noise, patterned, random_colour, smooth_noise
+from dataset.synthetic.noise import combine, layered_noise, patterned, random_colour, smooth_noise
 
 ATLAS_SIZE = (576, 288)  # rows, columns
 REGIONS = {  # x, y, width, height in the atlas, px; the skin's own picture comes first
@@ -163,9 +163,10 @@ def _hair_picture(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     )
     if rng.random() < 0.25:  # curls
         strands += smooth_noise(rng, (height, width), (50, 60)) * 0.8
-    picture = colour * (1 + strands[..., None] * rng.uniform(0.1, 0.35))
+    picture = combine((strands,), (colour * rng.uniform(0.1, 0.35),), colour)
     if rng.random() < 0.15:  # highlights
-        picture += np.clip(smooth_noise(rng, (height, width), (2, 30)), 0, 1)[..., None] * rng.uniform(20, 80)
+        light = np.clip(smooth_noise(rng, (height, width), (2, 30)), 0, 1) * np.float32(rng.uniform(20, 80))
+        picture += cv2.merge((light, light, light))
     return picture
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from dataset.synthetic.camera import BOX_SIDE, CANVAS
+from dataset.synthetic.noise import blend, grain
 from dataset.synthetic.scene import render_head
 from dataset.synthetic.surroundings import draw_background, draw_occluders
 
@@ -42,8 +43,8 @@ def draw_face(seed: int, split: str, index: int, without: frozenset[str] = froze
         picture = np.full((CANVAS, CANVAS, 3), 128, np.float32)
     else:
         picture = draw_background(seed, rng)
-    alpha = cv2.GaussianBlur(seen.mask.astype(np.float32), (3, 3), 0)[..., None] * seen.mask[..., None]
-    picture += (np.minimum(seen.picture, 255) - picture) * alpha
+    alpha = cv2.GaussianBlur(seen.mask.astype(np.float32), (3, 3), 0) * seen.mask
+    blend(picture, np.minimum(seen.picture, 255), alpha)
     hidden = seen.hidden.copy()
     if "occluders" not in without and rng.random() < 0.3:
         covered = draw_occluders(picture, seen, seed, rng)
@@ -71,23 +72,30 @@ def _photograph(picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
     if rng.random() < 0.25:
         factor = rng.uniform(0.2, 0.6)
         small = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        small += rng.standard_normal(small.shape, dtype=np.float32) * rng.uniform(0, 5)
+        small += grain(rng, small.shape) * np.float32(rng.uniform(0, 5))
         smoother = cv2.INTER_NEAREST if rng.random() < 0.15 else cv2.INTER_LINEAR
         picture = cv2.resize(small, (CANVAS, CANVAS), interpolation=smoother)
         blurred |= factor < 0.4
-    contrast, pivot = float(np.exp(rng.normal(0, 0.2))), rng.uniform(60, 160)
-    picture = (picture - pivot) * contrast + pivot + rng.normal(0, 10)
-    tone = rng.random()
-    if tone < 0.1:  # black and white, at times toned
-        grey = picture @ np.float32([0.114, 0.587, 0.299])
-        picture = grey[..., None] * np.float32(rng.uniform(0.7, 1.0, 3) if rng.random() < 0.3 else (1, 1, 1))
-    elif tone < 0.6:
-        grey = (picture @ np.float32([0.114, 0.587, 0.299]))[..., None]
-        picture = grey + (picture - grey) * rng.uniform(0.3, 1.5)
+    picture = cv2.transform(picture, _draw_tone(rng))
     if rng.random() < 0.6:
-        noise = rng.standard_normal((CANVAS, CANVAS, 1 if rng.random() < 0.5 else 3), dtype=np.float32)
-        picture = picture + noise * rng.uniform(0, 6 if rng.random() < 0.8 else 20)
+        single = rng.random() < 0.5
+        noise = grain(rng, (CANVAS, CANVAS) if single else (CANVAS, CANVAS, 3))
+        noise *= np.float32(rng.uniform(0, 6 if rng.random() < 0.8 else 20))
+        picture += cv2.merge((noise, noise, noise)) if single else noise
     return np.clip(picture, 0, 255).astype(np.uint8), bool(blurred)
+
+
+def _draw_tone(rng: np.random.Generator) -> np.ndarray:
+    """Contrast, brightness and saturation as one affine map of BGR, (3, 4) float32; at times black and white."""
+    contrast, pivot = float(np.exp(rng.normal(0, 0.2))), rng.uniform(60, 160)
+    grey = np.tile([0.114, 0.587, 0.299], (3, 1))
+    tone, mixed = rng.random(), np.eye(3)
+    if tone < 0.1:
+        mixed = grey * (rng.uniform(0.7, 1.0, (3, 1)) if rng.random() < 0.3 else 1)
+    elif tone < 0.6:
+        mixed = grey + (mixed - grey) * rng.uniform(0.3, 1.5)
+    shift = mixed.sum(axis=1, keepdims=True) * (pivot * (1 - contrast) + rng.normal(0, 10))
+    return np.concatenate((mixed * contrast, shift), axis=1).astype(np.float32)
 
 
 def _frame(

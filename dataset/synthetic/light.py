@@ -95,7 +95,10 @@ def shade_head(head: Head, vertices: np.ndarray, light: Light, rotation: np.ndar
         factors += lambert[:, None] * colour
         half = towards + rotation[2]
         half /= max(np.linalg.norm(half), 1e-6)
-        highlight += np.clip(normals @ half, 0, 1) ** 24 * seen * colour.mean() * shine
+        eighth = np.clip(normals @ half, 0, 1) ** 2  # numpy's own 24th power takes a logarithm
+        eighth *= eighth
+        eighth *= eighth
+        highlight += eighth * eighth * eighth * (seen * float(colour.mean() * shine))
     factors[head.openness < 0.02] *= 0.3  # throat, nostrils, sockets
     return np.concatenate((factors, highlight[:, None]), axis=1).astype(np.float32)
 

@@ -73,6 +73,8 @@ def draw_expression(head: Head, rng: np.random.Generator) -> Expression:
         both("mouthLowerDown", 0.0, 0.5)
         if rng.random() < 0.4:
             both("mouthStretch", 0.0, 0.8)
+    if kind == "smile" and rng.random() < 0.6:  # shows teeth, as most smiles in pictures do
+        middle("jawOpen", 0.05, 0.25)
     if kind == "laugh":
         middle("jawOpen", 0.2, 0.9)
     elif kind == "shout":

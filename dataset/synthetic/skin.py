@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from dataset.synthetic.head import Head, SurfacePoints
-from dataset.synthetic.noise import layered_noise, random_colour, smooth_noise
+from dataset.synthetic.noise import blend, combine, layered_noise, random_colour, smooth_noise
 from dataset.synthetic.shape import Person
 
 SIZE = (256, 288)  # rows (height 1.2 to -1.75), columns (angle -1.7 to 1.7)
@@ -69,7 +69,7 @@ class _Stain:
         x, y = self.corner
         area = (slice(y, y + self.mask.shape[0]), slice(x, x + self.mask.shape[1]))
         amount = self.mask * (strength[area] if isinstance(strength, np.ndarray) else strength)
-        texture[area] += (colour - texture[area]) * np.clip(amount, 0, 1)[..., None]
+        blend(texture[area], colour, np.clip(amount, 0, 1))
 
     def cover(self, density: np.ndarray, value: float = 1.0) -> None:
         """Move a density picture (H, W) towards a value, in place."""
@@ -104,7 +104,7 @@ def paint_skin(head: Head, person: Person, brows: SurfacePoints, rng: np.random.
     tone = np.clip(tone * rng.uniform(0.93, 1.07, 3), 20, 255).astype(np.float32)
     grain = 1 + layered_noise(rng, SIZE, (3, 10, 40)) * rng.uniform(0.01, 0.05)
     redness = smooth_noise(rng, SIZE, (7, 7)) * rng.uniform(0, 0.05)
-    texture = grain[..., None] * tone + redness[..., None] * (tone * np.float32([-0.6, -0.5, 0.5]))
+    texture = combine((grain, redness), (tone, tone * np.float32([-0.6, -0.5, 0.5])))
 
     hair = _draw_hair_colour(person, darkness, rng)
     points = np.zeros((98, 2), np.float32)  # in texture px; the contour's entries stay unused

@@ -8,16 +8,22 @@ import cv2
 import numpy as np
 
 from dataset.synthetic.camera import BOX_SIDE, CANVAS
-from dataset.synthetic.noise import layered_noise, patterned, random_colour, smooth_noise
+from dataset.synthetic.noise import blend, combine, layered_noise, patterned, random_colour, smooth_noise
 from dataset.synthetic.scene import Rendering, render_head
 
 _CROWD = 16  # heads that a data set keeps for its backgrounds
 
 
 @lru_cache(maxsize=1)
-def crowd(seed: int) -> tuple[Rendering, ...]:
-    """Other people for the background; they depend on the data set's seed only."""
-    return tuple(render_head(np.random.default_rng([seed, 2, k])) for k in range(_CROWD))
+def crowd(seed: int) -> tuple[np.ndarray, ...]:
+    """Other people for the background, (CANVAS, CANVAS, 4) uint8 BGR and mask; they depend on the data set's seed
+    only."""
+    return tuple(_cut_out(render_head(np.random.default_rng([seed, 2, k]))) for k in range(_CROWD))
+
+
+def _cut_out(seen: Rendering) -> np.ndarray:
+    picture = np.clip(seen.picture, 0, 255).astype(np.uint8)
+    return np.dstack((picture, seen.mask.astype(np.uint8) * 255))
 
 
 def draw_background(seed: int, rng: np.random.Generator) -> np.ndarray:
@@ -25,9 +31,8 @@ def draw_background(seed: int, rng: np.random.Generator) -> np.ndarray:
     quarter = (CANVAS // 4, CANVAS // 4)
     base = patterned(rng, quarter)
     if rng.random() < 0.5:
-        base += (random_colour(rng) - base) * np.clip(0.5 + 0.6 * layered_noise(rng, quarter, (1.5, 4, 12)), 0, 1)[
-            ..., None
-        ]
+        colour = random_colour(rng)
+        blend(base, colour, np.clip(0.5 + 0.6 * layered_noise(rng, quarter, (1.5, 4, 12)), 0, 1))
     if rng.random() < 0.15:
         base = np.full((*quarter, 3), rng.choice([5.0, 250.0, rng.uniform(0, 255)]), np.float32)
     picture = cv2.resize(np.clip(base, 0, 255), (CANVAS, CANVAS), interpolation=cv2.INTER_LINEAR)
@@ -43,8 +48,9 @@ def draw_background(seed: int, rng: np.random.Generator) -> np.ndarray:
     if sigma > 0:
         picture = cv2.GaussianBlur(picture, (0, 0), sigma)
     if rng.random() < 0.3:
-        picture += smooth_noise(rng, (CANVAS, CANVAS), (64, 64))[..., None] * rng.uniform(2, 15)
-    return np.clip(picture * rng.uniform(0.4, 1.1), 0, 255)
+        rough = smooth_noise(rng, (CANVAS, CANVAS), (64, 64)) * np.float32(rng.uniform(2, 15))
+        picture += cv2.merge((rough, rough, rough))
+    return np.clip(picture * np.float32(rng.uniform(0.4, 1.1)), 0, 255)
 
 
 def _draw_thing(picture: np.ndarray, rng: np.random.Generator) -> None:
@@ -71,19 +77,19 @@ def _draw_thing(picture: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _paste_person(
-    picture: np.ndarray, other: Rendering, where: tuple[float, float], rng: np.random.Generator
+    picture: np.ndarray, other: np.ndarray, where: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Put a rendered head at `where` (box sides from the middle), in place; its mask comes back."""
+    """Put one of the crowd at `where` (box sides from the middle), in place; its mask comes back."""
     scale = np.exp(rng.normal(-0.15, 0.3))
     flip = rng.choice([-1, 1])
     middle = (CANVAS - 1) / 2
     matrix = np.float64([[flip * scale, 0, middle + where[0] * BOX_SIDE - flip * scale * middle],
                          [0, scale, middle + where[1] * BOX_SIDE - scale * middle]])  # fmt: skip
-    mask = cv2.warpAffine(other.mask.astype(np.float32), matrix, (CANVAS, CANVAS))
-    colours = cv2.warpAffine(other.picture, matrix, (CANVAS, CANVAS))
-    picture *= 1 - mask[..., None]
-    picture += np.minimum(colours, 255) * rng.uniform(0.6, 1.1)
-    return mask > 0.5
+    moved = cv2.warpAffine(other, matrix, (CANVAS, CANVAS))
+    mask = moved[..., 3]
+    picture *= cv2.merge((255 - mask,) * 3) * np.float32(1 / 255)
+    picture += moved[..., :3] * np.float32(rng.uniform(0.6, 1.1))
+    return mask > 127
 
 
 def draw_occluders(picture: np.ndarray, seen: Rendering, seed: int, rng: np.random.Generator) -> np.ndarray:
@@ -119,14 +125,14 @@ def _draw_object(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     else:
         ellipse = (centre.tolist(), (2 * half).tolist(), float(rng.uniform(0, 180)))
         cv2.ellipse(mask, ellipse, 255, -1, cv2.LINE_AA)
-    cloth = np.clip(patterned(rng, (CANVAS, CANVAS)) * rng.uniform(0.4, 1.1), 0, 255)
+    cloth = np.clip(patterned(rng, (CANVAS, CANVAS)) * np.float32(rng.uniform(0.4, 1.1)), 0, 255)
     if rng.random() < 0.3:
         word = "".join(chr(int(c)) for c in rng.integers(65, 91, 6))
         at = (int(centre[0] - half[0]), int(centre[1]))
         letters = np.zeros((CANVAS, CANVAS), np.uint8)
         cv2.putText(letters, word, at, cv2.FONT_HERSHEY_SIMPLEX, rng.uniform(0.4, 1), 255, 2, cv2.LINE_AA)
-        cloth += (random_colour(rng) - cloth) * (letters.astype(np.float32)[..., None] / 255)
-    picture += (cloth - picture) * (mask.astype(np.float32)[..., None] / 255)
+        blend(cloth, random_colour(rng), letters.astype(np.float32) / 255)
+    blend(picture, cloth, mask.astype(np.float32) / 255)
     return mask > 127
 
 
@@ -145,8 +151,8 @@ def _draw_strokes(
         step = np.array([np.cos(tilt), np.sin(tilt)]) * rng.uniform(0.3, 1.2) * BOX_SIDE
         curve = np.stack((centre - step, centre + rng.normal(0, 4, 2), centre + step))
         cv2.polylines(mask, [np.rint(curve).astype(np.int32)], False, 255, int(rng.integers(*width)), cv2.LINE_AA)
-    shade = 1 + 0.2 * smooth_noise(rng, (CANVAS, CANVAS), (20, 20))[..., None]
-    picture += (colour.astype(np.float32) * shade - picture) * (mask.astype(np.float32)[..., None] / 255)
+    shade = 1 + 0.2 * smooth_noise(rng, (CANVAS, CANVAS), (20, 20))
+    blend(picture, combine((shade,), (colour,)), mask.astype(np.float32) / 255)
     return mask > 127
 
 
@@ -179,7 +185,6 @@ def _draw_hand(picture: np.ndarray, seen: Rendering, rng: np.random.Generator) -
         tip = joint + size * rng.uniform(0.4, 0.8) * np.array([np.cos(angle + bend), np.sin(angle + bend)])
         limb(base, joint, size * 0.42)
         limb(joint, tip, size * 0.38)
-    alpha = cv2.GaussianBlur(mask, (3, 3), 0).astype(np.float32)[..., None] / 255
-    colours = tone.astype(np.float32) * cv2.GaussianBlur(shade, (0, 0), 1.5)[..., None]
-    picture += (colours - picture) * alpha
+    alpha = cv2.GaussianBlur(mask, (3, 3), 0).astype(np.float32) / 255
+    blend(picture, combine((cv2.GaussianBlur(shade, (0, 0), 1.5),), (tone,)), alpha)
     return mask > 127
