@@ -18,8 +18,9 @@ _SPLITS = {"train": 0, "test": 1}
 
 @dataclass(frozen=True)
 class SyntheticFace:
-    """picture: (H, W, 3) uint8 BGR; landmarks: (98, 2) px; box: left, top, right, bottom px, inclusive; attributes: six
-    flags in the order of dataset.annotations.ATTRIBUTES; quality: JPEG quality to store it with."""
+    """picture: (H, W, 3) uint8 BGR; landmarks: (98, 2) px; box: left, top, right, bottom px,
+    inclusive; attributes: six flags in the order of dataset.annotations.ATTRIBUTES; quality: JPEG
+    quality to store it with."""
 
     picture: np.ndarray
     landmarks: np.ndarray
@@ -28,7 +29,9 @@ class SyntheticFace:
     quality: int
 
 
-def draw_face(seed: int, split: str, index: int, without: frozenset[str] = frozenset()) -> SyntheticFace:
+def draw_face(
+    seed: int, split: str, index: int, without: frozenset[str] = frozenset()
+) -> SyntheticFace:
     """Face `index` of a split; it depends on nothing but these arguments.
 
     Args:
@@ -53,20 +56,35 @@ def draw_face(seed: int, split: str, index: int, without: frozenset[str] = froze
     occluded = hidden[33:].sum() >= 6 or hidden.sum() >= 16
     picture, blurred = _photograph(picture, rng)
     picture, landmarks, box = _frame(picture, seen.landmarks, seen.box, rng)
-    attributes = (seen.large_pose, seen.expression, seen.illumination, seen.makeup, bool(occluded), blurred)
+    attributes = (
+        seen.large_pose,
+        seen.expression,
+        seen.illumination,
+        seen.makeup,
+        bool(occluded),
+        blurred,
+    )
     return SyntheticFace(picture, landmarks, box, attributes, int(rng.integers(35, 96)))
 
 
 def _photograph(picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-    """Lens, sensor and old prints: blur, resolution, tone, noise. The second value: clearly blurred."""
-    sigma = rng.choice([rng.uniform(0.4, 0.9), rng.uniform(0.9, 1.8), rng.uniform(1.8, 3.5)], p=[0.6, 0.25, 0.15])
+    """Lens, sensor and old prints: blur, resolution, tone, noise. The second value: clearly
+    blurred."""
+    sigma = rng.choice(
+        [rng.uniform(0.4, 0.9), rng.uniform(0.9, 1.8), rng.uniform(1.8, 3.5)], p=[0.6, 0.25, 0.15]
+    )
     picture = cv2.GaussianBlur(picture, (0, 0), sigma)
     blurred = sigma > 1.7
     if rng.random() < 0.07:
         length, angle = rng.uniform(4, 12), rng.uniform(0, np.pi)
         kernel = np.zeros((15, 15), np.float32)
         step = np.array([np.cos(angle), np.sin(angle)]) * length / 2
-        cv2.line(kernel, np.rint(7 - step).astype(int).tolist(), np.rint(7 + step).astype(int).tolist(), 1.0)
+        cv2.line(
+            kernel,
+            np.rint(7 - step).astype(int).tolist(),
+            np.rint(7 + step).astype(int).tolist(),
+            1.0,
+        )
         picture = cv2.filter2D(picture, -1, kernel / kernel.sum())
         blurred |= length > 6
     if rng.random() < 0.25:
@@ -86,7 +104,8 @@ def _photograph(picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
 
 
 def _draw_tone(rng: np.random.Generator) -> np.ndarray:
-    """Contrast, brightness and saturation as one affine map of BGR, (3, 4) float32; at times black and white."""
+    """Contrast, brightness and saturation as one affine map of BGR, (3, 4) float32; at times black
+    and white."""
     contrast, pivot = float(np.exp(rng.normal(0, 0.2))), rng.uniform(60, 160)
     grey = np.tile([0.114, 0.587, 0.299], (3, 1))
     tone, mixed = rng.random(), np.eye(3)
@@ -99,7 +118,10 @@ def _draw_tone(rng: np.random.Generator) -> np.ndarray:
 
 
 def _frame(
-    picture: np.ndarray, landmarks: np.ndarray, box: tuple[float, float, float, float], rng: np.random.Generator
+    picture: np.ndarray,
+    landmarks: np.ndarray,
+    box: tuple[float, float, float, float],
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
     """Final resolution and picture borders; the box becomes whole pixels."""
     scale = np.clip(np.exp(rng.normal(np.log(100), 0.3)), 52, 145) / BOX_SIDE

@@ -14,9 +14,10 @@ _HARSH = 1.6  # key light over ambient light from which the light counts as hars
 
 @dataclass(frozen=True)
 class Light:
-    """ambient: (2, 3) from above and below; directions: (L, 3) unit, camera space, with colours (L, 3), all as factors
-    on BGR; shadow: a plane (4,) in head space whose far side gets less of the first light; exposure: overall
-    brightness, 1 is right; remarkable: the list's illumination attribute."""
+    """ambient: (2, 3) from above and below; directions: (L, 3) unit, camera space, with colours (L,
+    3), all as factors on BGR; shadow: a plane (4,) in head space whose far side gets less of the
+    first light; exposure: overall brightness, 1 is right; remarkable: the list's illumination
+    attribute."""
 
     ambient: np.ndarray
     directions: np.ndarray
@@ -27,7 +28,8 @@ class Light:
 
 
 def draw_light(rng: np.random.Generator, vary: bool = True) -> Light:
-    """Soft to harsh, white to coloured, dark to glaring; one mild frontal light where not `vary`."""
+    """Soft to harsh, white to coloured, dark to glaring; one mild frontal light where not
+    `vary`."""
     if not vary:
         return Light(
             np.full((2, 3), 0.6, np.float32),
@@ -56,7 +58,9 @@ def draw_light(rng: np.random.Generator, vary: bool = True) -> Light:
     shadow = None
     if rng.random() < 0.22:
         normal = rng.normal(0, 1, 3) * [1, 1, 0.4]
-        shadow = np.append(normal / np.linalg.norm(normal), rng.uniform(-0.7, 0.7)).astype(np.float32)
+        shadow = np.append(normal / np.linalg.norm(normal), rng.uniform(-0.7, 0.7)).astype(
+            np.float32
+        )
     uneven = harshness > _HARSH and (directions[0, 2] < 0.6 or shadow is not None)
     extreme = exposure < 0.55 or exposure > 1.6 or tint.max() / tint.min() > 1.8
     return Light(
@@ -70,19 +74,36 @@ def draw_light(rng: np.random.Generator, vary: bool = True) -> Light:
 
 
 def _harmonics(direction: np.ndarray) -> np.ndarray:
-    """Real spherical harmonics up to order 2 of a unit direction: (9,), in the order of Head.visibility."""
+    """Real spherical harmonics up to order 2 of a unit direction: (9,), in the order of
+    Head.visibility."""
     x, y, z = direction
-    return np.array([0.282095, 0.488603 * y, 0.488603 * z, 0.488603 * x, 1.092548 * x * y, 1.092548 * y * z,
-                     0.315392 * (3 * z * z - 1), 1.092548 * x * z, 0.546274 * (x * x - y * y)], np.float32)  # fmt: skip
+    return np.array(
+        [
+            0.282095,
+            0.488603 * y,
+            0.488603 * z,
+            0.488603 * x,
+            1.092548 * x * y,
+            1.092548 * y * z,
+            0.315392 * (3 * z * z - 1),
+            1.092548 * x * z,
+            0.546274 * (x * x - y * y),
+        ],
+        np.float32,
+    )
 
 
-def shade_head(head: Head, vertices: np.ndarray, light: Light, rotation: np.ndarray, shine: float) -> np.ndarray:
+def shade_head(
+    head: Head, vertices: np.ndarray, light: Light, rotation: np.ndarray, shine: float
+) -> np.ndarray:
     """Light factors and highlight at the head's vertices, (V, 4): BGR factors, highlight."""
     normals = vertex_normals(vertices, head.triangles)
     openness = head.openness[:, None]
     up = 0.5 + 0.5 * (normals @ rotation[1])[:, None]
     factors = (
-        (light.ambient[0] * up + light.ambient[1] * (1 - up)) * (0.35 + 0.65 * openness) * np.sqrt(openness + 0.02)
+        (light.ambient[0] * up + light.ambient[1] * (1 - up))
+        * (0.35 + 0.65 * openness)
+        * np.sqrt(openness + 0.02)
     )
     highlight = np.zeros(len(vertices), np.float32)
     for k, (direction, colour) in enumerate(zip(light.directions, light.colours, strict=True)):

@@ -9,15 +9,22 @@ import cv2
 import numpy as np
 
 
-def smooth_noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[float, float]) -> np.ndarray:
-    """Noise of about unit variance, (height, width) float32, with `cells` (vertical, horizontal) bumps over it."""
+def smooth_noise(
+    rng: np.random.Generator, size: tuple[int, int], cells: tuple[float, float]
+) -> np.ndarray:
+    """Noise of about unit variance, (height, width) float32, with `cells` (vertical, horizontal)
+    bumps over it."""
     rows, columns = max(2, round(cells[0])), max(2, round(cells[1]))
     coarse = rng.standard_normal((rows, columns), dtype=np.float32)
-    how = cv2.INTER_CUBIC if rows * columns < 400 else cv2.INTER_LINEAR  # fine grain need not be smooth
+    how = (
+        cv2.INTER_CUBIC if rows * columns < 400 else cv2.INTER_LINEAR
+    )  # fine grain need not be smooth
     return cv2.resize(coarse, size[::-1], interpolation=how)
 
 
-def layered_noise(rng: np.random.Generator, size: tuple[int, int], octaves: tuple[float, ...]) -> np.ndarray:
+def layered_noise(
+    rng: np.random.Generator, size: tuple[int, int], octaves: tuple[float, ...]
+) -> np.ndarray:
     """A sum of smooth noises with ever more cells and ever less amplitude, roughly within ±2."""
     # Coarse to fine, each on the grid of the next: only the last sum is stretched to full size.
     result = np.zeros((2, 2), np.float32)
@@ -55,7 +62,8 @@ def combine(
 
 
 def blend(picture: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
-    """Mix a BGR colour (3,) or a picture (H, W, 3) into a picture, in place; alpha: (H, W) float32, 0-1."""
+    """Mix a BGR colour (3,) or a picture (H, W, 3) into a picture, in place; alpha: (H, W) float32,
+    0-1."""
     if np.ndim(colour) == 3:
         picture += (colour - picture) * cv2.merge((alpha, alpha, alpha))
     else:
@@ -72,7 +80,8 @@ def random_colour(rng: np.random.Generator, *, saturation: float = 1.0) -> np.nd
 
 
 def patterned(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A piece of cloth or wall, (height, width, 3) float32 BGR: plain, striped, checked, spotted or cloudy."""
+    """A piece of cloth or wall, (height, width, 3) float32 BGR: plain, striped, checked, spotted or
+    cloudy."""
     height, width = size
     first, second = random_colour(rng), random_colour(rng)
     kind = rng.integers(6)
@@ -81,14 +90,18 @@ def patterned(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         mix = np.zeros(size, np.float32)
     elif kind == 2:
         angle, period = rng.uniform(0, np.pi), rng.uniform(4, 40)
-        mix = ((x * np.cos(angle) + y * np.sin(angle)) % period < period * rng.uniform(0.2, 0.8)).astype(np.float32)
+        mix = (
+            (x * np.cos(angle) + y * np.sin(angle)) % period < period * rng.uniform(0.2, 0.8)
+        ).astype(np.float32)
     elif kind == 3:
         period = rng.uniform(5, 30)
         mix = 0.5 * ((x % period < period / 2).astype(np.float32) + (y % period < period / 2))
     elif kind == 4:
         period = rng.uniform(6, 24)
         radius = period * rng.uniform(0.15, 0.4)
-        mix = ((x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < radius**2).astype(np.float32)
+        mix = ((x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < radius**2).astype(
+            np.float32
+        )
     else:
         mix = np.clip(0.5 + 0.5 * layered_noise(rng, size, (3, 8)), 0, 1)
     weave = smooth_noise(rng, size, (height / 6, width / 6))

@@ -1,7 +1,9 @@
-"""A z-buffer for many small triangles, vectorised over candidate pixels instead of looped over triangles.
+"""A z-buffer for many small triangles, vectorised over candidate pixels instead of looped over
+triangles.
 
-Every triangle is cut into spans, one per row of pixels, and the pixels of all spans compete by depth; only the winners
-get weights. With some thousand triangles of a few pixels each this takes a few milliseconds.
+Every triangle is cut into spans, one per row of pixels, and the pixels of all spans compete by
+depth; only the winners get weights. With some thousand triangles of a few pixels each this takes a
+few milliseconds.
 """
 
 from __future__ import annotations
@@ -10,15 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_LEAST_AREA = 2e-3  # twice the px² below which a triangle is seen edge on: its depth would be rounding errors
+# Twice the px² below which a triangle is seen edge on: its depth would be rounding errors.
+_LEAST_AREA = 2e-3
 
 
 @dataclass(frozen=True)
 class Fragments:
     """The visible surface: one entry per covered pixel, in no particular order.
 
-    pixel: (F,) flat pixel index, row · width + column; triangle: (F,) index into the triangles given;
-    weights: (F, 3) float32 barycentric weights (they sum to 1); depth: (F,) float32, larger is nearer.
+    pixel: (F,) flat pixel index, row · width + column; triangle: (F,) index into the triangles
+    given; weights: (F, 3) float32 barycentric weights (they sum to 1); depth: (F,) float32, larger
+    is nearer.
     """
 
     pixel: np.ndarray
@@ -35,16 +39,20 @@ class Fragments:
         return result
 
 
-def rasterise(points: np.ndarray, triangles: np.ndarray, size: tuple[int, int], cull: np.ndarray) -> Fragments:
+def rasterise(
+    points: np.ndarray, triangles: np.ndarray, size: tuple[int, int], cull: np.ndarray
+) -> Fragments:
     """Visible fragments of a triangle mesh.
 
-    points: (V, 3) float32, x and y in pixels (integers are pixel centres), z larger towards the viewer.
-    triangles: (T, 3) vertex indices. size: (height, width). cull: (T,) bool, drop the triangle when it is seen from
-    behind (from the front its corners run counter-clockwise on the screen, as seen with y up).
+    points: (V, 3) float32, x and y in pixels (integers are pixel centres), z larger towards the
+    viewer. triangles: (T, 3) vertex indices. size: (height, width). cull: (T,) bool, drop the
+    triangle when it is seen from behind (from the front its corners run counter-clockwise on the
+    screen, as seen with y up).
     """
     height, width = size
     x, y, z = points.T.take(triangles.T, axis=1)  # (3, T) each: corner, triangle
-    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])  # y down: negative in front
+    # y down: negative in front
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
     front = np.flatnonzero((area < -_LEAST_AREA) | (~cull & (area > _LEAST_AREA)))
     x, y, z, area = x[:, front], y[:, front], z[:, front], area[front]
     owner, row, first, length = _spans(x, y, size)
@@ -72,7 +80,10 @@ def rasterise(points: np.ndarray, triangles: np.ndarray, size: tuple[int, int], 
 
     span = span.take(kept)
     at = owner.take(span)
-    across, down = column.take(kept).astype(np.float32) - x[2].take(at), line.take(span) - y[2].take(at)
+    across, down = (
+        column.take(kept).astype(np.float32) - x[2].take(at),
+        line.take(span) - y[2].take(at),
+    )
     w0 = ((y[1] - y[2]) / area).take(at) * across + ((x[2] - x[1]) / area).take(at) * down
     w1 = ((y[2] - y[0]) / area).take(at) * across + ((x[0] - x[2]) / area).take(at) * down
     w0 = np.clip(w0, 0, 1)  # rounding may put a pixel on an edge just outside
@@ -84,14 +95,18 @@ def rasterise(points: np.ndarray, triangles: np.ndarray, size: tuple[int, int], 
 def _spans(
     x: np.ndarray, y: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What triangles with corners x, y (3, T) cover in each row: (triangle, row, first column, length), int32."""
+    """What triangles with corners x, y (3, T) cover in each row: (triangle, row, first column,
+    length), int32."""
     height, width = size
     top = np.maximum(np.ceil(y.min(axis=0)), 0).astype(np.int32)
     rows = np.maximum(np.minimum(np.floor(y.max(axis=0)), height - 1).astype(np.int32) - top + 1, 0)
     owner = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
-    row = np.arange(len(owner), dtype=np.int32) + (top - np.cumsum(rows, dtype=np.int32) + rows).take(owner)
+    row = np.arange(len(owner), dtype=np.int32) + (
+        top - np.cumsum(rows, dtype=np.int32) + rows
+    ).take(owner)
 
-    # With the corners from top to bottom, one border is the long edge, the other bends at the middle corner.
+    # With the corners from top to bottom, one border is the long edge, the other bends at the
+    # middle corner.
     order = np.argsort(y, axis=0)
     (x0, x1, x2), (y0, y1, y2) = np.take_along_axis(x, order, 0), np.take_along_axis(y, order, 0)
     upper, lower, whole = (

@@ -1,4 +1,5 @@
-"""The painted skin: one small picture over (angle, height) with brows, lids, lips, beard, spots and make-up on it."""
+"""The painted skin: one small picture over (angle, height) with brows, lids, lips, beard, spots and
+make-up on it."""
 
 from __future__ import annotations
 
@@ -13,22 +14,27 @@ from dataset.synthetic.shape import Person
 
 SIZE = (256, 288)  # rows (height 1.2 to -1.75), columns (angle -1.7 to 1.7)
 _TONES = np.array([  # sRGB, light to dark
-    (255, 226, 205), (246, 207, 180), (232, 184, 150), (214, 160, 122), (184, 128, 90), (146, 96, 64), (108, 68, 45),
-    (78, 50, 36), (54, 37, 30),
+    (255, 226, 205), (246, 207, 180), (232, 184, 150), (214, 160, 122), (184, 128, 90),
+    (146, 96, 64), (108, 68, 45), (78, 50, 36), (54, 37, 30),
 ], np.float32)[:, ::-1]  # fmt: skip
-_HAIR = np.array([(18, 16, 15), (40, 28, 20), (75, 50, 32), (125, 85, 50), (190, 150, 95), (225, 200, 150),
-                  (140, 60, 30), (150, 148, 146), (225, 223, 220)], np.float32)[:, ::-1]  # fmt: skip
+_HAIR = np.array([
+    (18, 16, 15), (40, 28, 20), (75, 50, 32), (125, 85, 50), (190, 150, 95), (225, 200, 150),
+    (140, 60, 30), (150, 148, 146), (225, 223, 220),
+], np.float32)[:, ::-1]  # fmt: skip
 
 
 def to_texture(uv: np.ndarray) -> np.ndarray:
     """(angle, height) to texture px (x, y)."""
-    return np.stack(((uv[..., 0] + 1.7) * (SIZE[1] / 3.4), (1.2 - uv[..., 1]) * (SIZE[0] / 2.95)), axis=-1)
+    return np.stack(
+        ((uv[..., 0] + 1.7) * (SIZE[1] / 3.4), (1.2 - uv[..., 1]) * (SIZE[0] / 2.95)), axis=-1
+    )
 
 
 @dataclass(frozen=True)
 class Skin:
-    """texture: (256, 288, 3) float32 BGR; tone: (3,) BGR of the bare skin; hair: (3,) BGR of hair and brows;
-    shine: strength of highlights; beard: (256, 288) 0-1; makeup: whether it is painted visibly."""
+    """texture: (256, 288, 3) float32 BGR; tone: (3,) BGR of the bare skin; hair: (3,) BGR of hair
+    and brows; shine: strength of highlights; beard: (256, 288) 0-1; makeup: whether it is painted
+    visibly."""
 
     texture: np.ndarray
     tone: np.ndarray
@@ -39,7 +45,8 @@ class Skin:
 
 
 def draw_brows(head: Head, rng: np.random.Generator) -> SurfacePoints:
-    """The 18 brow points (33-50), each followed by steps towards the midline: surface points (18, 5)."""
+    """The 18 brow points (33-50), each followed by steps towards the midline: surface points (18,
+    5)."""
     middle = head.feature_xy[33:51].copy()
     upper, lower = np.array([1, 2, 3, 4, 9, 10, 11, 12]), np.array([8, 7, 6, 5, 17, 16, 15, 14])
     centre = (middle[upper] + middle[lower]) / 2
@@ -59,12 +66,15 @@ def draw_brows(head: Head, rng: np.random.Generator) -> SurfacePoints:
 
 @dataclass(frozen=True)
 class _Stain:
-    """A soft mask over a part of the picture: its top left corner (x, y) and its strengths (h, w), 0-1."""
+    """A soft mask over a part of the picture: its top left corner (x, y) and its strengths (h, w),
+    0-1."""
 
     corner: tuple[int, int]
     mask: np.ndarray
 
-    def blend(self, texture: np.ndarray, colour: np.ndarray, strength: float | np.ndarray = 1.0) -> None:
+    def blend(
+        self, texture: np.ndarray, colour: np.ndarray, strength: float | np.ndarray = 1.0
+    ) -> None:
         """Mix a colour into the picture, in place; strength: a number or a picture-sized array."""
         x, y = self.corner
         area = (slice(y, y + self.mask.shape[0]), slice(x, x + self.mask.shape[1]))
@@ -79,7 +89,8 @@ class _Stain:
 
 
 def _stain(shape: np.ndarray, blur: float, thickness: int = 0) -> _Stain:
-    """A polygon (P, 2) in texture px, filled, or outlined as an open line where a thickness (px) is given."""
+    """A polygon (P, 2) in texture px, filled, or outlined as an open line where a thickness (px) is
+    given."""
     margin = int(3 * blur) + thickness + 2
     low = np.maximum(np.floor(shape.min(axis=0)).astype(int) - margin, 0)
     high = np.minimum(np.ceil(shape.max(axis=0)).astype(int) + margin + 1, SIZE[::-1])
@@ -98,7 +109,9 @@ def _stain(shape: np.ndarray, blur: float, thickness: int = 0) -> _Stain:
 
 def paint_skin(head: Head, person: Person, brows: SurfacePoints, rng: np.random.Generator) -> Skin:
     """The skin of one person, with what grows and what is painted on it."""
-    darkness = float(np.clip(person.ancestry @ [0.78, 0.28, 0.2] + rng.normal(0, 0.13), 0, 1)) * (len(_TONES) - 1)
+    darkness = float(np.clip(person.ancestry @ [0.78, 0.28, 0.2] + rng.normal(0, 0.13), 0, 1)) * (
+        len(_TONES) - 1
+    )
     k = min(int(darkness), len(_TONES) - 2)
     tone = _TONES[k] + (_TONES[k + 1] - _TONES[k]) * (darkness - k)
     tone = np.clip(tone * rng.uniform(0.93, 1.07, 3), 20, 255).astype(np.float32)
@@ -126,7 +139,10 @@ def paint_skin(head: Head, person: Person, brows: SurfacePoints, rng: np.random.
     if rng.random() < 0.03:  # a painted face
         makeup = True
         for _ in range(int(rng.integers(1, 5))):
-            corners = rng.uniform((30, 20), (258, 250), (3, 2)) * 0.5 + rng.uniform((30, 20), (258, 250)) * 0.5
+            corners = (
+                rng.uniform((30, 20), (258, 250), (3, 2)) * 0.5
+                + rng.uniform((30, 20), (258, 250)) * 0.5
+            )
             _stain(corners, 1.0).blend(texture, random_colour(rng), rng.uniform(0.5, 1))
     shine = float(rng.choice([0.0, rng.uniform(0, 60), rng.uniform(60, 160)], p=[0.3, 0.5, 0.2]))
     return Skin(texture, tone, hair, shine, beard, makeup)
@@ -136,7 +152,14 @@ def _paint_spots(texture: np.ndarray, tone: np.ndarray, rng: np.random.Generator
     """Freckles, moles, blemishes."""
     spots = np.zeros(SIZE, np.uint8)
     for x, y in rng.uniform((60, 60), (230, 240), (int(rng.integers(3, 60)), 2)):
-        cv2.circle(spots, (int(x), int(y)), int(rng.integers(1, 3)), int(rng.integers(60, 200)), -1, cv2.LINE_AA)
+        cv2.circle(
+            spots,
+            (int(x), int(y)),
+            int(rng.integers(1, 3)),
+            int(rng.integers(60, 200)),
+            -1,
+            cv2.LINE_AA,
+        )
     _Stain((0, 0), spots.astype(np.float32) / 255).blend(texture, tone * 0.6)
 
 
@@ -156,26 +179,48 @@ def _paint_makeup(texture: np.ndarray, points: np.ndarray, rng: np.random.Genera
 
 
 def _paint_lines(
-    texture: np.ndarray, tone: np.ndarray, points: np.ndarray, makeup: bool, rng: np.random.Generator
+    texture: np.ndarray,
+    tone: np.ndarray,
+    points: np.ndarray,
+    makeup: bool,
+    rng: np.random.Generator,
 ) -> None:
-    """The dark lines of every face: between the lips, under the nose, lashes, folds above and below the eyes."""
-    _stain(points[[76, 88, 89, 90, 91, 92, 82]], 0.6, 1).blend(texture, tone * 0.45, rng.uniform(0.3, 0.9))
+    """The dark lines of every face: between the lips, under the nose, lashes, folds above and below
+    the eyes."""
+    _stain(points[[76, 88, 89, 90, 91, 92, 82]], 0.6, 1).blend(
+        texture, tone * 0.45, rng.uniform(0.3, 0.9)
+    )
     _stain(points[55:60], 1.0, 2).blend(texture, tone * 0.5, rng.uniform(0, 0.7))
     lash = _HAIR[0] * rng.uniform(0.5, 1.5)
     strength, liner = rng.uniform(0.3, 1), int(makeup and rng.random() < 0.7)
-    for upper, lower in (((60, 61, 62, 63, 64), (64, 65, 66, 67, 60)), ((68, 69, 70, 71, 72), (72, 73, 74, 75, 68))):
+    for upper, lower in (
+        ((60, 61, 62, 63, 64), (64, 65, 66, 67, 60)),
+        ((68, 69, 70, 71, 72), (72, 73, 74, 75, 68)),
+    ):
         above, below = points[list(upper)], points[list(lower)]
         _stain(above, 0.6, 2 + liner).blend(texture, lash, strength)
-        _stain(below, 0.8, 1 + liner).blend(texture, lash, strength * rng.uniform(0.1, 0.8 + 0.2 * liner))
-        _stain(above - [0, rng.uniform(5, 8)], 0.8, 1).blend(texture, tone * 0.6, rng.uniform(0, 0.7))
-        _stain(below + [0, rng.uniform(5, 9)], 1.5, 2).blend(texture, tone * 0.7, rng.uniform(0, 0.6))
+        _stain(below, 0.8, 1 + liner).blend(
+            texture, lash, strength * rng.uniform(0.1, 0.8 + 0.2 * liner)
+        )
+        _stain(above - [0, rng.uniform(5, 8)], 0.8, 1).blend(
+            texture, tone * 0.6, rng.uniform(0, 0.7)
+        )
+        _stain(below + [0, rng.uniform(5, 9)], 1.5, 2).blend(
+            texture, tone * 0.7, rng.uniform(0, 0.6)
+        )
 
 
 def _paint_brows(
-    texture: np.ndarray, tone: np.ndarray, hair: np.ndarray, points: np.ndarray, age: float, rng: np.random.Generator
+    texture: np.ndarray,
+    tone: np.ndarray,
+    hair: np.ndarray,
+    points: np.ndarray,
+    age: float,
+    rng: np.random.Generator,
 ) -> None:
     strength = float(np.clip(rng.normal(0.75, 0.25), 0.12, 1)) * (0.6 if age < 1 else 1)
-    as_hair = hair.mean() < 120 or rng.random() < 0.4  # fair people's brows are often darker than their hair
+    # Fair people's brows are often darker than their hair.
+    as_hair = hair.mean() < 120 or rng.random() < 0.4
     colour = hair * rng.uniform(0.5, 1.0) if as_hair else tone * rng.uniform(0.4, 0.7)
     fibres = np.clip(0.85 + 0.35 * smooth_noise(rng, SIZE, (40, 90)), 0, 1)
     for brow in (points[33:42], points[42:51]):
@@ -195,12 +240,16 @@ def _draw_hair_colour(person: Person, darkness: float, rng: np.random.Generator)
     return np.clip(colour, 0, 255).astype(np.float32)
 
 
-def _paint_wrinkles(texture: np.ndarray, tone: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> None:
+def _paint_wrinkles(
+    texture: np.ndarray, tone: np.ndarray, points: np.ndarray, rng: np.random.Generator
+) -> None:
     strength = rng.uniform(0.15, 0.7)
     for nose, mouth in ((55, 76), (59, 82)):  # from the nostrils down past the mouth's corners
         start, end = points[nose], points[mouth]
         outward = np.sign(end[0] - start[0]) * np.array([7.0, 0.0])
-        fold = np.stack((start + outward * 0.4, (start + end) / 2 + outward, end + outward * 0.9 + [0, 6]))
+        fold = np.stack(
+            (start + outward * 0.4, (start + end) / 2 + outward, end + outward * 0.9 + [0, 6])
+        )
         _stain(fold, 1.5, 2).blend(texture, tone * 0.55, strength)
     for height in rng.uniform(0.72, 1.05, int(rng.integers(0, 5))):
         angle = np.linspace(-0.6, 0.6, 8)
@@ -209,7 +258,11 @@ def _paint_wrinkles(texture: np.ndarray, tone: np.ndarray, points: np.ndarray, r
 
 
 def _paint_beard(
-    texture: np.ndarray, hair: np.ndarray, person: Person, points: np.ndarray, rng: np.random.Generator
+    texture: np.ndarray,
+    hair: np.ndarray,
+    person: Person,
+    points: np.ndarray,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Stubble, moustache, goatee or full beard, on men; returns its density."""
     density = np.zeros(SIZE, np.float32)
