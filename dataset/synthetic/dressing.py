@@ -19,6 +19,7 @@ REGIONS = {  # x, y, width, height in the atlas, px; the skin's own picture come
     "hair": (0, 320, 144, 128), "hat": (144, 320, 144, 128), "cloth": (0, 448, 288, 128),
 }  # fmt: skip
 _COLUMNS, _ROWS = 40, 16  # grid of hair and hats: around the head, from the crown to the tip
+_STYLES = ("bald", "short", "medium", "long", "tied", "afro")
 _STYLES_OF_MEN, _STYLES_OF_WOMEN = (
     (0.1, 0.55, 0.15, 0.07, 0.03, 0.1),
     (0.01, 0.08, 0.18, 0.43, 0.2, 0.1),
@@ -133,10 +134,7 @@ def draw_hair(
     scalp: Scalp, vertices: np.ndarray, male: float, colour: np.ndarray, rng: np.random.Generator
 ) -> tuple[Piece | None, np.ndarray]:
     """Hair as a shell over the skull: (piece, its picture); no piece when bald."""
-    style = rng.choice(
-        ["bald", "short", "medium", "long", "tied", "afro"],
-        p=_STYLES_OF_MEN if male > 0.5 else _STYLES_OF_WOMEN,
-    )
+    style = rng.choice(_STYLES, p=_STYLES_OF_MEN if male > 0.5 else _STYLES_OF_WOMEN)
     picture = _hair_picture(colour, rng)
     if style == "bald":
         return None, picture
@@ -432,12 +430,8 @@ def draw_body(pose: Pose, rng: np.random.Generator) -> tuple[Piece, np.ndarray, 
         inside=np.float32([0, -3, -1.15]),
         pivot=np.float32([0, -1.5, -1.0]),
     )
-    turned = Pose(
-        pose.yaw * rng.uniform(0, 0.8),
-        pose.pitch * 0.2,
-        pose.roll * rng.uniform(0, 0.5),
-        pose.distance,
-    )
+    yaw, roll = pose.yaw * rng.uniform(0, 0.8), pose.roll * rng.uniform(0, 0.5)
+    turned = Pose(yaw, pose.pitch * 0.2, roll, pose.distance)
     return piece, turned.rotation, patterned(rng, (height, width))
 
 

@@ -129,9 +129,8 @@ def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset())
     view = centred_view(pose, box)
     landmarks = view.on_canvas(landmarks)
 
-    pieces, pictures, glasses = _dress(
-        person, vertices, skin.hair, eyes, rng, "occluders" not in without
-    )
+    cover = "occluders" not in without
+    pieces, pictures, glasses = _dress(person, vertices, skin.hair, eyes, rng, cover)
     body, body_turn, pictures["cloth"] = draw_body(pose, rng)
     atlas = _build_atlas({"skin": skin.texture, **pictures}, rng)
     surface = _grow_beard(head, vertices, skin, rng)
