@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         "test": args.test,
         "seed": args.seed,
         "without": without,
-        "version": 1,
+        "version": 2,
     }
 
     if _claim(args.out, content):

@@ -1,4 +1,5 @@
-"""The synthetic faces: repeatable bytes, WFLW's layout, points on their features, truthful attributes."""
+"""The synthetic faces: repeatable bytes, WFLW's layout, points on their features, truthful
+attributes."""
 
 from __future__ import annotations
 
@@ -21,18 +22,24 @@ from dataset.synthetic.camera import Pose, draw_pose
 from dataset.synthetic.face import SWITCHES, _photograph, draw_face
 from dataset.synthetic.head import LEFT_EYE, RIGHT_EYE, SKIN, load_head, visible_landmarks
 from dataset.synthetic.light import draw_light
+from dataset.synthetic.noise import blend, combine, grain
 from dataset.synthetic.raster import rasterise
 from dataset.synthetic.skin import draw_brows
 
 LISTS = Path("WFLW_annotations/list_98pt_rect_attr_train_test")
 MIRROR = np.array(scheme_for(98).mirror)
-SCALE, MIDDLE = 120.0, 300.0  # px per head unit, and the middle of the 600 px canvas the tests draw on
+SCALE, MIDDLE = (
+    120.0,
+    300.0,
+)  # px per head unit, and the middle of the 600 px canvas the tests draw on
 
 
 class Plain:
     """The average head under a pose, in parallel projection."""
 
-    def __init__(self, yaw: float = 0.0, pitch: float = 0.0, weights: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, yaw: float = 0.0, pitch: float = 0.0, weights: dict[str, float] | None = None
+    ) -> None:
         head = load_head()
         self.head = head
         vertices = head.base + head.expression(weights) if weights else head.base
@@ -42,9 +49,14 @@ class Plain:
         eyes = [head.eye(vertices, side) for side in (0, 1)]
         pupils = np.stack([centre + [0, 0, radius] for centre, radius in eyes]) @ rotation.T
         brows = draw_brows(head, np.random.default_rng(3))
-        flat, pupils = self.points[:, :2].astype(np.float64), pupils[:, :2] * [SCALE, -SCALE] + MIDDLE
+        flat, pupils = (
+            self.points[:, :2].astype(np.float64),
+            pupils[:, :2] * [SCALE, -SCALE] + MIDDLE,
+        )
         self.landmarks = visible_landmarks(head, flat, brows, pupils, rotation[:2, 1] * [1, -1])
-        fragments = rasterise(self.points, head.triangles, (600, 600), np.ones(len(head.triangles), bool))
+        fragments = rasterise(
+            self.points, head.triangles, (600, 600), np.ones(len(head.triangles), bool)
+        )
         self.part = np.full(600 * 600, -1)
         self.part[fragments.pixel] = head.part[fragments.triangle]
         self.part = self.part.reshape(600, 600)
@@ -62,11 +74,13 @@ def test_rasteriser_agrees_with_a_loop_over_triangles_and_pixels() -> None:
     got = rasterise(points, triangles, (40, 36), cull)
     nearest = np.full((40, 36), -np.inf)
     owner = np.full((40, 36), -1)
+
     for k, corners in enumerate(points[triangles].astype(np.float64)):
         (ax, ay, az), (bx, by, bz), (cx, cy, cz) = corners
         area = (bx - ax) * (cy - ay) - (cx - ax) * (by - ay)
         if area == 0 or (cull[k] and area > 0):
             continue
+
         for y in range(40):
             for x in range(36):
                 a = ((bx - x) * (cy - y) - (cx - x) * (by - y)) / area
@@ -74,11 +88,37 @@ def test_rasteriser_agrees_with_a_loop_over_triangles_and_pixels() -> None:
                 depth = a * az + b * bz + (1 - a - b) * cz
                 if min(a, b, 1 - a - b) >= 0 and depth > nearest[y, x]:
                     nearest[y, x], owner[y, x] = depth, k
+
     drawn = np.full(40 * 36, -1)
     drawn[got.pixel] = got.triangle
-    assert (drawn == owner.ravel()).mean() > 0.995  # depths closer than 1/65535 of the range may tie
+    assert (
+        drawn == owner.ravel()
+    ).mean() > 0.995  # depths closer than 1/65535 of the range may tie
     assert np.allclose(got.depth, nearest.ravel()[got.pixel], atol=0.01)
     assert np.allclose(got.weights.sum(axis=1), 1, atol=1e-5)
+
+
+def test_colours_mix_as_plain_arithmetic_says() -> None:
+    rng = np.random.default_rng(0)
+    first, second, picture = rng.random((5, 7)), rng.random((5, 7)), rng.random((5, 7, 3))
+    first, second, picture = (a.astype(np.float32) for a in (first, second, picture))
+    colours = rng.random((3, 3)).astype(np.float32)
+    expected = first[..., None] * colours[0] + second[..., None] * colours[1] + colours[2]
+    got = combine((first, second), (colours[0], colours[1]), colours[2])
+    assert np.allclose(got, expected, atol=1e-6)
+
+    for colour in (colours[0], got):
+        mixed = picture.copy()
+        blend(mixed[1:, 2:], colour if colour.ndim == 1 else colour[1:, 2:], first[1:, 2:])
+        expected = picture + (colour - picture) * first[..., None]
+        assert np.allclose(mixed[1:, 2:], expected[1:, 2:], atol=1e-6)
+        assert (mixed[0] == picture[0]).all() and (mixed[:, :2] == picture[:, :2]).all()
+
+
+def test_grain_is_noise_of_unit_variance() -> None:
+    noise = grain(np.random.default_rng(0), (200, 200))
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert 0.25 < (np.abs(noise) > 1).mean() < 0.38
 
 
 def test_frontal_landmarks_obey_the_mirror_permutation() -> None:
@@ -86,7 +126,21 @@ def test_frontal_landmarks_obey_the_mirror_permutation() -> None:
     mirrored = (2 * MIDDLE - face.landmarks[:, 0])[MIRROR]
     assert np.abs(mirrored - face.landmarks[:, 0]).max() < 0.04 * SCALE
     assert np.abs(face.landmarks[MIRROR, 1] - face.landmarks[:, 1]).max() < 0.04 * SCALE
-    assert face.landmarks[60, 0] < face.landmarks[64, 0] < face.landmarks[68, 0] < face.landmarks[72, 0]
+    assert (
+        face.landmarks[60, 0]
+        < face.landmarks[64, 0]
+        < face.landmarks[68, 0]
+        < face.landmarks[72, 0]
+    )
+
+
+def test_points_lie_where_annotators_put_them() -> None:
+    points = Plain().landmarks
+    eyes = np.linalg.norm(points[72] - points[60])
+    above = (points[[60, 72], 1] - points[[0, 32], 1]) / eyes
+    assert (above > 0.03).all() and (above < 0.08).all()  # the contour begins above the eye corners
+    assert 0.04 < (points[90, 1] - points[79, 1]) / eyes < 0.075  # the red of the upper lip
+    assert 0 < (points[94, 1] - points[90, 1]) / eyes < 0.016  # a closed mouth's inner edges
 
 
 def test_turned_heads_are_mirror_images() -> None:
@@ -103,8 +157,12 @@ def test_eye_points_surround_the_eyeballs() -> None:
         for k in ring:
             outside = face.landmarks[k] + (face.landmarks[k] - centre) * 0.3
             assert face.part_at(outside) == SKIN
+
         lids = face.landmarks[[ring[2], ring[6]]]
-        assert face.part_at(lids[0] + [0, 0.03 * SCALE]) == part and face.part_at(lids[1] - [0, 0.03 * SCALE]) == part
+        assert (
+            face.part_at(lids[0] + [0, 0.03 * SCALE]) == part
+            and face.part_at(lids[1] - [0, 0.03 * SCALE]) == part
+        )
 
 
 def test_closed_eyes_and_an_open_mouth_move_their_points() -> None:
@@ -115,6 +173,7 @@ def test_closed_eyes_and_an_open_mouth_move_their_points() -> None:
 
     for upper, lower in ((62, 66), (70, 74)):
         assert gap(moved, upper, lower) < 0.35 * gap(rest, upper, lower)
+
     assert gap(moved, 90, 94) > gap(rest, 90, 94) + 0.2 * SCALE
     assert gap(moved, 54, 16) > gap(rest, 54, 16) + 0.15 * SCALE
 
@@ -135,7 +194,9 @@ def test_a_face_depends_on_seed_split_and_index_only() -> None:
     draw_face(6, "train", 2)  # another set in between
     again = draw_face(5, "train", 2)
     assert (
-        (first.picture == again.picture).all() and (first.landmarks == again.landmarks).all() and first.box == again.box
+        (first.picture == again.picture).all()
+        and (first.landmarks == again.landmarks).all()
+        and first.box == again.box
     )
     for other in (draw_face(5, "test", 2), draw_face(5, "train", 3), draw_face(6, "train", 2)):
         assert other.picture.shape != first.picture.shape or (other.picture != first.picture).any()
@@ -172,10 +233,12 @@ def test_attributes_follow_what_was_drawn() -> None:
 
     noise = np.repeat(rng.uniform(0, 255, (256, 256, 1)), 3, axis=2).astype(np.float32)
     sharpness: dict[bool, list[float]] = {False: [], True: []}
+
     for k in range(40):
         picture, blurred = _photograph(noise.copy(), np.random.default_rng(k))
         fine = cv2.absdiff(picture, cv2.GaussianBlur(picture, (0, 0), 2)).mean()
         sharpness[blurred].append(float(fine) / max(float(picture.std()), 1))
+
     assert len(sharpness[True]) > 4 and np.median(sharpness[True]) < np.median(sharpness[False])
 
 
@@ -183,16 +246,23 @@ def test_attributes_follow_what_was_drawn() -> None:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("synthetic") / "set"
     assert (
-        createSynthetic.main(["--out", str(out), "--train", "12", "--test", "2", "--seed", "4", "--workers", "2"]) == 0
+        createSynthetic.main(
+            ["--out", str(out), "--train", "12", "--test", "2", "--seed", "4", "--workers", "2"]
+        )
+        == 0
     )
     return out
 
 
 def _content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
-def test_any_number_of_workers_writes_the_same_bytes(drawn: Path, tmp_path: Path, run_script) -> None:
+def test_any_number_of_workers_writes_the_same_bytes(
+    drawn: Path, tmp_path: Path, run_script
+) -> None:
     arguments = ("--train", "12", "--test", "2", "--seed", "4", "--workers", "1")
     code, _, err = run_script("dataset/createSynthetic.py", "--out", tmp_path / "one", *arguments)
     assert code == 0, err
@@ -205,6 +275,7 @@ def test_layout_is_wflws_own(drawn: Path) -> None:
         assert all(len(line.split()) == 207 for line in path.read_text().splitlines())
         faces = read_official_list(path)
         assert len(faces) == count and len({face.image for face in faces}) == count
+
         for face in faces:
             picture = cv2.imread(str(drawn / "WFLW_images" / face.image))
             expected = draw_face(4, split, int(Path(face.image).stem.split("_")[1]))
@@ -215,7 +286,19 @@ def test_layout_is_wflws_own(drawn: Path) -> None:
 
 
 def test_a_finished_set_stays_and_an_interrupted_one_is_completed(drawn: Path, run_script) -> None:
-    arguments = ("--out", str(drawn), "--train", "12", "--test", "2", "--seed", "4", "--workers", "2")
+    arguments = (
+        "--out",
+        str(drawn),
+        "--train",
+        "12",
+        "--test",
+        "2",
+        "--seed",
+        "4",
+        "--workers",
+        "2",
+    )
+
     before = _content(drawn)
     code, out, _ = run_script("dataset/createSynthetic.py", *arguments)
     assert code == 0 and "already holds" in out
@@ -230,13 +313,27 @@ def test_a_finished_set_stays_and_an_interrupted_one_is_completed(drawn: Path, r
 
 
 def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, createSynthetic.__file__, "--out", tmp_path, "--train", "5000", "--workers", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    command = [
+        sys.executable,
+        createSynthetic.__file__,
+        "--out",
+        tmp_path,
+        "--train",
+        "5000",
+        "--workers",
+        "2",
+    ]
+
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         while not list(tmp_path.rglob("*.jpg")):
             assert process.poll() is None
             time.sleep(0.05)
+
         os.killpg(process.pid, signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
+
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "error: interrupted; the same command draws the set again"
     assert "Traceback" not in errors and not list(tmp_path.rglob("*.txt"))
@@ -248,9 +345,11 @@ def test_bad_input_is_one_line(drawn: Path, tmp_path: Path, run_script) -> None:
     (foreign / "letter.txt").write_text("mine")
     blocked = tmp_path / "file"
     blocked.write_text("")
+
     for out, extra in ((foreign, ()), (blocked / "set", ()), (drawn, ("--seed", "5"))):
         code, _, err = run_script(
             "dataset/createSynthetic.py", "--out", str(out), "--train", "2", "--test", "1", *extra
         )
         assert code == 1 and err.startswith("error: ") and len(err.strip().splitlines()) == 1, err
+
     assert [p.name for p in foreign.iterdir()] == ["letter.txt"]

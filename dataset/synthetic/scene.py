@@ -42,9 +42,10 @@ _HEAD, _BODY = 0, 1  # owners of pixels; what is worn follows
 
 @dataclass(frozen=True)
 class Rendering:
-    """picture: (CANVAS, CANVAS, 3) float32 BGR, black where nothing is; mask: (CANVAS, CANVAS) bool; landmarks: (98, 2)
-    px; box: (left, top, width, height) px, float; hidden: (98,) bool, covered by something worn; facts for the
-    attributes; tone: (3,) BGR of the skin under its light."""
+    """picture: (CANVAS, CANVAS, 3) float32 BGR, black where nothing is; mask: (CANVAS, CANVAS)
+    bool; landmarks: (98, 2) px; box: (left, top, width, height) px, float; hidden: (98,) bool,
+    covered by something worn; facts for the attributes; tone: (3,) BGR of the skin under its
+    light."""
 
     picture: np.ndarray
     mask: np.ndarray
@@ -59,7 +60,8 @@ class Rendering:
 
 
 class _Canvas:
-    """The picture in the making, flat: colours, depth, and the number of the piece each pixel shows (-1: none)."""
+    """The picture in the making, flat: colours, depth, and the number of the piece each pixel shows
+    (-1: none)."""
 
     def __init__(self) -> None:
         self.picture = np.zeros((CANVAS * CANVAS, 3), np.float32)
@@ -67,23 +69,35 @@ class _Canvas:
         self.owner = np.full(CANVAS * CANVAS, -1, np.int32)
 
     def draw(self, pieces: list[tuple[np.ndarray, ...]], atlas: np.ndarray) -> None:
-        """Render (points on canvas, triangles, uv, shading) of the head, the body and what is worn, in one pass."""
+        """Render (points on canvas, triangles, uv, shading) of the head, the body and what is worn,
+        in one pass."""
         first = np.cumsum([0] + [len(points) for points, *_ in pieces[:-1]])
         sizes = [len(triangles) for _, triangles, *_ in pieces]
-        mesh = np.concatenate([piece[1] + start for piece, start in zip(pieces, first, strict=True)])
+        mesh = np.concatenate(
+            [piece[1] + start for piece, start in zip(pieces, first, strict=True)]
+        )
         closed = np.repeat(np.arange(len(pieces)) == _HEAD, sizes)
-        seen = rasterise(np.concatenate([points for points, *_ in pieces]), mesh, (CANVAS, CANVAS), closed)
-        values = np.concatenate([np.concatenate((uv, shading), axis=1) for _, _, uv, shading in pieces])
+        seen = rasterise(
+            np.concatenate([points for points, *_ in pieces]), mesh, (CANVAS, CANVAS), closed
+        )
+        values = np.concatenate(
+            [np.concatenate((uv, shading), axis=1) for _, _, uv, shading in pieces]
+        )
         self.picture[seen.pixel] = _colour(seen, mesh, values, atlas)
         self.depth[seen.pixel] = seen.depth
-        self.owner[seen.pixel] = np.searchsorted(np.cumsum(sizes), seen.triangle, side="right")
+        self.owner[seen.pixel] = np.repeat(np.arange(len(pieces), dtype=np.int32), sizes).take(
+            seen.triangle
+        )
 
     def draw_glass(self, piece: tuple[np.ndarray, ...], atlas: np.ndarray, opacity: float) -> None:
-        """Render one piece over the picture, where it is nearer, letting some of the picture through."""
+        """Render one piece over the picture, where it is nearer, letting some of the picture
+        through."""
         points, triangles, uv, shading = piece
         over = rasterise(points, triangles, (CANVAS, CANVAS), np.zeros(len(triangles), bool))
         near = over.depth > self.depth[over.pixel]
-        over = Fragments(over.pixel[near], over.triangle[near], over.weights[near], over.depth[near])
+        over = Fragments(
+            over.pixel[near], over.triangle[near], over.weights[near], over.depth[near]
+        )
         glass = _colour(over, triangles, np.concatenate((uv, shading), axis=1), atlas)
         self.picture[over.pixel] += (glass - self.picture[over.pixel]) * opacity
         if opacity > 0.5:
@@ -115,20 +129,25 @@ def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset())
     view = centred_view(pose, box)
     landmarks = view.on_canvas(landmarks)
 
-    pieces, pictures, glasses = _dress(person, vertices, skin.hair, eyes, rng, "occluders" not in without)
+    cover = "occluders" not in without
+    pieces, pictures, glasses = _dress(person, vertices, skin.hair, eyes, rng, cover)
     body, body_turn, pictures["cloth"] = draw_body(pose, rng)
     atlas = _build_atlas({"skin": skin.texture, **pictures}, rng)
     surface = _grow_beard(head, vertices, skin, rng)
     shading = shade_head(head, surface, light, rotation, skin.shine)
     uv = _head_uv(head, vertices, eyes, expression.gaze)
     canvas = _Canvas()
-    drawn = [(view.see(surface @ rotation.T), head.triangles, uv, shading), _ready(body, body_turn, view, light)]
+    drawn = [
+        (view.see(surface @ rotation.T), head.triangles, uv, shading),
+        _ready(body, body_turn, view, light),
+    ]
     canvas.draw(drawn + [_ready(piece, rotation, view, light) for piece in pieces], atlas)
     if glasses is not None and glasses.opacity > 0.02:
         canvas.draw_glass(_ready(glasses.lenses, rotation, view, light), atlas, glasses.opacity)
 
     _expose(canvas, light)
     cell = np.rint(landmarks).astype(int).clip(0, CANVAS - 1)
+
     return Rendering(
         picture=canvas.picture.reshape(CANVAS, CANVAS, 3),
         mask=(canvas.owner >= 0).reshape(CANVAS, CANVAS),
@@ -144,10 +163,12 @@ def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset())
 
 
 def _expose(canvas: _Canvas, light: Light) -> None:
-    """Half of an automatic exposure: dark and bright faces move towards the middle, on a logarithmic scale."""
-    face = canvas.picture[canvas.owner == _HEAD]
-    if len(face):
-        brightness = max(float(np.minimum(face, 255).mean()), 4.0)
+    """Half of an automatic exposure: dark and bright faces move towards the middle, on a
+    logarithmic scale."""
+    face = (canvas.owner == _HEAD).astype(np.uint8)
+    if face.any():
+        means = cv2.mean(np.minimum(canvas.picture, 255).reshape(-1, 1, 3), face[:, None])
+        brightness = max(sum(means[:3]) / 3, 4.0)
         canvas.picture *= (115.0 / brightness) ** 0.55 * light.exposure**0.5
 
 
@@ -157,19 +178,33 @@ def _ready(piece: Piece, rotation: np.ndarray, view: View, light: Light) -> tupl
     return view.see(camera), piece.triangles, piece.uv, shade_piece(piece, light, rotation)
 
 
-def _grow_beard(head: Head, vertices: np.ndarray, skin: Skin, rng: np.random.Generator) -> np.ndarray:
+def _grow_beard(
+    head: Head, vertices: np.ndarray, skin: Skin, rng: np.random.Generator
+) -> np.ndarray:
     """The head's surface with a full beard standing off it; the landmarks stay on the skin."""
     if not skin.beard.any():
         return vertices
-    cell = np.rint(to_texture(head.skin_uv)).astype(int).clip(0, np.array(skin.beard.shape[::-1]) - 1)
+
+    cell = (
+        np.rint(to_texture(head.skin_uv)).astype(int).clip(0, np.array(skin.beard.shape[::-1]) - 1)
+    )
     length = skin.beard[cell[:, 1], cell[:, 0]] * (head.openness > 0.3) * rng.uniform(0, 0.1)
-    return (vertices + vertex_normals(vertices, head.triangles) * length[:, None]).astype(np.float32)
+
+    return (vertices + vertex_normals(vertices, head.triangles) * length[:, None]).astype(
+        np.float32
+    )
 
 
 def _dress(
-    person: Person, vertices: np.ndarray, hair: np.ndarray, eyes: list, rng: np.random.Generator, cover: bool
+    person: Person,
+    vertices: np.ndarray,
+    hair: np.ndarray,
+    eyes: list,
+    rng: np.random.Generator,
+    cover: bool,
 ) -> tuple[list[Piece], dict[str, np.ndarray], Glasses | None]:
-    """Hair, hat and glasses by chance: (pieces, atlas pictures, glasses); nothing dark over the eyes unless `cover`."""
+    """Hair, hat and glasses by chance: (pieces, atlas pictures, glasses); nothing dark over the
+    eyes unless `cover`."""
     pieces: list[Piece] = []
     hat = rng.random() < 0.2
     piece, picture = draw_hair(_scalp(), vertices, person.male, hair, rng)
@@ -179,7 +214,9 @@ def _dress(
     if hat:
         worn, pictures["hat"] = draw_hat(_scalp(), vertices, rng)
         pieces += worn
+
     glasses = None
+
     if rng.random() < 0.24:
         glasses = draw_glasses(np.stack([c for c, _ in eyes]), eyes[0][1], rng)
         if cover or glasses.opacity < 0.5:
@@ -187,38 +224,54 @@ def _dress(
             pictures["frame"], pictures["lens"] = glasses.frame_colour, glasses.lens_picture
         else:
             glasses = None
+
     return pieces, pictures, glasses
 
 
 def _build_atlas(pictures: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """All pictures in one, (576, 288, 3) float32 BGR, with eyes, teeth and tongue added."""
-    mouth = {"teeth": np.float32([195, 220, 230]) * rng.uniform(0.75, 1.15), "tongue": np.float32([80, 80, 170])}
+    mouth = {
+        "teeth": np.float32([195, 220, 230]) * rng.uniform(0.75, 1.15),
+        "tongue": np.float32([80, 80, 170]),
+    }
     atlas = np.zeros((*ATLAS_SIZE, 3), np.float32)
+
     for name, picture in {"eye": eye_picture(rng), **mouth, **pictures}.items():
         x, y, width, height = REGIONS[name]
         atlas[y : y + height, x : x + width] = picture
+
     return atlas
 
 
 def _head_uv(head: Head, vertices: np.ndarray, eyes: list, gaze: np.ndarray) -> np.ndarray:
-    """Atlas px of the head's vertices: the painted skin, the eye pictures turned to the gaze, plain teeth."""
+    """Atlas px of the head's vertices: the painted skin, the eye pictures turned to the gaze, plain
+    teeth."""
     uv = np.clip(to_texture(head.skin_uv), 0.5, [286.5, 254.5]).astype(np.float32)
     across = np.float32([gaze[2], 0, -gaze[0]]) / np.hypot(gaze[0], gaze[2])
     upward = np.cross(gaze, across)
+
     for side, (centre, radius) in enumerate(eyes):
         ball = head.eyes[side]
         direction = (vertices[ball] - centre) / radius
-        uv[ball] = atlas_uv("eye", np.stack((0.5 + 0.45 * direction @ across, 0.5 - 0.45 * direction @ upward), 1))
+        uv[ball] = atlas_uv(
+            "eye", np.stack((0.5 + 0.45 * direction @ across, 0.5 - 0.45 * direction @ upward), 1)
+        )
+
     for part, region in ((UPPER_TEETH, "teeth"), (LOWER_TEETH, "teeth"), (TONGUE, "tongue")):
         uv[np.unique(head.triangles[head.part == part])] = atlas_uv(region, np.float32([0.5, 0.5]))
+
     return uv
 
 
-def _colour(fragments: Fragments, triangles: np.ndarray, values: np.ndarray, atlas: np.ndarray) -> np.ndarray:
-    """BGR of every fragment, (F, 3), from vertex values (V, 6): atlas px, light factors, highlight."""
+def _colour(
+    fragments: Fragments, triangles: np.ndarray, values: np.ndarray, atlas: np.ndarray
+) -> np.ndarray:
+    """BGR of every fragment, (F, 3), from vertex values (V, 6): atlas px, light factors,
+    highlight."""
     values = fragments.interpolate(triangles, values)
     columns = 512  # cv2.remap wants a picture of limited height
     padded = np.zeros((-(-max(len(values), 1) // columns) * columns, 2), np.float32)
     padded[: len(values)] = values[:, :2]
     albedo = cv2.remap(atlas, padded.reshape(-1, columns, 2), None, cv2.INTER_LINEAR)
+
     return albedo.reshape(-1, 3)[: len(values)] * values[:, 2:5] + values[:, 5:6]

@@ -43,22 +43,32 @@ def draw_set(
     Returns:
         The list lines of each split, in the order of the faces.
     """
-    jobs = [(split, range(k, min(k + _BATCH, n))) for split, n in counts.items() for k in range(0, n, _BATCH)]
+    jobs = [
+        (split, range(k, min(k + _BATCH, n)))
+        for split, n in counts.items()
+        for k in range(0, n, _BATCH)
+    ]
+
     draw = partial(_draw_batch, images=images, seed=seed, without=without)
     lines: dict[str, list[str]] = {split: [] for split in counts}
+
     try:
         with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
             with _inherited_by_workers():
                 results = pool.map(draw, jobs)
+
             try:
                 for job, drawn in zip(jobs, results, strict=True):
                     lines[job[0]] += drawn
                     done(len(job[1]))
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # leaving the pool would first draw all the rest
+                pool.shutdown(
+                    wait=False, cancel_futures=True
+                )  # leaving the pool would first draw all the rest
                 raise
     except BrokenProcessPool:
         raise InputError("a drawing process was killed (out of memory?); try --workers 1") from None
+
     return lines
 
 
@@ -67,37 +77,51 @@ def image_folder(split: str, index: int) -> str:
     return f"{split}--{index // 1000:02d}"
 
 
-def _draw_batch(job: tuple[str, range], images: Path, seed: int, without: frozenset[str]) -> list[str]:
-    """Draw and store the faces of one batch; their list lines. Files are rewritten whole, so a rerun heals them."""
+def _draw_batch(
+    job: tuple[str, range], images: Path, seed: int, without: frozenset[str]
+) -> list[str]:
+    """Draw and store the faces of one batch; their list lines. Files are rewritten whole, so a
+    rerun heals them."""
     cv2.setNumThreads(1)
     split, indices = job
     lines = []
+
     for index in indices:
         face = draw_face(seed, split, index, without)
         name = f"{image_folder(split, index)}/{split}_{index:05d}.jpg"
         encoded = cv2.imencode(".jpg", face.picture, [cv2.IMWRITE_JPEG_QUALITY, face.quality])[1]
+
         try:
             (images / name).write_bytes(encoded.tobytes())
         except OSError as error:
             raise InputError(f"{images / name}: cannot be written ({error.strerror})") from None
+
         numbers = [f"{value:.4f}" for value in face.landmarks.ravel()]
-        lines.append(" ".join((*numbers, *map(str, face.box), *(str(int(a)) for a in face.attributes), name)))
+        lines.append(
+            " ".join((*numbers, *map(str, face.box), *(str(int(a)) for a in face.attributes), name))
+        )
+
     return lines
 
 
 @contextmanager
 def _inherited_by_workers() -> Iterator[None]:
-    """Processes started inside compute with one thread (the cores are taken already, and sums keep their order) and
-    leave Ctrl-C, which reaches the whole process group, to the process that started them."""
+    """Processes started inside compute with one thread (the cores are taken already, and sums keep
+    their order) and leave Ctrl-C, which reaches the whole process group, to the process that
+    started them."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
-    main_thread = threading.current_thread() is threading.main_thread()  # the only one that may set handlers
+    main_thread = (
+        threading.current_thread() is threading.main_thread()
+    )  # the only one that may set handlers
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
+
     try:
         yield
     finally:
         if main_thread:
             signal.signal(signal.SIGINT, handler)
+
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
