@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         "protocol": protocol,
         "warnings": warnings,
         "data": faces.meta,
-        "machine": describe_machine(),
+        "machine": describe_machine(run["device"]),
         "models": {
             r.name: {
                 "path": str(r.loaded.path),

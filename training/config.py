@@ -58,6 +58,7 @@ class TrainConfig:
         "fp32", "bf16: autocast with fp32 master weights and statistics", choices=("fp32", "bf16")
     )
     compile: bool = _option(False, "compile the network (needs a C++ compiler)")
+    no_graph: bool = _option(False, "on CUDA: launch every step anew instead of replaying a graph")
     init: str | None = _option(
         None, "start from the weights of this checkpoint (released files too)", type=str
     )
@@ -89,6 +90,7 @@ class TrainConfig:
         "save_every",
         "keep_every",
         "tensorboard",
+        "no_graph",
     )
 
     @property

@@ -29,6 +29,7 @@ from utils.files import InputError
 from utils.runtime import StopRequest, keep_freed_memory, process_group, progress
 from utils.schedule import temperature
 
+LOOK_SECONDS = 30.0  # at least so often, however slow the steps are
 LOG_EVERY = 50  # steps between two looks at the loss: on CUDA each waits for the device
 
 
@@ -203,7 +204,8 @@ def fit(
 
                 step()
 
-                if (i + 1) % LOG_EVERY == 0:
+                waited = time.monotonic() - report.last_look > LOOK_SECONDS if leads else False
+                if (i + 1) % LOG_EVERY == 0 or (waited and step.processes.count == 1):
                     step.raise_if_not_finite(epoch)
                     loss = step.mean_loss()
                     if leads:
@@ -341,6 +343,7 @@ class Report:
         self.folder, self.batch_size, self.iterations = folder, config.batch_size, iterations
         total, first = config.epochs * iterations, first_epoch * iterations
         self.bar = progress(desc=config.run, total=total, initial=first, unit="step")
+        self.epochs, self.last_look = config.epochs, time.monotonic()
         self.writer = None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -349,9 +352,15 @@ class Report:
 
     def show(self, epoch: int, done: int, *, loss: float, rate: float) -> None:
         """Move the bar to step ``done`` of ``epoch``."""
-        self.bar.update(epoch * self.iterations + done - self.bar.n)
-        speed = (self.bar.format_dict["rate"] or 0.0) * self.batch_size
-        self.bar.set_postfix_str(f"loss {loss:.3f} px, lr {rate:.2e}, {speed:.0f} images/s")
+        self.last_look = time.monotonic()
+        self.bar.n = epoch * self.iterations + done
+        elapsed = max(self.bar.format_dict["elapsed"], 1e-9)
+        speed = (self.bar.n - self.bar.initial) * self.batch_size / elapsed
+
+        self.bar.set_postfix_str(
+            f"epoch {epoch + 1} of {self.epochs}, loss {loss:.3f} px, lr {rate:.2e}, "
+            f"{speed:.0f} images/s"
+        )
 
     def log(self, row: dict[str, Any]) -> None:
         """Add one epoch to the log."""

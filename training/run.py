@@ -53,7 +53,7 @@ def run_record(
         "processes": processes.count,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": git_commit(),
-        "machine": describe_machine(),
+        "machine": describe_machine(device),
     }
 
 

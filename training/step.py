@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
@@ -21,9 +22,8 @@ from utils.files import InputError
 from utils.runtime import Processes
 from utils.schedule import learning_rate, temperature
 
-WARM_STEPS = (
-    3  # steps before a CUDA graph is captured, so that libraries are initialised and buffers exist
-)
+# Steps before a CUDA graph is captured, so that libraries are initialised and buffers exist.
+WARM_STEPS = 3
 
 
 class TrainingStep:
@@ -39,7 +39,7 @@ class TrainingStep:
         config: the run's settings.
         processes: who else trains; shares of the batch are equal.
         graph: replay a captured CUDA graph. By default where the device is CUDA and this process
-            trains alone.
+            trains alone, unless ``config.no_graph`` is set.
     """
 
     def __init__(
@@ -63,6 +63,9 @@ class TrainingStep:
             )
 
         parameter = next(model.parameters())
+        if parameter.is_cuda and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise InputError("--precision bf16: this GPU has no bfloat16; use --precision fp32")
+
         self.device, self.dtype = parameter.device, parameter.dtype
         self.model, self.config, self.processes = model, config, processes
         self.faces = faces.to(self.device)
@@ -84,19 +87,26 @@ class TrainingStep:
                 self.optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
         share = config.batch_size // processes.count
-        self.lane = torch.arange(share, device=self.device) + processes.rank * share
+        self.share = torch.arange(share, device=self.device) + processes.rank * share
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.loss_sum = torch.zeros(1, dtype=torch.float64, device=self.device)
         self.first_bad = torch.full((1,), -1, dtype=torch.int64, device=self.device)
         self.rates = torch.zeros(self.iterations, device=self.device)
         self.epoch: Epoch | None = None
-        self._use_graph = (
-            self.device.type == "cuda" and processes.count == 1 if graph is None else graph
-        )
+        alone_on_cuda = self.device.type == "cuda" and processes.count == 1
+        self._use_graph = alone_on_cuda and not config.no_graph if graph is None else graph
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def _wrap(self, model: nn.Module) -> nn.Module:
-        network = synchronize_statistics(model) if self.processes.count > 1 else model
+        network = model
+        if self.processes.count > 1:
+            network = synchronize_statistics(model)
+            # In channels_last, weights of 1 x 1 have strides that their gradients lack, of which
+            # DistributedDataParallel warns.
+            for weight in model.parameters():
+                if weight.dim() == 4 and weight.shape[2:] == (1, 1):
+                    weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+
         if self.config.compile:
             network = torch.compile(network)
 
@@ -155,11 +165,19 @@ class TrainingStep:
             self._step()
             return
         if self._graph is None:
-            self._graph = self._capture()
+            try:
+                self._graph = self._capture()
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(
+                    f"the training step cannot be captured as a CUDA graph ({reason}); --no-graph "
+                    "trains without one"
+                ) from error
+
         self._graph.replay()
 
     def _step(self) -> None:
-        rows = self.epoch.order[self.position * self.config.batch_size + self.lane]
+        rows = self.epoch.order[self.position * self.config.batch_size + self.share]
         images, targets = batch(self.faces, self.epoch, rows)
         self.rate.copy_(self.rates[self.position][0])
         self.optimizer.zero_grad(set_to_none=True)
@@ -222,10 +240,11 @@ class TrainingStep:
 
     def raise_if_not_finite(self, epoch: int) -> None:
         """Stop a run whose loss or weights are no longer numbers, naming the first bad step."""
-        bad = int(self.first_bad)
-        if bad < 0 and all(
-            bool(torch.isfinite(weight).all()) for weight in self.model.parameters()
-        ):
+        # One norm over all weights and one wait for the device.
+        norm = nn.utils.get_total_norm([weight.detach() for weight in self.model.parameters()])
+        first_bad, norm = torch.stack([self.first_bad[0].double(), norm.double()]).tolist()
+        bad = int(first_bad)
+        if bad < 0 and math.isfinite(norm):
             return
 
         step = epoch * self.iterations + (bad if bad >= 0 else int(self.position) - 1)

@@ -9,6 +9,7 @@ import signal as signals
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ def select_device(name: str) -> torch.device:
     """
     import torch
 
+    asked = name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -43,14 +45,23 @@ def select_device(name: str) -> torch.device:
             f"--device {name}: no such device; use auto, cpu, cuda or cuda:N"
         ) from None
 
-    if device.type not in ("cpu", "cuda"):
+    if device.type == "cpu":
+        return torch.device("cpu")
+
+    if device.type != "cuda":
         raise InputError(f"--device {name}: only cpu and cuda are supported")
 
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise InputError(f"--device {name}: torch sees {count} CUDA devices; use --device cpu")
+
+    try:  # a driver that is too old, or a GPU for which this torch has no kernels, shows here
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device "
-            "cpu"
-        )
+            f"--device {asked}: the GPU cannot be used ({reason}); use --device cpu"
+        ) from None
 
     return device
 
@@ -143,11 +154,20 @@ def keep_freed_memory() -> None:
     mallopt(top_pad, 2**26)
 
 
-def describe_machine() -> dict[str, Any]:
-    """Hardware and versions, for run headers and benchmark tables."""
+def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Hardware and versions, for run headers and benchmark tables.
+
+    Args:
+        device: the device in use; only a CUDA device is looked at, so that runs on the CPU open
+            no CUDA context.
+    """
     import torch
 
-    description = {
+    cuda = None
+    if device is not None and device.type == "cuda":
+        cuda = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+
+    return {
         "cpu": _cpu_name(),
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
@@ -155,13 +175,8 @@ def describe_machine() -> dict[str, Any]:
         "torch": str(torch.__version__),  # a plain string, which loads safely
         "numpy": metadata.version("numpy"),
         "opencv": _opencv_version(),
-        "cuda": None,
+        "cuda": cuda,
     }
-
-    if torch.cuda.is_available():
-        description["cuda"] = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-
-    return description
 
 
 def _opencv_version() -> str | None:
@@ -232,7 +247,13 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     import torch
     from torch import distributed
 
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        raise InputError(
+            "WORLD_SIZE is not a number; start several processes with torchrun"
+        ) from None
+
     device = select_device(device_name)
 
     if count == 1:
@@ -242,35 +263,66 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
         yield Processes(), device
         return
 
-    processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+    try:
+        processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+    except KeyError as error:
+        raise InputError(
+            f"WORLD_SIZE is {count} but {error} is not set; start several processes with torchrun"
+        ) from None
 
     if device.type == "cuda":
         device = select_device(f"cuda:{processes.local_rank}")
         torch.cuda.set_device(device)
 
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        distributed.init_process_group("nccl", device_id=device)
+    else:
+        distributed.init_process_group("gloo")
 
     try:
         yield processes, device
-    finally:
-        distributed.destroy_process_group()
+    except BaseException as error:
+        _leave_at_once(error)
+
+    distributed.destroy_process_group()
+
+
+def _leave_at_once(error: BaseException) -> None:
+    """End this process of several: the others wait for it, and leaving their group waits for them.
+
+    torchrun ends the others once one has failed.
+    """
+    code = 1
+    if isinstance(error, InputError):
+        print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        code = 130
+    else:
+        traceback.print_exception(error)
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class StopRequest:
-    """Remembers SIGTERM or SIGINT instead of dying at once, so that a loop can save and leave.
+    """Remembers SIGTERM, SIGINT or SIGHUP instead of dying at once: a loop can save and leave.
 
     Use as a context manager; ``signal`` is the number of the signal that came, or 0. A second one
     acts as usual.
     """
 
-    SIGNALS = (signals.SIGTERM, signals.SIGINT)
+    SIGNALS = (signals.SIGTERM, signals.SIGINT, signals.SIGHUP)
 
     def __init__(self) -> None:
         self.signal = 0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._previous = {number: signals.signal(number, self._note) for number in self.SIGNALS}
+        for number in self.SIGNALS:
+            if signals.getsignal(number) is not signals.SIG_IGN:  # nohup ignores SIGHUP: keep that
+                self._previous[number] = signals.signal(number, self._note)
+
         return self
 
     def __exit__(self, *_: object) -> None:
