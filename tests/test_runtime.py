@@ -1,0 +1,116 @@
+"""Progress for those who do not watch, devices, and processes that fail while others wait."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from utils import runtime
+from utils.files import InputError
+
+
+def test_plain_lines_are_far_apart_and_say_how_far(capfd, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: now[0])
+    with runtime.progress(desc="drawing", total=400, unit="face") as bar:
+        for _ in range(400):
+            now[0] += 0.1
+            bar.update()
+            bar.refresh()
+
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("drawing: face ") for line in lines)
+    assert all(" of 400, " in line and line.endswith(" left") for line in lines)
+
+
+def test_short_work_prints_nothing(capfd):
+    assert list(runtime.progress(range(1000), desc="quick", unit="face")) == list(range(1000))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_log_gets_a_line_at_least_every_ten_seconds_without_a_terminal(tmp_path):
+    code = (
+        "import time; from utils import runtime; runtime._PlainLines.SECONDS = 0.2;"
+        "[time.sleep(0.05) for _ in runtime.progress(range(12), desc='slow', unit='face')]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert 1 <= done.stderr.count("slow: face") <= 4
+
+
+def test_cpu_with_an_index_is_the_cpu():
+    assert runtime.select_device("cpu:0") == torch.device("cpu")
+
+
+def test_a_gpu_that_cannot_run_a_kernel_is_one_line(monkeypatch):
+    def no_kernel(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "zeros", no_kernel)
+
+    with pytest.raises(InputError, match=r"--device auto: the GPU cannot be used \(CUDA error: no"):
+        runtime.select_device("auto")
+
+
+def test_no_cuda_context_for_runs_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: pytest.fail("asked the GPU"))
+
+    assert runtime.describe_machine(torch.device("cpu"))["cuda"] is None
+
+
+def test_world_size_without_rank_is_one_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+
+    with pytest.raises(InputError, match="torchrun"), runtime.process_group("cpu"):
+        pass
+
+
+FAILING = """
+import os, sys, time
+from torch import distributed
+import torch
+from utils.files import InputError
+from utils.runtime import process_group
+with process_group("cpu") as (processes, device):
+    if processes.rank == 1:
+        raise InputError("the disk is full")
+    distributed.all_reduce(torch.zeros(1))
+"""
+
+
+def test_a_process_that_fails_does_not_wait_for_the_others(tmp_path):
+    port = str(20000 + os.getpid() % 20000)
+    started = []
+    for rank in range(2):
+        names = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", FAILING],
+                cwd=ROOT,
+                env=os.environ | names,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+
+    _, errors = started[1].communicate(timeout=60)
+    assert started[1].returncode == 1
+    assert errors.strip().splitlines()[-1] == "error: the disk is full"
+
+    # What waits for the one that failed learns of it, too, and does not wait for minutes.
+    began = time.monotonic()
+    started[0].communicate(timeout=60)
+    assert started[0].returncode != 0 and time.monotonic() - began < 60
