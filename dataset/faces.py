@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -14,7 +13,7 @@ from dataset.annotations import ATTRIBUTES, read_crop_list
 from dataset.crop import CROP_OFFSET, CROP_SIZE
 from dataset.landmarks import LandmarkScheme, scheme_for
 from dataset.patches import open_patches
-from utils.files import InputError
+from utils.files import InputError, read_json
 
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0  # network input = (x - 127.5) / 128
 
@@ -112,16 +111,9 @@ def read_meta(data: Path) -> dict:
     """The folder's ``meta.json``; what a folder with released lists only implies where there is
     none.
     """
-    path = Path(data) / "meta.json"
-    if not path.exists():
-        return {"resample": "nearest"}
+    meta = read_json(Path(data) / "meta.json", advice="prepare the folder again")
 
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not readable as JSON ({error}); prepare the folder again"
-        ) from error
+    return {"resample": "nearest"} if meta is None else meta
 
 
 def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> FaceSet:

@@ -60,14 +60,14 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
     folder = RunFolder(config.run)
 
-    if resume and folder.final.exists():
+    if resume and folder.final.exists() and not folder.last.exists():
         refuse_other_settings(
             checkpoint.read(folder.final).get("config", {}), settings_of(config), folder.final
         )
         print(f"{folder.path} is finished already; nothing to do")
         return 0
 
-    with process_group(config.device) as (processes, device):
+    with process_group(config.device) as (processes, device), folder:
         train_faces = load_faces(config.data, "train", limit=config.limit)
         test_faces = load_faces(config.data, "test", limit=config.limit)
 
@@ -83,11 +83,14 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         else:
             keep_freed_memory()
 
+        if processes.leads:
+            folder.lock()
         saved = folder.saved(resume=resume, overwrite=overwrite)
 
         if saved is not None:
             refuse_other_settings(saved["config"], record, folder.last)
         elif resume and processes.leads:
+            folder.refuse_other_remains(record)
             print(f"{folder.path}: nothing was saved to resume; the run starts at its first step")
 
         init = config.init if saved is None else None  # what was saved replaces it
@@ -97,7 +100,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         if processes.count > 1:
             distributed.barrier()  # everybody has read what is there
         if saved is None and processes.leads:
-            folder.clear()
+            folder.start(overwrite=overwrite)
 
         return fit(step, test_faces, record=record, folder=folder, saved=saved)
 
@@ -160,94 +163,158 @@ def fit(
     Returns:
         See :func:`train`.
     """
-    config, leads = step.config, step.processes.leads
-    resumed = saved["training"] if saved is not None else None
+    loop = Loop(step, test_faces, record, folder)
+    first, resumed = 0, None
+
     if saved is not None:
         checkpoint.load_weights(step.model, saved["model"], folder.last)
+        resumed = saved["training"]
+        first = resumed["epoch"]
 
-    first_epoch = resumed["epoch"] if resumed is not None else 0
-    report = contextlib.nullcontext()
-
-    if leads:
+    if step.processes.leads:
         folder.start_log(record, resumed["log"] if resumed is not None else [])
         print(header(step, record))
-        report = Report(config, folder, iterations=step.iterations, first_epoch=first_epoch)
+        loop.report = Report(step.config, folder, iterations=step.iterations, first_epoch=first)
 
-    last_save = time.monotonic()
+    with StopRequest() as stop, loop.report or contextlib.nullcontext():
+        for epoch in range(first, step.config.epochs):
+            signal = loop.train_epoch(epoch, stop, resumed)
+            resumed = None
 
-    with StopRequest() as stop, report:
-        for epoch in range(first_epoch, config.epochs):
-            step.start_epoch(epoch)
-            began = time.monotonic()
+            if signal:
+                return 128 + signal
 
-            if resumed is not None:
-                step.load_state(resumed)
-                began -= resumed["seconds"]
-                resumed = None
+            if step.processes.leads:
+                loop.close_epoch(epoch)
 
-            for i in range(int(step.position), step.iterations):
-                due = leads and time.monotonic() - last_save > 60 * config.save_every
-                signal, due = _agreed(stop.signal, due, step, i)
-
-                if signal or due:
-                    _save_last(folder, step, record, epoch, seconds=time.monotonic() - began)
-                    last_save = time.monotonic()
-
-                if signal:
-                    if leads:
-                        tqdm.write(
-                            f"stopped at step {epoch * step.iterations + i}, saved {folder.last}; "
-                            "use --resume"
-                        )
-
-                    return 128 + signal
-
-                step()
-
-                waited = time.monotonic() - report.last_look > LOOK_SECONDS if leads else False
-                if (i + 1) % LOG_EVERY == 0 or (waited and step.processes.count == 1):
-                    step.raise_if_not_finite(epoch)
-                    loss = step.mean_loss()
-                    if leads:
-                        report.show(epoch, i + 1, loss=loss, rate=float(step.rate))
-
-            step.raise_if_not_finite(epoch)
-
-            row = {
-                "epoch": epoch,
-                "loss": step.mean_loss(),
-                "lr": step.learning_rates((epoch + 1) * step.iterations - 1),
-                "temperature": ""
-                if config.temperature is None
-                else temperature(epoch, start=config.temperature),
-            }
-
-            seconds = time.monotonic() - began
-
-            if leads:
-                report.show(epoch, step.iterations, loss=row["loss"], rate=row["lr"])
-                evaluate = epoch + 1 == config.epochs or (
-                    config.eval_every and (epoch + 1) % config.eval_every == 0
-                )
-                row["test_nme_percent"] = _test_nme(step, test_faces) if evaluate else ""
-                row["images_per_s"] = round(step.iterations * config.batch_size / seconds, 1)
-                row["seconds"] = round(seconds, 2)
-                report.log(row)
-                if config.keep_every and (epoch + 1) % config.keep_every == 0:
-                    _save_weights(folder.milestone(epoch + 1), step, record)
-
-    if leads:
-        _save_weights(folder.final, step, record)
+    if step.processes.leads:
         folder.last.unlink(missing_ok=True)
-        print(
-            f"test NME {row['test_nme_percent']:.2f} % after the last epoch; weights in "
-            f"{folder.final}"
-        )
+        nme = folder.rows[-1]["test_nme_percent"]
+        print(f"test NME {nme:.2f} % after the last epoch; weights in {folder.final}")
 
     return 0
 
 
-def _agreed(signal: int, due: bool, step: TrainingStep, i: int) -> tuple[int, bool]:
+class Loop:
+    """What happens in an epoch and after it, with the clock of the saves.
+
+    Args:
+        step: one iteration; the loop knows neither its network nor its faces.
+        test_faces, record, folder: as of :func:`fit`.
+    """
+
+    def __init__(
+        self, step: TrainingStep, test_faces: FaceSet, record: dict[str, Any], folder: RunFolder
+    ) -> None:
+        self.step, self.config, self.leads = step, step.config, step.processes.leads
+        self.test_faces, self.record, self.folder = test_faces, record, folder
+        self.report: Report | None = None  # the first process's
+        self.began = self.last_save = time.monotonic()
+
+    def train_epoch(self, epoch: int, stop: StopRequest, resumed: dict[str, Any] | None) -> int:
+        """Train one epoch, from its first step or from where ``resumed`` stood in it.
+
+        Returns:
+            0 at the end of the epoch, or the signal that stopped it, after saving.
+        """
+        step = self.step
+        step.start_epoch(epoch)
+        self.began = time.monotonic()
+
+        if resumed is not None:
+            step.load_state(resumed)
+            self.began -= resumed["seconds"]
+
+        for i in range(int(step.position), step.iterations):
+            due = self.leads and time.monotonic() - self.last_save > 60 * self.config.save_every
+            signal, due = _same_everywhere(stop.signal, due, step, i)
+
+            if signal or due:
+                self._save_last(epoch)
+
+            if signal:
+                if self.leads:
+                    done = epoch * step.iterations + i
+                    tqdm.write(f"stopped at step {done}, saved {self.folder.last}; use --resume")
+
+                return signal
+
+            step()
+
+            if (i + 1) % LOG_EVERY == 0 or self._silent_for_long():
+                self._look(epoch, i + 1)
+
+        step.raise_if_not_finite(epoch)
+
+        return 0
+
+    def close_epoch(self, epoch: int) -> None:
+        """Log the epoch and keep its weights where that is due; the first process's work."""
+        step, config, done = self.step, self.config, epoch + 1
+        seconds = time.monotonic() - self.began
+        loss, rate = step.mean_loss(), step.learning_rates(done * step.iterations - 1)
+        self.report.show(epoch, step.iterations, loss=loss, rate=rate)
+
+        # Weights first: nothing that evaluation may meet costs the days of training behind it.
+        if done == config.epochs:
+            self._save_weights(self.folder.final)
+        if config.keep_every and done % config.keep_every == 0:
+            self._save_weights(self.folder.milestone(done))
+
+        test = done == config.epochs or (config.eval_every and done % config.eval_every == 0)
+        tau = "" if config.temperature is None else temperature(epoch, start=config.temperature)
+        self.report.log(
+            {
+                "epoch": epoch,
+                "loss": loss,
+                "lr": rate,
+                "temperature": tau,
+                "test_nme_percent": _test_nme(step, self.test_faces) if test else "",
+                "images_per_s": round(step.iterations * config.batch_size / seconds, 1),
+                "seconds": round(seconds, 2),
+            }
+        )
+
+    def _silent_for_long(self) -> bool:
+        """Steps may be slow; alone, a process looks at the loss whenever it likes."""
+        if self.report is None or self.step.processes.count > 1:
+            return False
+
+        return time.monotonic() - self.report.last_look > LOOK_SECONDS
+
+    def _look(self, epoch: int, done: int) -> None:
+        """Stop where the loss is no longer finite; show it. Waits for the device."""
+        self.step.raise_if_not_finite(epoch)
+        loss = self.step.mean_loss()
+
+        if self.report is not None:
+            self.report.show(epoch, done, loss=loss, rate=float(self.step.rate))
+
+    def _save_weights(self, path: Path) -> None:
+        """A checkpoint to evaluate and use, but not to resume."""
+        checkpoint.save(path, self._content())
+
+    def _save_last(self, epoch: int) -> None:
+        """A checkpoint to resume; refuses to replace a good one by values that are not finite.
+
+        All processes must call it; the first one writes.
+        """
+        self.step.raise_if_not_finite(epoch)
+        position = {"epoch": epoch, "seconds": time.monotonic() - self.began}
+        training = {**self.step.state(), **position, "log": self.folder.rows}
+
+        if self.leads:
+            checkpoint.save(self.folder.last, self._content() | {"training": training})
+
+        self.last_save = time.monotonic()
+
+    def _content(self) -> dict[str, Any]:
+        model = self.step.model.state_dict()
+
+        return {"model": model, "config": self.record, "format": checkpoint.FORMAT}
+
+
+def _same_everywhere(signal: int, due: bool, step: TrainingStep, i: int) -> tuple[int, bool]:
     """The signal to stop for (0 for none) and whether to save, the same in every process at the
     same step.
     """
@@ -266,35 +333,6 @@ def _agreed(signal: int, due: bool, step: TrainingStep, i: int) -> tuple[int, bo
 def _test_nme(step: TrainingStep, faces: FaceSet) -> float:
     """NME of the test faces in percent."""
     return 100 * float(face_errors(step.model, faces, device=step.device).mean())
-
-
-def _save_weights(path: Path, step: TrainingStep, record: dict[str, Any]) -> None:
-    """A checkpoint to evaluate and use, but not to resume."""
-    checkpoint.save(
-        path, {"model": step.model.state_dict(), "config": record, "format": checkpoint.FORMAT}
-    )
-
-
-def _save_last(
-    folder: RunFolder, step: TrainingStep, record: dict[str, Any], epoch: int, *, seconds: float
-) -> None:
-    """A checkpoint to resume; refuses to replace a good one by one with values that are not finite.
-
-    All processes must call it; the first one writes. ``seconds`` is what the epoch has taken so
-    far.
-    """
-    step.raise_if_not_finite(epoch)
-    training = {**step.state(), "epoch": epoch, "seconds": seconds, "log": folder.rows}
-
-    content = {
-        "model": step.model.state_dict(),
-        "config": record,
-        "format": checkpoint.FORMAT,
-        "training": training,
-    }
-
-    if step.processes.leads:
-        checkpoint.save(folder.last, content)
 
 
 def header(step: TrainingStep, record: dict[str, Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
+import os
 import shutil
 import sys
 from dataclasses import asdict, fields
@@ -17,7 +19,7 @@ from dataset.faces import FaceSet
 from models import checkpoint
 from models.architecture import describe_arm
 from training.config import TrainConfig
-from utils.files import InputError, atomic_write, describe_os_error, make_folder
+from utils.files import InputError, atomic_write, describe_os_error, make_folder, read_json
 from utils.runtime import Processes, describe_machine, git_commit
 
 RUNS = Path("checkpoints")
@@ -59,13 +61,14 @@ def run_record(
 
 class RunFolder:
     """Files of one run: ``last.pt`` while it goes, ``final.pt`` once done, ``config.json``,
-    ``log.csv``, milestones.
+    ``log.csv``, milestones. A context, which ends the lock on the folder.
     """
 
     def __init__(self, run: str) -> None:
         self.path = RUNS / run
         self.last, self.final = self.path / "last.pt", self.path / "final.pt"
         self.rows: list[dict[str, Any]] = []
+        self._locked: int | None = None
 
     def saved(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
         """Look at what is there, without changing it.
@@ -85,20 +88,77 @@ class RunFolder:
 
         return checkpoint.read(self.last) if resume and self.last.exists() else None
 
-    def clear(self) -> None:
-        """Make an empty folder for a new run; call when nothing can go wrong any more, since it
-        removes an old one.
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._locked is not None:
+            os.close(self._locked)
+            self._locked = None
+
+    def lock(self) -> None:
+        """Keep other processes out of the folder, where there is one, until this one leaves.
+
+        Raises:
+            InputError: another process trains in it.
+        """
+        if self._locked is not None or not self.path.is_dir():
+            return
+
+        descriptor = os.open(self.path, os.O_RDONLY)  # the folder itself: no file is left behind
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise InputError(
+                f"{self.path} is in use by another training process; wait for it or stop it, or "
+                "choose another name with --run"
+            ) from None
+
+        self._locked = descriptor
+
+    def refuse_other_remains(self, record: dict[str, Any]) -> None:
+        """Refuse to start afresh over the log or milestones of a run with other settings."""
+        if not (self._milestones() or self._logged_epochs()):
+            return
+
+        settings = read_json(self.path / "config.json")
+        if settings is None:
+            raise InputError(
+                f"{self.path} holds a log or milestones but no last.pt and no config.json to go on "
+                "from; add --overwrite to replace them, or choose another name with --run"
+            )
+
+        refuse_other_settings(settings, record, self.path)
+
+    def start(self, *, overwrite: bool) -> None:
+        """Make the folder ready for a run's first step; call when nothing can go wrong any more.
+
+        Only ``overwrite`` removes an old run. Otherwise its milestones stay until equal ones take
+        their place, and its log gets another name.
         """
         make_folder(self.path)
-        for file in (
-            *self._existing(),
-            self.path / "config.json",
-            self.path / "curve.png",
-            *self.path.glob("epoch_*.pt"),
-        ):
-            file.unlink(missing_ok=True)
+        self.lock()
 
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        if overwrite:
+            names = ("config.json", "curve.png")
+            remains = [*self._existing(), *(self.path / name for name in names)]
+            for file in (*remains, *self._milestones()):
+                file.unlink(missing_ok=True)
+
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+
+        elif self._logged_epochs():
+            number = 1 + len(list(self.path.glob("log_old*.csv")))
+            os.replace(self.path / "log.csv", self.path / f"log_old{number}.csv")
+
+    def _milestones(self) -> list[Path]:
+        return list(self.path.glob("epoch_*.pt"))
+
+    def _logged_epochs(self) -> int:
+        log = self.path / "log.csv"
+
+        return max(0, len(log.read_text().splitlines()) - 1) if log.is_file() else 0
 
     def _existing(self) -> list[Path]:
         return [file for file in (self.final, self.last, self.path / "log.csv") if file.exists()]

@@ -99,6 +99,27 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         json.dump(plain(content), file, indent=1, allow_nan=False, ensure_ascii=False)
 
 
+def read_json(path: str | os.PathLike, *, advice: str = "delete it") -> dict[str, Any] | None:
+    """The object that a JSON file holds; None where there is no file.
+
+    Raises:
+        InputError: it cannot be read, or is not a JSON object; says what to do, ``advice``.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: damaged, not JSON; {advice}") from None
+
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not an object; {advice}")
+
+    return content
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename inside ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
