@@ -54,6 +54,13 @@ class Source(NamedTuple):
     lists: dict[str, Path]
 
 
+class Lists(NamedTuple):
+    """What the official lists say."""
+
+    faces: dict[str, list[Face]]  # of each split
+    digests: dict[str, str]  # SHA-256 of each list's bytes
+
+
 class Face(NamedTuple):
     """One patch to write."""
 
@@ -75,17 +82,21 @@ def wflw_source(folder: Path) -> Source:
     )
 
 
-def read_source(source: Source) -> dict[str, list[Face]]:
-    """The faces of both splits, checked as far as it goes without decoding an image."""
-    from dataset.annotations import read_official_list
+def read_source(source: Source) -> Lists:
+    """The faces of both splits, checked as far as it goes without decoding an image.
+
+    Each list is read once, since it may come through a pipe: its digest is of what was parsed.
+    """
+    from dataset.annotations import read_list_bytes, read_official_list
 
     if not source.images.is_dir():
         raise InputError(f"image folder {source.images} does not exist")
 
+    data = {split: read_list_bytes(path) for split, path in source.lists.items()}
     faces = {
         split: [
             Face(annotation, path, f"{split}/WFLW{index:04d}.png")
-            for index, annotation in enumerate(read_official_list(path))
+            for index, annotation in enumerate(read_official_list(path, data[split]))
         ]
         for split, path in source.lists.items()
     }
@@ -105,12 +116,14 @@ def read_source(source: Source) -> dict[str, list[Face]]:
                 f"{face.source}, line {face.annotation.line}: image {image} does not exist"
             )
 
-    return faces
+    return Lists(faces, {split: hashlib.sha256(data[split]).hexdigest() for split in SPLITS})
 
 
-def describe_settings(source: Source, num_points: int, resample: str) -> dict[str, Any]:
+def describe_settings(source: Source, lists: Lists, resample: str) -> dict[str, Any]:
     """What the patches and lists depend on; no folder of this disk in it, so the data may move."""
     from dataset.landmarks import scheme_for
+
+    num_points = len(lists.faces["train"][0].annotation.landmarks)
 
     return {
         "format": 1,
@@ -118,7 +131,11 @@ def describe_settings(source: Source, num_points: int, resample: str) -> dict[st
         "num_points": num_points,
         "resample": resample,
         "source": {
-            split: {"list": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            # a pipe is called otherwise every time
+            split: {
+                "list": path.name if path.is_file() else "(pipe)",
+                "sha256": lists.digests[split],
+            }
             for split, path in source.lists.items()
         },
     }
@@ -130,8 +147,9 @@ def prepare(
     """Write the prepared set to `out`; returns its meta data and how many patches had to be
     written.
     """
-    faces = read_source(source)
-    settings = describe_settings(source, len(faces["train"][0].annotation.landmarks), resample)
+    lists = read_source(source)
+    faces = lists.faces
+    settings = describe_settings(source, lists, resample)
     finished = _claim_folder(out, settings)
     missing = [
         face for face in (*faces["train"], *faces["test"]) if not _is_complete_png(out / face.patch)

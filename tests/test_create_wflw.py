@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -353,6 +354,27 @@ def test_missing_folders_and_lists(own_set, run_script):
     assert_refused(run_script, own_set, "list_98pt_rect_attr_test.txt does not exist")
     shutil.rmtree(own_set / "WFLW_images")
     assert_refused(run_script, own_set, "WFLW_images does not exist")
+
+
+def test_lists_may_come_through_pipes(official_set, prepared_set, tmp_path, run_script):
+    pipes = {}
+
+    for split in ("train", "test"):
+        pipes[split] = tmp_path / official_list(official_set, split).name
+        os.mkfifo(pipes[split])
+        data = official_list(official_set, split).read_bytes()
+        # as a shell's <(...): one writer, which is gone when the list was read once
+        threading.Thread(target=pipes[split].write_bytes, args=(data,), daemon=True).start()
+
+    arguments = ["--images", official_set / "WFLW_images", "--out", tmp_path / "out"]
+    arguments += ["--train-list", pipes["train"], "--test-list", pipes["test"]]
+    code, _, errors = run_script(SCRIPT, *arguments)
+    assert (code, errors) == (0, "")
+    made, expected = contents(tmp_path / "out"), contents(prepared_set)
+    sources = [json.loads(files.pop("meta.json"))["source"] for files in (made, expected)]
+    assert made == expected
+    for split in ("train", "test"):
+        assert sources[0][split] == sources[1][split] | {"list": "(pipe)"}
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
