@@ -17,6 +17,7 @@ from utils.files import InputError, atomic_write, describe_os_error, require_fil
 
 _SHIFT = 4  # cv2 draws at fixed-point coordinates with this many fractional bits
 _LIMIT = 1e6  # px; keeps the fixed-point numbers inside 32 bits when a network answers nonsense
+_JPEG_SIDE = 65_500  # px; libjpeg's limit
 _BOX_COLOUR = (255, 255, 255)
 
 
@@ -128,7 +129,10 @@ class _VideoSink:
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
     try:
-        done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        # looked at first, since libjpeg would print a line of its own
+        done = max(image.shape) <= _JPEG_SIDE
+        if done:
+            done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])
     except cv2.error:
         done = False
 
