@@ -176,8 +176,8 @@ def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            print(str(error) or "interrupted", file=sys.stderr)
             return 130
 
     return wrapper
