@@ -15,7 +15,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.files import InputError, atomic_write, reports_input_errors
+from utils.files import (
+    InputError,
+    atomic_write,
+    reports_input_errors,
+    require_file_or_nothing,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -50,6 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         raise InputError(
             f"export needs packages that are not installed; pip install {' '.join(missing)}"
+        )
+
+    require_file_or_nothing(args.onnx)
+    if args.onnx.exists() and args.checkpoint.exists() and args.onnx.samefile(args.checkpoint):
+        raise InputError(
+            f"--onnx {args.onnx} is the checkpoint itself; choose another name, so that the "
+            "trained network is kept"
         )
 
     from models.checkpoint import load_model

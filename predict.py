@@ -184,6 +184,13 @@ def main(argv: list[str] | None = None) -> int:
         except InputError as error:
             tally.refuse(path, error)
 
+    described = {entry["file"] for entry in entries}
+    refused = [
+        {"file": str(path), "error": message}
+        for path, message in tally.errors.items()
+        if str(path) not in described
+    ]
+
     content = {
         "format": 1,
         "scheme": predictor.scheme.name,
@@ -191,8 +198,7 @@ def main(argv: list[str] | None = None) -> int:
         "arm": predictor.config["arm"],
         "pixels": "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have "
         "inclusive edges",
-        "files": entries
-        + [{"file": str(path), "error": message} for path, message in tally.errors.items()],
+        "files": entries + refused,
     }
 
     with atomic_write(args.out / "landmarks.json", "w") as file:
@@ -289,9 +295,9 @@ def predict_pictures(
             "file": str(shot.path),
             "width": shot.image.shape[1],
             "height": shot.image.shape[0],
+            "faces": describe_faces(shot, landmarks),
         }
-
-        entries.append(entry | {"faces": describe_faces(shot, landmarks)})
+        entries.append(entry)
 
         if not shot.boxes:
             tqdm.write(f"{shot.path}: no face")
@@ -299,12 +305,16 @@ def predict_pictures(
 
         output = outputs[shot.path]
         overlay = draw_faces(shot.image, landmarks, predictor.scheme, boxes=shot.boxes)
-        write_jpeg(output.with_name(f"{output.name}_overlay.jpg"), overlay)
 
-        for index, points in enumerate(landmarks if pts else []):
-            write_pts(
-                output.with_name(f"{face_name(output.name, index, len(landmarks))}.pts"), points
-            )
+        # The landmarks are there, whatever becomes of the files beside them.
+        try:
+            write_jpeg(output.with_name(f"{output.name}_overlay.jpg"), overlay)
+            for index, points in enumerate(landmarks if pts else []):
+                name = face_name(output.name, index, len(landmarks))
+                write_pts(output.with_name(f"{name}.pts"), points)
+        except InputError as error:
+            tally.refuse(shot.path, error)
+            entry["error"] = tally.errors[shot.path]
 
     return entries
 

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--pairs and --workers must be at least 1")
 
     source = wflw_source(args.wflw)
-    faces = [face for split in read_source(source).values() for face in split]
+    faces = [face for split in read_source(source).faces.values() for face in split]
     ratios, rates, work = [], {"plain": [], "ours": []}, {"plain": [], "ours": []}
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -44,14 +44,28 @@ class Annotation:
     line: int  # 1-based line of the list
 
 
-def read_official_list(path: str | Path) -> list[Annotation]:
+def read_list_bytes(path: str | Path) -> bytes:
+    """A list as it stands on the disk, or comes through a pipe, which can be read only once."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"list {path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"list {path} cannot be read: {error.strerror}") from None
+
+
+def read_official_list(path: str | Path, data: bytes | None = None) -> list[Annotation]:
     """The faces of an official list, in its order; an empty list, or lines of different kinds, is
     an InputError.
+
+    Args:
+        path: the list.
+        data: its bytes, where they were read already; ``path`` is then for messages only.
     """
     path = Path(path)
     faces: list[Annotation] = []
 
-    for number, text in _lines(path):
+    for number, text in _lines(path, read_list_bytes(path) if data is None else data):
         try:
             face = _parse_official(text, number)
             if faces and len(face.landmarks) != len(faces[0].landmarks):
@@ -83,7 +97,7 @@ def read_crop_list(path: str | Path) -> tuple[np.ndarray, list[Path]]:
     patches: list[Path] = []
     points = 0
 
-    for number, text in _lines(path):
+    for number, text in _lines(path, read_list_bytes(path)):
         try:
             points = points or _count_points(text)
             fields = text.split(maxsplit=2 * points)  # a path may hold spaces
@@ -124,16 +138,15 @@ def write_crop_list(path: str | Path, landmarks: np.ndarray, patches: Sequence[s
             file.write((" ".join(map(repr, numbers)) + f" {Path(patch).as_posix()}\n").encode())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
     """(1-based number, text) of each line; blank lines at the end are left out."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not a text file (expected a list of faces)") from None
-    except FileNotFoundError:
-        raise InputError(f"list {path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"list {path} cannot be read: {error.strerror}") from None
+
+    # "\r\n" and "\r" end a line too, as in every text file
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
 
     return enumerate(text.rstrip().split("\n") if text.strip() else [], start=1)
 
@@ -155,15 +168,8 @@ def _numbers(fields: Sequence[str]) -> list[float]:
 
 
 def _parse_official(text: str, number: int) -> Annotation:
-    fields = text.split()
-    points, odd = divmod(len(fields) - _EXTRA_FIELDS, 2)
-
-    try:
-        scheme_for(points if not odd else -1)
-    except InputError:
-        raise InputError(
-            f"{len(fields)} fields, expected 207 (98 points) or 147 (68 points)"
-        ) from None
+    fields = _official_fields(text)
+    points = (len(fields) - _EXTRA_FIELDS) // 2
 
     coordinates = _numbers(fields[: 2 * points])
     box = _numbers(fields[2 * points : 2 * points + 4])
@@ -188,6 +194,32 @@ def _parse_official(text: str, number: int) -> Annotation:
         image=fields[-1],
         line=number,
     )
+
+
+def _official_fields(text: str) -> list[str]:
+    """The fields of an official line; the last, the image's name, may hold spaces."""
+    words = len(text.split())
+    counts = [2 * points + _EXTRA_FIELDS for points in (98, 68)]
+    if words in counts:
+        return text.split()
+
+    # More words than fields: only a line whose box and flags are where they belong is taken, since
+    # a line with a coordinate too many has more words as well.
+    for count in counts:
+        fields = text.strip().split(maxsplit=count - 1)
+        box, flags = fields[-_EXTRA_FIELDS:-7], fields[-7:-1]
+
+        if words > count and set(flags) <= {"0", "1"} and all(map(_is_whole, box)):
+            return fields
+
+    raise InputError(f"{words} fields, expected 207 (98 points) or 147 (68 points)")
+
+
+def _is_whole(field: str) -> bool:
+    try:
+        return float(field).is_integer()
+    except ValueError:
+        return False
 
 
 def _count_points(text: str) -> int:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -44,6 +45,8 @@ SPLITS = ("train", "test")
 # 1.21 times the space of OpenCV's default compression; a set of large faces only would take about
 # 1.75 times.
 STORED_SIDE = 288
+# signature, and the first chunk as far as the size, which is 256 x 256
+PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\x01\0\0\0\x01\0"
 FINISHED, UNFINISHED = "meta.json", ".partial.json"
 
 
@@ -52,6 +55,13 @@ class Source(NamedTuple):
 
     images: Path
     lists: dict[str, Path]
+
+
+class Lists(NamedTuple):
+    """What the official lists say."""
+
+    faces: dict[str, list[Face]]  # of each split
+    digests: dict[str, str]  # SHA-256 of each list's bytes
 
 
 class Face(NamedTuple):
@@ -75,17 +85,21 @@ def wflw_source(folder: Path) -> Source:
     )
 
 
-def read_source(source: Source) -> dict[str, list[Face]]:
-    """The faces of both splits, checked as far as it goes without decoding an image."""
-    from dataset.annotations import read_official_list
+def read_source(source: Source) -> Lists:
+    """The faces of both splits, checked as far as it goes without decoding an image.
+
+    Each list is read once, since it may come through a pipe: its digest is of what was parsed.
+    """
+    from dataset.annotations import read_list_bytes, read_official_list
 
     if not source.images.is_dir():
         raise InputError(f"image folder {source.images} does not exist")
 
+    data = {split: read_list_bytes(path) for split, path in source.lists.items()}
     faces = {
         split: [
             Face(annotation, path, f"{split}/WFLW{index:04d}.png")
-            for index, annotation in enumerate(read_official_list(path))
+            for index, annotation in enumerate(read_official_list(path, data[split]))
         ]
         for split, path in source.lists.items()
     }
@@ -105,12 +119,14 @@ def read_source(source: Source) -> dict[str, list[Face]]:
                 f"{face.source}, line {face.annotation.line}: image {image} does not exist"
             )
 
-    return faces
+    return Lists(faces, {split: hashlib.sha256(data[split]).hexdigest() for split in SPLITS})
 
 
-def describe_settings(source: Source, num_points: int, resample: str) -> dict[str, Any]:
+def describe_settings(source: Source, lists: Lists, resample: str) -> dict[str, Any]:
     """What the patches and lists depend on; no folder of this disk in it, so the data may move."""
     from dataset.landmarks import scheme_for
+
+    num_points = len(lists.faces["train"][0].annotation.landmarks)
 
     return {
         "format": 1,
@@ -118,7 +134,11 @@ def describe_settings(source: Source, num_points: int, resample: str) -> dict[st
         "num_points": num_points,
         "resample": resample,
         "source": {
-            split: {"list": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            # a pipe is called otherwise every time
+            split: {
+                "list": path.name if path.is_file() else "(pipe)",
+                "sha256": lists.digests[split],
+            }
             for split, path in source.lists.items()
         },
     }
@@ -130,17 +150,22 @@ def prepare(
     """Write the prepared set to `out`; returns its meta data and how many patches had to be
     written.
     """
-    faces = read_source(source)
-    settings = describe_settings(source, len(faces["train"][0].annotation.landmarks), resample)
+    lists = read_source(source)
+    faces = lists.faces
+    settings = describe_settings(source, lists, resample)
     finished = _claim_folder(out, settings)
-    missing = [
-        face for face in (*faces["train"], *faces["test"]) if not _is_complete_png(out / face.patch)
-    ]
+    everything = [*faces["train"], *faces["test"]]
+    damaged = _damaged([out / face.patch for face in everything], workers)
+    missing = [face for face in everything if out / face.patch in damaged]
+
+    members = _with_subsets(faces)
+    counts = {name: len(chosen) for name, chosen in members.items()}
 
     if (
         finished
+        and finished.get("counts") == counts
         and not missing
-        and all((out / _list_name(name)).is_file() for name in finished["counts"])
+        and all(_list_is_whole(out / _list_name(name), count) for name, count in counts.items())
     ):
         return finished, 0
 
@@ -148,7 +173,8 @@ def prepare(
         make_folder(out / split)
 
     write_patches(missing, source.images, out, resample=resample, workers=workers)
-    meta = settings | {"counts": _write_lists(faces, out, resample)}
+    _write_lists(members, out, resample)
+    meta = settings | {"counts": counts}
     _write_json(out / FINISHED, meta)
     (out / UNFINISHED).unlink(missing_ok=True)
 
@@ -234,7 +260,7 @@ def _write_image_patches(image_path: Path, faces: list[Face], out: Path, *, resa
 def _write_patch(path: Path, png: bytes) -> None:
     """Write a file whole or not at all. Unlike `atomic_write` it does not wait for the disk after
     each of thousands of
-    files: what a power cut leaves incomplete, `_is_complete_png` finds and the next run writes
+    files: what a power cut leaves incomplete, `_is_whole_patch` finds and the next run writes
         again.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -248,12 +274,46 @@ def _write_patch(path: Path, png: bytes) -> None:
         raise describe_os_error(error, path) from error
 
 
-def _is_complete_png(path: Path) -> bool:
+def _damaged(paths: list[Path], workers: int) -> set[Path]:
+    """Those of `paths` that are no whole patches; the sums within each file are checked."""
+    with ThreadPoolExecutor(workers) as pool:  # reading and summing let go of the interpreter
+        whole = list(pool.map(_is_whole_patch, paths))
+
+    return {path for path, fine in zip(paths, whole, strict=True) if not fine}
+
+
+def _is_whole_patch(path: Path) -> bool:
+    """Whether a file is a PNG of 256 x 256 px, undamaged by the CRC of each of its chunks."""
     try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            file.seek(-12, os.SEEK_END)
-            return head == b"\x89PNG\r\n\x1a\n" and file.read() == b"\0\0\0\0IEND\xaeB`\x82"
+        data = memoryview(path.read_bytes())
+    except OSError:
+        return False
+
+    if data[:24] != PNG_HEAD:
+        return False
+
+    kind, position = b"", 8
+
+    # a chunk: length of its data (4 bytes), kind (4), data, CRC of kind and data (4)
+    while kind != b"IEND":
+        length = int.from_bytes(data[position : position + 4], "big")
+        body = data[position + 4 : position + 8 + length]
+        position += 12 + length
+
+        if position > len(data):
+            return False
+        if zlib.crc32(body) != int.from_bytes(data[position - 4 : position], "big"):
+            return False
+
+        kind = bytes(body[:4])
+
+    return position == len(data)
+
+
+def _list_is_whole(path: Path, count: int) -> bool:
+    """Whether a crop list has a line for each of its faces."""
+    try:
+        return path.read_bytes().count(b"\n") == count
     except OSError:
         return False
 
@@ -301,16 +361,10 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _write_lists(faces: dict[str, list[Face]], out: Path, resample: str) -> dict[str, int]:
-    """Write the crop lists of both splits and of the test subsets; returns the number of faces in
-    each.
-    """
-    import numpy as np
+def _with_subsets(faces: dict[str, list[Face]]) -> dict[str, list[Face]]:
+    """The faces of both splits and of the test subsets, by the names of their lists."""
+    from dataset.annotations import ATTRIBUTES
 
-    from dataset.annotations import ATTRIBUTES, write_crop_list
-    from dataset.crop import patch_frame
-
-    counts = {}
     members = dict(faces)
 
     for index, name in enumerate(ATTRIBUTES):
@@ -318,14 +372,21 @@ def _write_lists(faces: dict[str, list[Face]], out: Path, resample: str) -> dict
             face for face in faces["test"] if face.annotation.attributes[index]
         ]
 
+    return members
+
+
+def _write_lists(members: dict[str, list[Face]], out: Path, resample: str) -> None:
+    """Write the crop list of each split and test subset."""
+    import numpy as np
+
+    from dataset.annotations import write_crop_list
+    from dataset.crop import patch_frame
+
     for name, chosen in members.items():
         points = [
             patch_frame(f.annotation.box, resample).to_patch(f.annotation.landmarks) for f in chosen
         ]
         write_crop_list(out / _list_name(name), np.array(points), [face.patch for face in chosen])
-        counts[name] = len(chosen)
-
-    return counts
 
 
 def _list_name(name: str) -> str:
@@ -339,11 +400,18 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); choose another --out"
+        ) from None
+    except ValueError:
         content = None
 
     if not isinstance(content, dict):
-        raise InputError(f"{path} cannot be read; delete it, or choose another --out")
+        raise InputError(
+            f"{path} is damaged; delete the folder {path.parent} and run this again, or choose "
+            "another --out"
+        )
 
     return content
 
@@ -419,7 +487,7 @@ def main(argv: list[str] | None = None) -> int:
             source, out, resample=args.resample, workers=args.workers or available_cores()
         )
     except KeyboardInterrupt:
-        raise InputError("interrupted; the same command carries on from here") from None
+        raise KeyboardInterrupt("interrupted; the same command carries on from here") from None
 
     counts = meta["counts"]
     state = f"{written} patches written" if written else "already complete, nothing to do"

@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 
 from dataset.landmarks import LandmarkScheme
-from utils.files import InputError, atomic_write, describe_os_error
+from utils.files import InputError, atomic_write, describe_os_error, require_file_or_nothing
 
 _SHIFT = 4  # cv2 draws at fixed-point coordinates with this many fractional bits
 _LIMIT = 1e6  # px; keeps the fixed-point numbers inside 32 bits when a network answers nonsense
+_JPEG_SIDE = 65_500  # px; libjpeg's limit
 _BOX_COLOUR = (255, 255, 255)
 
 
@@ -86,7 +87,8 @@ def atomic_video(path: Path, fps: float) -> Iterator[_VideoSink]:
     """Write an MP4 whose frame size is the first frame's; it takes its name at the end, and only
     without an error.
     """
-    sink = _VideoSink(path.with_name(f".{path.stem}.tmp{path.suffix}"), fps)
+    require_file_or_nothing(path)
+    sink = _VideoSink(path.with_name(f".{path.stem[:40]}.tmp{path.suffix}"), fps)
     try:
         yield sink
         sink.close()
@@ -127,11 +129,18 @@ class _VideoSink:
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
     try:
-        data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-    except cv2.error as error:
+        # looked at first, since libjpeg would print a line of its own
+        done = max(image.shape) <= _JPEG_SIDE
+        if done:
+            done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    except cv2.error:
+        done = False
+
+    if not done:
         raise InputError(
-            f"{path}: {image.shape[1]} x {image.shape[0]} px is too large for a JPEG overlay"
-        ) from error
+            f"cannot write {path}: {image.shape[1]} x {image.shape[0]} px is too large for a JPEG "
+            "overlay"
+        )
 
     with atomic_write(path) as file:
         file.write(data.tobytes())

@@ -59,6 +59,17 @@ def test_windows_line_ends_and_blank_lines_at_the_end_do_no_harm(tmp_path):
     assert face.image == "1--Event/a.jpg"
 
 
+@pytest.mark.parametrize("points", [98, 68])
+@pytest.mark.parametrize("name", ["1--Event/a  b c.jpg", "7 of 9.jpg", "a 0 1.png"])
+def test_image_names_may_hold_spaces(tmp_path, points, name):
+    fields = official_fields(points)
+    path = write_list(tmp_path / "list.txt", [*fields[:-1], name], fields)
+    first, second = read_official_list(path)
+    assert (first.image, second.image) == (name, fields[-1])
+    assert first.box == second.box and first.attributes == second.attributes
+    assert np.array_equal(first.landmarks, second.landmarks)
+
+
 def with_field(index: int, value: str) -> list[str]:
     fields = official_fields()
     fields[index] = value
@@ -70,7 +81,7 @@ def with_field(index: int, value: str) -> list[str]:
     [
         (official_fields()[:120], "120 fields, expected 207"),
         (official_fields()[:-1], "206 fields, expected 207"),
-        ([*official_fields(), "extra"], "208 fields, expected 207"),
+        (["1.5", *official_fields()], "208 fields, expected 207"),
         ([], "0 fields, expected 207"),
         (official_fields(97), "205 fields, expected 207"),
         (official_fields(68), "68 points, but line 1 has 98"),

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -287,7 +288,7 @@ def test_an_interrupted_run_carries_on(
         fail_at_the_ninth(patched, KeyboardInterrupt())
         code, _, errors = run_script(*command)
 
-    assert code == 1 and errors == "error: interrupted; the same command carries on from here\n"
+    assert code == 130 and errors == "interrupted; the same command carries on from here\n"
     (out / "train" / ".WFLW0011.png.7.tmp").touch()  # a killed process leaves its file
     kept = {path: path.stat().st_ino for path in out.rglob("WFLW*.png")}
     assert 8 <= len(kept) < 20 and not list(out.glob("*.txt")) and not (out / "meta.json").exists()
@@ -313,6 +314,37 @@ def test_leftovers_of_other_settings_are_not_mixed_in(
     assert list(out.rglob("WFLW*.png"))
     _, output, _ = run_script(SCRIPT, "--wflw", official_set, "--out", out)
     assert "(20 patches written)" in output
+    assert contents(out) == contents(prepared_set)
+
+
+def test_preparing_again_mends_what_is_damaged(official_set, prepared_set, tmp_path, run_script):
+    out = tmp_path / "out"
+    shutil.copytree(prepared_set, out)
+    patch = out / "train" / "WFLW0003.png"
+    data = bytearray(patch.read_bytes())
+    data[len(data) // 2] ^= 0xFF  # head and tail stay
+    patch.write_bytes(data)
+    other = cv2.imread(str(out / "test" / "WFLW0002.png"))
+    cv2.imwrite(str(out / "test" / "WFLW0002.png"), other[:128])  # a sound PNG of another size
+    (out / "WFLW256_train.txt").write_text("")
+    meta = json.loads((out / "meta.json").read_text())
+    (out / "meta.json").write_text(json.dumps({**meta, "counts": None}))
+    code, output, _ = run_script(SCRIPT, "--wflw", official_set, "--out", out)
+    assert code == 0 and "(2 patches written)" in output
+    assert contents(out) == contents(prepared_set)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7", "\x00"])
+def test_the_advice_for_a_damaged_meta_file_works(
+    official_set, prepared_set, tmp_path, run_script, text
+):
+    out = tmp_path / "out"
+    shutil.copytree(prepared_set, out)
+    (out / "meta.json").write_text(text)
+    code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out)
+    assert code == 1 and f"delete the folder {out} and run this again" in errors
+    shutil.rmtree(out)
+    assert run_script(SCRIPT, "--wflw", official_set, "--out", out)[0] == 0
     assert contents(out) == contents(prepared_set)
 
 
@@ -353,6 +385,27 @@ def test_missing_folders_and_lists(own_set, run_script):
     assert_refused(run_script, own_set, "list_98pt_rect_attr_test.txt does not exist")
     shutil.rmtree(own_set / "WFLW_images")
     assert_refused(run_script, own_set, "WFLW_images does not exist")
+
+
+def test_lists_may_come_through_pipes(official_set, prepared_set, tmp_path, run_script):
+    pipes = {}
+
+    for split in ("train", "test"):
+        pipes[split] = tmp_path / official_list(official_set, split).name
+        os.mkfifo(pipes[split])
+        data = official_list(official_set, split).read_bytes()
+        # as a shell's <(...): one writer, which is gone when the list was read once
+        threading.Thread(target=pipes[split].write_bytes, args=(data,), daemon=True).start()
+
+    arguments = ["--images", official_set / "WFLW_images", "--out", tmp_path / "out"]
+    arguments += ["--train-list", pipes["train"], "--test-list", pipes["test"]]
+    code, _, errors = run_script(SCRIPT, *arguments)
+    assert (code, errors) == (0, "")
+    made, expected = contents(tmp_path / "out"), contents(prepared_set)
+    sources = [json.loads(files.pop("meta.json"))["source"] for files in (made, expected)]
+    assert made == expected
+    for split in ("train", "test"):
+        assert sources[0][split] == sources[1][split] | {"list": "(pipe)"}
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

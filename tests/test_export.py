@@ -5,6 +5,7 @@ about itself.
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import cv2
@@ -130,3 +131,33 @@ def test_a_missing_checkpoint_is_named(tmp_path, run_script):
 def test_the_output_file_must_be_named(tmp_path, run_script):
     code, _, errors = run_script("export.py", tmp_path / "final.pt")
     assert code == 2 and "--onnx" in errors
+
+
+@needs_packages
+def test_the_checkpoint_is_never_overwritten(tmp_path, run_script):
+    checkpoint = tmp_path / "final.pt"
+    write_checkpoint(checkpoint, "none")
+    before = checkpoint.read_bytes()
+    (tmp_path / "soft.onnx").symlink_to("final.pt")
+    os.link(checkpoint, tmp_path / "hard.onnx")
+
+    for name in ("final.pt", "soft.onnx", "hard.onnx"):
+        code, _, errors = run_script("export.py", checkpoint, "--onnx", tmp_path / name)
+        assert code == 1 and "is the checkpoint itself" in errors and errors.count("\n") == 1
+        assert (tmp_path / name).read_bytes() == before
+
+
+@needs_packages
+def test_what_is_no_regular_file_is_not_replaced(tmp_path, run_script):
+    write_checkpoint(tmp_path / "final.pt", "none")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    (tmp_path / "folder").mkdir()
+
+    for name in ("pipe", "null", "folder"):
+        code, _, errors = run_script(
+            "export.py", tmp_path / "final.pt", "--onnx", tmp_path / name
+        )
+        assert code == 1 and "it is no regular file" in errors and errors.count("\n") == 1
+
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()

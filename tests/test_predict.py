@@ -186,6 +186,31 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     ]
 
 
+def test_what_cannot_be_written_is_named_and_the_rest_is_done(predict, picture, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    # a JPEG is at most 65,500 px wide, a file's name at most 255 bytes long
+    cv2.imwrite(str(folder / "a_wide.png"), np.zeros((4, 65_501, 3), np.uint8))
+    cv2.imwrite(str(folder / ("b" * 245 + ".png")), picture)
+    cv2.imwrite(str(folder / "good.png"), picture)
+    boxes = ["--box", 1, 0, 3, 3]
+    code, _, errors, files = predict(folder, *boxes, "--batch-size", 1, "--format", "pts")
+    assert code == 1
+    first, second = errors.splitlines()
+    assert first.startswith("error:") and "a_wide" in first and "65501 x 4 px is too large" in first
+    assert second.startswith("error:") and "bbb" in second and "the name is too long" in second
+
+    # the landmarks are in the file nevertheless, once for each picture
+    assert [Path(entry["file"]).name[:4] for entry in files] == ["a_wi", "bbbb", "good"]
+    assert all(len(entry["faces"]) == 1 for entry in files)
+    assert ["error" in entry for entry in files] == [True, True, False]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "good.pts",
+        "good_overlay.jpg",
+        "landmarks.json",
+    ]
+
+
 def test_an_empty_folder_is_named(predict, tmp_path):
     (tmp_path / "in").mkdir()
     code, _, errors, _ = predict(tmp_path / "in", "--whole")
