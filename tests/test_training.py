@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from models.checkpoint import build_model, load_model, read
 from training import loop as training
 from training.config import TrainConfig
 from training.step import TrainingStep
+from utils.files import InputError
 
 # 3 steps an epoch on the 12 drawn faces
 SHORT = "--width 2 --epochs 4 --batch-size 4 --lr 0.02".split()
@@ -483,3 +485,54 @@ def test_a_captured_graph_trains_like_eager_steps_and_follows_the_learning_rate(
         moved.append((steps[1].model.fc2.weight - before).abs().sum().item())
 
     assert moved[0] == 0 and moved[2] > 5 * moved[1] > 0
+
+
+def test_resume_after_losing_final_pt_removes_nothing(train):
+    options = ("--epochs", "3", "--keep-every", "1", "--run", "kept")
+    assert train(*options)[0] == 0
+    folder = Path("checkpoints/kept")
+    (folder / "final.pt").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    code, _, errors = train(*options, "--lr", "0.5", "--resume")
+    assert code == 1 and errors.startswith("error: ") and "--lr was" in errors
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    assert train(*options, "--resume")[0] == 0
+    after = {path.name for path in folder.iterdir()}
+    assert after == {*before, "final.pt", "log_old1.csv"}
+    assert (folder / "log_old1.csv").read_bytes() == before["log.csv"]
+
+
+def test_a_log_without_config_and_weights_is_not_overwritten(train):
+    folder = Path("checkpoints/other")
+    folder.mkdir(parents=True)
+    (folder / "log.csv").write_text("epoch,loss\n0,1.5\n")
+
+    code, _, errors = train("--run", "other", "--epochs", "1", "--resume")
+    assert code == 1 and "--overwrite" in errors and errors.count("\n") == 1
+    assert (folder / "log.csv").read_text() == "epoch,loss\n0,1.5\n"
+
+
+def test_a_second_process_in_the_folder_of_a_run_is_refused(train):
+    assert train("--run", "shared", "--epochs", "1")[0] == 0
+    before = {path.name: path.read_bytes() for path in Path("checkpoints/shared").iterdir()}
+
+    with training.RunFolder("shared") as other:
+        other.lock()
+        code, _, errors = train("--run", "shared", "--epochs", "1", "--overwrite")
+
+    assert code == 1 and "in use by another training process" in errors
+    assert {path.name: path.read_bytes() for path in Path("checkpoints/shared").iterdir()} == before
+    assert train("--run", "shared", "--epochs", "1", "--overwrite")[0] == 0
+
+
+def test_weights_are_kept_where_their_evaluation_fails(train, monkeypatch):
+    def fail(*_, **__):
+        raise InputError("no test face can be evaluated")
+
+    monkeypatch.setattr(training, "face_errors", fail)
+    code, _, errors = train("--run", "spared", "--epochs", "1")
+
+    assert code == 1 and "no test face can be evaluated" in errors
+    assert load_model("checkpoints/spared/final.pt").name == "spared"

@@ -91,15 +91,15 @@ class _PlainLines(tqdm):
     SECONDS = 10.0  # between two lines
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._last_shown = time.monotonic(), -1
         super().__init__(*args, **options | {"mininterval": self.SECONDS, "leave": False})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         now = time.monotonic()
-        if now - self._last_line < self.SECONDS:
+        if now - self._last_line < self.SECONDS or self.n == self._last_shown:
             return False
 
-        self._last_line = now
+        self._last_line, self._last_shown = now, self.n
         values = self.format_dict
         rate = values["rate"] or (self.n - self.initial) / max(values["elapsed"], 1e-9)
         left = (self.total - self.n) / rate if self.total and rate else None
