@@ -69,6 +69,16 @@ def require_file_or_nothing(path: str | os.PathLike) -> None:
         raise InputError(f"cannot write {path}: it is no regular file; choose another name")
 
 
+def require_utf8(path: str | os.PathLike) -> None:
+    """Refuse a path that holds bytes which are not UTF-8, for libraries that take text only."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{path}: the name holds bytes that are not UTF-8; rename it, or link to it"
+        ) from None
+
+
 class _NamedTarget(io.FileIO):
     """A temporary file; what goes wrong in writing to it is said of the file it is to become."""
 
