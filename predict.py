@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_EDGE = 10**9  # px; no picture is as large
+MOST_BOXES = 10_000  # in one picture; their patches take 2 GB
 
 
 class Tally:
@@ -376,6 +377,9 @@ def cut_faces(
     from prediction.predictor import Shot
 
     boxes, scores = boxes_of(path, image)
+    if len(boxes) > MOST_BOXES:
+        raise InputError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
+
     return Shot(path, image, boxes, scores, *predictor.cut(image, boxes))
 
 
