@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from prediction.predictor import LandmarkPredictor, Shot
+
+
+LARGEST_EDGE = 10**9  # px; no picture is as large
+MOST_BOXES = 10_000  # in one picture; their patches take 2 GB
 
 
 class Tally:
@@ -130,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--batch-size must be at least 1")
 
     for left, top, right, bottom in args.box or []:
+        if max(map(abs, (left, top, right, bottom))) > LARGEST_EDGE:
+            parser.error(f"--box: an edge lies beyond {LARGEST_EDGE:,} px")
         if right <= left or bottom <= top:
             parser.error(
                 f"--box {left} {top} {right} {bottom} has no area; the order is left, top, right, "
@@ -161,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.format == "pts" and any(map(is_video, paths)):
         parser.error("--format pts is for pictures; a video gets a .jsonl file")
 
-    if args.out.resolve() in {path.resolve().parent for path in paths}:
+    if os.path.realpath(args.out) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
         parser.error(
             f"--out {args.out} is a folder of the inputs; choose another, so that nothing is "
             "overwritten"
@@ -255,6 +262,9 @@ def box_source(args: argparse.Namespace, paths: list[Path]) -> Callable:
 
     def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
         rows = table.boxes_of(path)
+        if not rows:
+            raise InputError(f"{path}: no row in the table {args.boxes}")
+
         for box, line in rows:
             if not overlaps(box, image):
                 raise InputError(
@@ -367,6 +377,9 @@ def cut_faces(
     from prediction.predictor import Shot
 
     boxes, scores = boxes_of(path, image)
+    if len(boxes) > MOST_BOXES:
+        raise InputError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
+
     return Shot(path, image, boxes, scores, *predictor.cut(image, boxes))
 
 

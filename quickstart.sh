@@ -18,7 +18,12 @@ if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
 fi
 
 say "1/6 Installing into .venv"
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+# An environment that was interrupted while it was made is made anew; one of yours without pip gets it.
+unfinished=.venv/.unfinished
+if [ -e "$unfinished" ]; then rm -rf .venv; fi
+if [ ! -e .venv ]; then mkdir .venv && touch "$unfinished"; fi
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
+rm -f "$unfinished"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 began=$(date +%s)
 

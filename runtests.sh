@@ -14,7 +14,16 @@ if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
     echo "error: $python has no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2
     exit 1
 fi
+# A folder that is named may hold anything: it is made anew only if this script made it, which its mark says.
+mark=.made-by-runtests
+if [ "$environment" != .venv-test ] && [ ! -f "$environment/$mark" ] &&
+    { [ -e "$environment" ] || [ -L "$environment" ]; } && [ -n "$(ls -A "$environment" 2>&1)" ]; then
+    echo "error: $environment was not made by runtests.sh; remove it yourself or set SEPBN_TEST_ENV to another" >&2
+    exit 1
+fi
 rm -rf "$environment"
+mkdir -p "$environment"
+touch "$environment/$mark"
 "$python" -m venv "$environment"
 "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 "$environment/bin/ruff" check --quiet .

@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -92,7 +97,10 @@ def _claim(folder: Path, wanted: dict[str, Any]) -> bool:
             f"{folder}: cannot be read ({error.strerror}); choose another --out"
         ) from None
     except ValueError:
-        raise InputError(f"{state}: is damaged; remove {folder} or choose another --out") from None
+        found, others = "damaged", False
+
+    if found is not None and not isinstance(found, dict):
+        raise InputError(f"{state}: is damaged; remove {folder} or choose another --out")
 
     if others:
         raise InputError(f"{folder}: holds other files; choose an empty or new folder for --out")
@@ -103,20 +111,66 @@ def _claim(folder: Path, wanted: dict[str, Any]) -> bool:
             "--out"
         )
 
-    if found is not None and found.get("finished"):
-        return all(
-            (folder / LISTS / f"list_98pt_rect_attr_{split}.txt").is_file()
-            for split in ("train", "test")
-        )
+    if found is not None and found.get("finished") and _is_whole(folder, wanted):
+        return True
 
     _write_json(state, {"content": wanted, "finished": False})
 
     return False
 
 
+def _is_whole(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether lists and pictures of a finished set are still there."""
+    for split in ("train", "test"):
+        try:
+            lines = (folder / LISTS / f"list_98pt_rect_attr_{split}.txt").read_text().splitlines()
+        except (OSError, ValueError):
+            return False
+
+        pictures = [folder / "WFLW_images" / line.split()[-1] for line in lines if line.strip()]
+        if len(pictures) != wanted[split] or not all(map(_is_whole_jpeg, pictures)):
+            return False
+
+    return True
+
+
+def _is_whole_jpeg(path: Path) -> bool:
+    """Whether the file has a JPEG's first and last bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+            file.seek(-2, os.SEEK_END)
+            return head == b"\xff\xd8" and file.read() == b"\xff\xd9"
+    except OSError:
+        return False
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     with atomic_write(path, "w") as file:
         file.write(json.dumps(value, indent=1) + "\n")
+
+
+@contextmanager
+def _workers_end_too() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the drawing processes, which would wait for work for ever."""
+
+    def stop(number: int, _frame: object) -> NoReturn:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+        print("terminated; the same command draws the set again", file=sys.stderr)
+        sys.exit(128 + number)
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            before[number] = signal.signal(number, stop)
+
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @reports_input_errors
@@ -149,7 +203,10 @@ def main(argv: list[str] | None = None) -> int:
     make_folder(args.out / LISTS)
 
     try:
-        with progress(desc="drawing faces", total=args.train + args.test, unit="face") as bar:
+        with (
+            _workers_end_too(),
+            progress(desc="drawing faces", total=args.train + args.test, unit="face") as bar,
+        ):
             lines = draw_set(
                 args.out / "WFLW_images",
                 counts,
@@ -159,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
                 without=frozenset(without),
             )
     except KeyboardInterrupt:
-        raise InputError("interrupted; the same command draws the set again") from None
+        raise KeyboardInterrupt("interrupted; the same command draws the set again") from None
 
     for split, entries in lines.items():
         with atomic_write(args.out / LISTS / f"list_98pt_rect_attr_{split}.txt", "w") as file:

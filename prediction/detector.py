@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from dataset.crop import Box
-from utils.files import InputError
+from utils.files import InputError, require_utf8
 
 
 def inclusive_box(x: float, y: float, width: float, height: float) -> Box:
@@ -49,6 +49,7 @@ class FaceDetector:
                 "(github.com/opencv/opencv_zoo, models/face_detection_yunet)"
             )
 
+        require_utf8(path)  # OpenCV crashes on other names
         self.max_side = max_side
 
         try:

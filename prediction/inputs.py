@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 
 from dataset.crop import Box, patch_frame
-from utils.files import InputError
+from utils.files import InputError, require_utf8
 
 IMAGE_SUFFIXES = (
     ".jpg",
@@ -38,19 +39,25 @@ def expand_input(path: Path) -> list[Path]:
     """A file as it is; a folder as its pictures by suffix, sorted by name, subfolders and videos
     left out.
     """
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise InputError(f"{path}: a device, not a picture or video")
+        if not stat.S_ISDIR(mode):
+            return [path]
+
         found = sorted(
             p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
         )
-        if not found:
-            raise InputError(f"{path}: the folder holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file or folder") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
-        return found
+    if not found:
+        raise InputError(f"{path}: the folder holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
 
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-
-    return [path]
+    return found
 
 
 class BoxTable:
@@ -63,7 +70,8 @@ class BoxTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[tuple[tuple[str, ...], Box, int]] = []  # parts of the path, box, line
+        # boxes and their lines, by the parts of the path in the column "file"
+        self._rows: dict[tuple[str, ...], list[tuple[Box, int]]] = {}
         try:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file)
@@ -95,29 +103,32 @@ class BoxTable:
         if not row["file"]:
             raise InputError(f"{self.path}, line {line}: the file name is missing")
 
-        self.rows.append((Path(row["file"]).parts, box, line))
+        self._rows.setdefault(Path(row["file"]).parts, []).append((box, line))
 
     def boxes_of(self, picture: Path) -> list[tuple[Box, int]]:
         """The picture's boxes, each with its line in the table."""
         spellings = {
-            path.parts for path in (picture, Path(os.path.abspath(picture)), picture.resolve())
+            Path(path).parts
+            for path in (picture, os.path.abspath(picture), os.path.realpath(picture))
         }
-        return [
-            (box, line)
-            for tail, box, line in self.rows
-            if any(parts[-len(tail) :] == tail for parts in spellings)
-        ]
+        tails = {parts[start:] for parts in spellings for start in range(len(parts))}
+        rows = [row for tail in tails for row in self._rows.get(tail, ())]
+
+        return sorted(rows, key=lambda row: row[1])
 
     def unused(self, pictures: Sequence[Path]) -> list[int]:
         """Lines that name none of the pictures."""
         used = {line for picture in pictures for _, line in self.boxes_of(picture)}
-        return [line for _, _, line in self.rows if line not in used]
+        return [line for rows in self._rows.values() for _, line in rows if line not in used]
 
 
 class Video:
-    """A video file to read, frame after frame, upright."""
+    """A video file to read, frame after frame, upright; a name that is not UTF-8 is an
+    InputError.
+    """
 
     def __init__(self, path: Path) -> None:
+        require_utf8(path)  # OpenCV crashes on other names
         self.path = path
         self._capture = cv2.VideoCapture(str(path))
         fps = self._capture.get(cv2.CAP_PROP_FPS)

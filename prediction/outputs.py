@@ -13,7 +13,13 @@ import cv2
 import numpy as np
 
 from dataset.landmarks import LandmarkScheme
-from utils.files import InputError, atomic_write, describe_os_error, require_file_or_nothing
+from utils.files import (
+    InputError,
+    atomic_write,
+    describe_os_error,
+    require_file_or_nothing,
+    require_utf8,
+)
 
 _SHIFT = 4  # cv2 draws at fixed-point coordinates with this many fractional bits
 _LIMIT = 1e6  # px; keeps the fixed-point numbers inside 32 bits when a network answers nonsense
@@ -87,6 +93,7 @@ def atomic_video(path: Path, fps: float) -> Iterator[_VideoSink]:
     """Write an MP4 whose frame size is the first frame's; it takes its name at the end, and only
     without an error.
     """
+    require_utf8(path)  # OpenCV crashes on other names
     require_file_or_nothing(path)
     sink = _VideoSink(path.with_name(f".{path.stem[:40]}.tmp{path.suffix}"), fps)
     try:

@@ -7,8 +7,14 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 
+import cv2
+import numpy as np
 import pytest
+import torch
+from conftest import ROOT
 
 from utils.files import InputError, atomic_write, make_folder, reports_input_errors, write_json
 
@@ -139,3 +145,97 @@ def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
 
     assert stopped([]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y.pt"), "/x/y.pt: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", b"nnn"), "nnn: File name too long"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (MemoryError(), "not enough memory"),
+        (MemoryError("Unable to allocate 7 PiB\nfor an array"), "not enough memory"),
+        (RuntimeError("[enforce fail]\nDefaultCPUAllocator: can't allocate memory"), "not enough"),
+        (RuntimeError("CUDA out of memory. Tried to allocate\n2 GiB"), "not enough memory"),
+        (cv2.error("(-4:Insufficient memory) Failed to allocate"), "not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(error, message, capsys):
+    @reports_input_errors
+    def main(argv=None):
+        raise error
+
+    assert main([]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), cv2.error("assertion"), ValueError("out of memory")]
+)
+def test_other_errors_of_libraries_stay_bugs(error):
+    @reports_input_errors
+    def main(argv=None):
+        raise error
+
+    with pytest.raises(type(error)):
+        main([])
+
+
+def test_torch_and_numpy_and_links_are_understood(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+
+    for work in (
+        lambda: torch.empty(1 << 55),
+        lambda: np.empty(1 << 55),
+        lambda: (tmp_path / "loop").read_bytes(),
+        lambda: (tmp_path / ("n" * 300)).stat(),
+    ):
+        assert reports_input_errors(lambda argv=None, work=work: work())([]) == 1
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: ") and errors.count("\n") == 1
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from utils.files import atomic_write, reports_input_errors
+
+@reports_input_errors
+def main(argv=None):
+    for i in range(20_000):
+        print(i, "a – b")
+    print("to stderr –", file=sys.stderr)
+    with atomic_write({out!r}, "w") as file:
+        file.write("whole")
+    return 0
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "errors"),
+    [
+        ("| head -1", 0, "to stderr –\n"),
+        ("| true", 0, "to stderr –\n"),
+        (">/dev/full", 1, "to stderr –\nerror: cannot print: No space left on device\n"),
+        (">&-", 0, "to stderr –\n"),
+        ("2>&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        ("2>/dev/full >/dev/null", 1, ""),
+        (">/dev/null", 0, "to stderr –\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_outputs_that_fail_do_not_end_the_work(tmp_path, redirection, code, errors, encoding):
+    script = SCRIPT.format(root=str(ROOT), out=str(tmp_path / "file"))
+    done = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$0" -c "$1" {redirection}', sys.executable, script],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == code
+    assert done.stderr == (errors if encoding == "utf-8" else errors.replace("–", r"\u2013"))
+    assert (tmp_path / "file").read_text() == "whole"

@@ -372,13 +372,17 @@ def test_a_table_finds_its_pictures(predict, picture, tmp_path):
     rows = ["id,file,x0,y0,x1,y1", "7,x/a.png,1,2,30,40", "8,a.png,5,5,50,60", "9,zzz.png,1,1,9,9"]
     (tmp_path / "boxes.csv").write_text("\n".join(rows))
     pictures = [tmp_path / "x/a.png", tmp_path / "y/a.png", tmp_path / "ba.png"]
-    code, output, _, files = predict(*pictures, "--boxes", tmp_path / "boxes.csv")
-    assert code == 0 and "the first is line 4" in output and f"{pictures[2]}: no face" in output
-    boxes = {entry["file"]: [face["box"] for face in entry["faces"]] for entry in files}
+    code, output, errors, files = predict(*pictures, "--boxes", tmp_path / "boxes.csv")
+    assert code == 1 and "the first is line 4" in output and "no face" not in output
+    assert errors.startswith(f"error: {pictures[2]}: no row in the table") and "\n" in errors[-1]
+    boxes = {
+        entry["file"]: [face["box"] for face in entry["faces"]]
+        for entry in files
+        if "error" not in entry
+    }
     assert boxes == {
         str(pictures[0]): [[1, 2, 30, 40], [5, 5, 50, 60]],
         str(pictures[1]): [[5, 5, 50, 60]],
-        str(pictures[2]): [],
     }
 
     assert {"a_overlay.jpg", "a_2_overlay.jpg"} <= {
@@ -432,6 +436,66 @@ def test_boxes_are_found_however_the_path_is_written(tmp_path, monkeypatch):
 
     assert found("../real/a.jpg") == [0, 3, 4]
     assert found("../link/a.jpg") == found(f"{tmp_path}/link/a.jpg") == [1, 2, 3, 4]
+
+
+def test_a_large_table_is_not_compared_row_by_row(tmp_path, monkeypatch):
+    names = [f"folder{i % 7}/{i}.jpg" for i in range(500)]
+    lines = [f"{name},{i},0,{i + 9},9" for i, name in enumerate(names)]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x0,y0,x1,y1", *lines]))
+    table = BoxTable(tmp_path / "boxes.csv")
+    looked_at = []
+
+    class Counted(tuple):
+        def __eq__(self, other):
+            looked_at.append(self)
+            return tuple.__eq__(self, other)
+
+        __hash__ = tuple.__hash__
+
+    monkeypatch.setattr(table, "_rows", {Counted(k): v for k, v in table._rows.items()})
+    pictures = [Path(tmp_path / name) for name in names[:100]]
+    assert [table.boxes_of(path)[0][1] for path in pictures] == list(range(2, 102))
+    assert table.unused(pictures) == list(range(102, 502))
+    assert len(looked_at) < 2000  # all with all: 100,000 a pass
+
+
+def test_a_picture_with_too_many_boxes_is_refused(predict, picture, tmp_path):
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), picture)
+
+    rows = ["file,x0,y0,x1,y1", "b.png,1,2,30,40", *["a.png,1,2,30,40"] * 10_001]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows))
+    pictures = [tmp_path / "a.png", tmp_path / "b.png"]
+    code, _, errors, files = predict(*pictures, "--boxes", tmp_path / "boxes.csv")
+    assert code == 1 and "10,001 boxes; at most 10,000" in errors and errors.count("\n") == 1
+    assert [len(entry.get("faces", [])) for entry in files] == [1, 0]
+
+
+def test_names_that_are_not_utf8(predict, picture, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    raw = os.fsdecode(b"\xff\xe9.png")
+    (folder / raw).write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    write_video(tmp_path / "v.avi", [picture])
+    video = tmp_path / os.fsdecode(b"\xff\xe9.avi")
+    (tmp_path / "v.avi").rename(video)
+    code, _, errors, files = predict(folder, video, "--whole")
+    assert code == 1 and errors.count("\n") == 1 and "bytes that are not UTF-8" in errors
+    assert files[0]["file"] == str(folder / raw) and len(files[0]["faces"]) == 1
+    assert (tmp_path / "out" / os.fsdecode(b"\xff\xe9_overlay.jpg")).stat().st_size > 1000
+    code, _, errors, _ = predict(folder, "--detector", tmp_path / os.fsdecode(b"\xff.onnx"))
+    assert code == 1 and "no face detector" in errors
+
+
+def test_paths_that_cannot_be_looked_at_and_devices(predict, picture, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    inputs = [tmp_path / "loop", tmp_path / ("n" * 300), "/dev/zero", tmp_path / "a.png"]
+    code, _, errors, files = predict(*inputs, "--whole")
+    assert code == 1 and errors.count("error:") == errors.count("\n") == 3
+    assert sum("faces" in entry for entry in files) == 1
+    code, _, errors, _ = predict(tmp_path / "a.png", "--box", 10**30, 1, 10**30 + 5, 9)
+    assert code == 2 and "an edge lies beyond" in errors
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -334,9 +335,57 @@ def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
 
-    assert process.returncode == 1
-    assert errors.splitlines()[-1] == "error: interrupted; the same command draws the set again"
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted; the same command draws the set again"
     assert "Traceback" not in errors and not list(tmp_path.rglob("*.txt"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_drawing_leaves_no_process(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, createSynthetic.__file__, "--out", tmp_path]
+    command += ["--train", "5000", "--workers", "2"]
+
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while not list(tmp_path.rglob("*.jpg")):
+            assert process.poll() is None
+            time.sleep(0.05)
+
+        process.send_signal(number)  # to the process that was started alone, not to its workers
+        # it is open, and this fails, as long as any worker lives
+        errors = process.communicate(timeout=60)[1]
+
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[-1] == "terminated; the same command draws the set again"
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("damage", ["picture gone", "picture cut", "list cut", "state a number"])
+def test_a_finished_set_that_was_damaged_is_drawn_again(
+    tmp_path: Path, run_script, damage: str
+) -> None:
+    arguments = ("--out", tmp_path / "set", "--train", "2", "--test", "1", "--workers", "1")
+    assert run_script("dataset/createSynthetic.py", *arguments)[0] == 0
+    before = _content(tmp_path / "set")
+    picture = next((tmp_path / "set/WFLW_images").rglob("*.jpg"))
+    list_file = tmp_path / "set" / LISTS / "list_98pt_rect_attr_train.txt"
+
+    if damage == "picture gone":
+        picture.unlink()
+    elif damage == "picture cut":
+        picture.write_bytes(picture.read_bytes()[:100])
+    elif damage == "list cut":
+        list_file.write_text(list_file.read_text().splitlines()[0] + "\n")
+    else:
+        (tmp_path / "set/synthetic.json").write_text("7")
+        code, _, errors = run_script("dataset/createSynthetic.py", *arguments)
+        assert code == 1 and f"is damaged; remove {tmp_path / 'set'}" in errors
+        shutil.rmtree(tmp_path / "set")
+
+    code, output, errors = run_script("dataset/createSynthetic.py", *arguments)
+    assert code == 0 and "already holds" not in output, errors
+    assert _content(tmp_path / "set") == before
 
 
 def test_bad_input_is_one_line(drawn: Path, tmp_path: Path, run_script) -> None:

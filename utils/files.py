@@ -69,6 +69,16 @@ def require_file_or_nothing(path: str | os.PathLike) -> None:
         raise InputError(f"cannot write {path}: it is no regular file; choose another name")
 
 
+def require_utf8(path: str | os.PathLike) -> None:
+    """Refuse a path that holds bytes which are not UTF-8, for libraries that take text only."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{path}: the name holds bytes that are not UTF-8; rename it, or link to it"
+        ) from None
+
+
 class _NamedTarget(io.FileIO):
     """A temporary file; what goes wrong in writing to it is said of the file it is to become."""
 
@@ -186,19 +196,152 @@ def _sync_folder(folder: Path) -> None:
 
 
 def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorate a script's ``main(argv)``: an ``InputError`` becomes one line on stderr and exit
-    code 1, Ctrl-C 130.
+    """Decorate a script's ``main(argv)``: what a user or the machine caused becomes one line on
+    stderr and exit code 1, Ctrl-C 130; our own mistakes keep their traceback.
+
+    An output that nobody reads (``| head -1``), that is full, closed or not for all characters does
+    not end the work: files are whole all the same. A full one gives exit code 1.
     """
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
-        try:
-            return main(argv)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt as error:
-            print(str(error) or "interrupted", file=sys.stderr)
-            return 130
+        with _lasting_outputs() as outputs:
+            try:
+                code = main(argv)
+            except KeyboardInterrupt as error:
+                print(str(error) or "interrupted", file=sys.stderr)
+                code = 130
+            except Exception as error:
+                message = _one_line(error)
+                if message is None:
+                    raise
+
+                print(f"error: {message}", file=sys.stderr)
+                code = 1
+
+            sys.stdout.flush()
+            for output in outputs:
+                if output.problem is not None:
+                    print(f"error: cannot print: {output.problem}", file=sys.stderr)
+                    code = code or 1
+
+            return code
 
     return wrapper
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell the user of an error that is theirs or the machine's; None: it is a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+
+    if isinstance(error, OSError) and error.strerror:
+        if isinstance(error.filename, (str, bytes, os.PathLike)):
+            return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+        return error.strerror
+
+    if isinstance(error, MemoryError) or _is_lack_of_memory(error):
+        return (
+            "there is not enough memory for this; ask for less (a smaller network, batch or "
+            "picture, fewer faces), or free some"
+        )
+
+    # Path.resolve() on links that lead in a circle
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return str(error)
+
+    return None
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether torch or OpenCV, which have no MemoryError, were refused memory."""
+    text = str(error).lower()
+    signs = (
+        "not enough memory",
+        "out of memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "insufficient memory",
+        "can't start new thread",
+    )
+
+    kinds = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+
+    return (isinstance(error, RuntimeError) or "cv2" in kinds) and any(s in text for s in signs)
+
+
+class _LastingOutput:
+    """A standard stream that is given up quietly, and not with an exception, when it fails."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self.problem: str | None = None  # what to say of it; nothing of a reader who left
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EBADF):
+            self.problem = error.strerror
+
+        # From here on it leads to nowhere, for libraries and for what is still in its buffer too.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+@contextmanager
+def _lasting_outputs() -> Iterator[list[_LastingOutput]]:
+    """stdout and stderr that no failure of theirs can end the work through."""
+    before = sys.stdout, sys.stderr
+    outputs = []
+
+    for number, stream in enumerate(before, start=1):
+        if stream is None:  # closed by the caller
+            stream = _opened_nowhere(number)
+        elif isinstance(stream, io.TextIOWrapper):
+            # an ASCII terminal, or a path that is not UTF-8
+            stream.reconfigure(errors="backslashreplace")
+
+        outputs.append(_LastingOutput(stream))
+
+    sys.stdout, sys.stderr = outputs
+
+    try:
+        yield outputs
+    finally:
+        for output in outputs:
+            output.flush()
+
+        sys.stdout, sys.stderr = (
+            output if given is None else given
+            for given, output in zip(before, outputs, strict=True)
+        )
+
+
+def _opened_nowhere(number: int) -> IO[str]:
+    """Occupy a standard stream's closed descriptor, or else the next file opened would take its
+    number and get what libraries print.
+    """
+    try:
+        os.fstat(number)
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        if descriptor != number:
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+    return open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
