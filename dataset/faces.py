@@ -180,7 +180,7 @@ def _memberships(data: Path, split: str, landmarks: np.ndarray, paths: list[Path
     Released subset lists name copies of the patches; those are known by their landmarks.
     """
     row = {path: i for i, path in enumerate(paths)}
-    row_of_points = {points.tobytes(): i for i, points in enumerate(landmarks)}
+    row_of_points: dict[bytes, int] = {}
     attributes = np.zeros((len(paths), len(ATTRIBUTES)), dtype=np.bool_)
 
     for column, attribute in enumerate(ATTRIBUTES):
@@ -189,6 +189,9 @@ def _memberships(data: Path, split: str, landmarks: np.ndarray, paths: list[Path
             continue
 
         for points, path in zip(*read_crop_list(source), strict=True):
+            if path not in row and not row_of_points:
+                row_of_points = {points.tobytes(): i for i, points in enumerate(landmarks)}
+
             face = row.get(path, row_of_points.get(points.tobytes()))
             if face is None:
                 raise InputError(

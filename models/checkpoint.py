@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from models import Baseline, BaselineSepDyBN
-from models.architecture import describe_arm
+from models.architecture import Architecture, describe_arm
 from utils.files import InputError, atomic_write
 
 FORMAT = 1
@@ -48,18 +47,12 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     """A freshly initialised network.
 
     Args:
-        config: needs ``norm``, ``num_landmarks``, ``width`` and, for SepBN, ``sets``, ``groups``;
-            ``attention_grid`` may be absent; ``temperature`` is the softmax temperature to start
-            from.
+        config: needs the fields of :class:`Architecture`, of which ``attention_grid``, ``sets`` and
+            ``groups`` may be absent; ``temperature`` is the softmax temperature to start from.
     """
-    size = {"num_landmarks": config["num_landmarks"], "width": config["width"]}
-    if config["norm"] == "sepbn":
-        size["attention_grid"] = config.get("attention_grid")
-        return BaselineSepDyBN(
-            config["sets"], config["groups"], config.get("temperature") or 1.0, **size
-        )
+    architecture = Architecture(**{name: config.get(name) for name in ARCHITECTURE})
 
-    return Baseline(config["norm"], **size)
+    return architecture.build(config.get("temperature") or 1.0)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -90,7 +83,7 @@ def read(path: str | Path) -> dict[str, Any]:
             "objects, which could run "
             "code; save a state_dict instead"
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, UnicodeDecodeError):
+    except Exception:  # a damaged file makes torch.load raise nearly anything
         raise InputError(
             f"{path}: truncated or not a checkpoint; copy it again or use another one"
         ) from None
@@ -117,45 +110,42 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     path = Path(path)
     content = read(path)
 
-    if "model" in content and "config" in content:
-        if content.get("format") != FORMAT:
-            raise InputError(
-                f"{path}: written in format {content.get('format')}, this code reads format "
-                f"{FORMAT}"
-            )
+    own = "model" in content and "config" in content
+    state = content["model"] if own else content
+    _check_weights(path, state)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
 
-        state, config = content["model"], {"attention_grid": None} | content["config"]
-        missing = [
-            name
-            for name in (*ARCHITECTURE, "resample", "released_geometry", "run")
-            if name not in config
-        ]
+    try:
+        architecture = Architecture.from_state_dict(state)
+    except ValueError as error:
+        what = "neither a checkpoint of this project nor a released state_dict"
+        if own:
+            what = "its weights do not fit the network"
 
-        if missing:
-            raise InputError(
-                f"{path}: its config lacks {', '.join(missing)}; use a checkpoint written by this "
-                "project"
-            )
+        raise InputError(f"{path}: {what}: {error}") from None
 
-        config["format_name"] = "own"
-        name = config["run"]
+    if own:
+        config = _own_config(path, content)
+        for key, value in asdict(architecture).items():
+            if config[key] != value:
+                raise InputError(
+                    f"{path}: its config says {key} {config[key]!r}, its weights {value!r}; it is "
+                    "damaged"
+                )
     else:
-        state = {key.removeprefix("module."): value for key, value in content.items()}
-        config = _released_config(path, state)
-        name = path.stem
+        config = _bare_config(path, architecture, state)
 
     config["arm"] = describe_arm(config)
 
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # initial weights are replaced at once: leave the generator alone
-        model = build_model({**config, "temperature": 1.0})
+    # Initial weights are replaced at once: leave the generator alone.
+    with torch.random.fork_rng(devices=[]):
+        model = architecture.build()
 
     load_weights(model, state, path)
     # Channels last is the order of the crops: a third of the time of a batch of one on a CPU.
     model = model.to(device, memory_format=torch.channels_last).eval()
 
-    return LoadedModel(model, config, path, name)
+    return LoadedModel(model, config, path, config["run"])
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
@@ -170,37 +160,61 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -
         ) from None
 
 
-def _released_config(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What the keys and shapes of a bare state_dict say about the network."""
-    try:
-        config = {
-            "norm": "none",
-            "num_landmarks": state["fc2.weight"].shape[0] // 2,
-            "width": state["conv1.weight"].shape[0],
-            "sets": None,
-            "groups": None,
-            "attention_grid": None,
-        }
-
-        if "bn1.bn.0.weight" in state:
-            sets = sum(key.startswith("bn1.bn.") and key.endswith(".weight") for key in state)
-            config |= {
-                "norm": "sepbn",
-                "sets": sets,
-                "groups": state["bn1.fc2.weight"].shape[0] // sets,
-            }
-        elif any(key.startswith("bn1.") for key in state):
-            config["norm"] = "bn"
-    except (KeyError, AttributeError, IndexError):
+def _own_config(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The config of one of our checkpoints, with its kinds and values checked."""
+    if content.get("format") != FORMAT:
         raise InputError(
-            f"{path}: neither a checkpoint of this project nor a released state_dict "
-            "(conv1.weight, bn1.fc2.weight or "
-            "fc2.weight is missing)"
-        ) from None
+            f"{path}: written in format {content.get('format')}, this code reads format {FORMAT}"
+        )
+    if not isinstance(content["config"], dict):
+        raise InputError(f"{path}: its config is no dictionary; use another checkpoint")
 
-    return config | {
+    config = {"attention_grid": None} | content["config"]
+    wanted = (*ARCHITECTURE, "resample", "released_geometry", "run")
+    missing = [name for name in wanted if name not in config]
+    if missing:
+        raise InputError(
+            f"{path}: its config lacks {', '.join(missing)}; use a checkpoint written by this "
+            "project"
+        )
+
+    for name, good in (
+        ("run", isinstance(config["run"], str)),
+        ("resample", config["resample"] in ("nearest", "area")),
+        ("released_geometry", isinstance(config["released_geometry"], bool)),
+    ):
+        if not good:
+            raise InputError(f"{path}: {name} is {config[name]!r} in its config; it is damaged")
+
+    return config | {"format_name": "own"}
+
+
+def _bare_config(path: Path, architecture: Architecture, state: dict[str, Any]) -> dict[str, Any]:
+    """What a file says that holds nothing but weights."""
+    ours = "bn1.weight" in state  # the released code has no BatchNorm, and other names in SepBN
+
+    return asdict(architecture) | {
         "resample": "nearest",
-        "released_geometry": True,
+        "released_geometry": not ours,
         "run": path.stem,
         "format_name": "released",
     }
+
+
+def _check_weights(path: Path, state: Any) -> None:
+    """Refuse what is no state_dict, or a tensor that claims more than its file holds."""
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{path}: neither a checkpoint of this project nor a released state_dict")
+
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise InputError(
+                f"{path}: neither a checkpoint of this project nor a released state_dict: "
+                f"{name!r} is a {type(tensor).__name__}"
+            )
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise InputError(f"{path}: {name} claims more numbers than the file holds; refused")
+        if not (tensor.is_floating_point() or name.endswith("num_batches_tracked")):
+            raise InputError(f"{path}: {name} is of {tensor.dtype}, not floating point; refused")
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: {name} holds values that are not finite; refused")
