@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 
-from models import checkpoint
+from models import BaselineSepDyBN, checkpoint
 from models.checkpoint import build_model, load_model
 from models.vanilla import released_state_dict
 from utils.files import InputError
@@ -204,3 +204,81 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         own_file(path, run="other")
 
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("width", "a", "width"),
+        ("width", 10_000_000, "width"),
+        ("sets", -1, "sets"),
+        ("norm", "foo", "norm"),
+        ("groups", None, "groups"),
+        ("num_landmarks", 68, "num_landmarks"),
+        ("run", 5, "run"),
+        ("resample", "cubic", "resample"),
+        ("resample", None, "resample"),
+        ("released_geometry", "no", "released_geometry"),
+    ],
+)
+def test_a_config_that_lies_is_refused_by_name(tmp_path, name, value, words):
+    path = own_sepbn_file(tmp_path)
+    content = checkpoint.read(path)
+    content["config"][name] = value
+    checkpoint.save(path, content)
+
+    with pytest.raises(InputError, match=words) as error:
+        checkpoint.load_model(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), "int32", "list", "claims"])
+def test_weights_that_are_none_are_refused(tmp_path, bad):
+    path = own_sepbn_file(tmp_path)
+    content = checkpoint.read(path)
+    weight = content["model"]["conv2.weight"]
+    if bad == "int32":
+        weight = weight.int()
+    elif bad == "list":
+        weight = weight.tolist()
+    elif bad == "claims":  # a few bytes that say they are terabytes
+        weight = torch.zeros(1).expand(10_000_000, 10_000, 3, 3)
+    else:
+        weight = torch.full_like(weight, bad)
+    content["model"]["conv2.weight"] = weight
+    checkpoint.save(path, content)
+
+    with pytest.raises(InputError, match="conv2.weight") as error:
+        checkpoint.load_model(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("grid", [None, 1, 2, 4])
+def test_a_bare_state_dict_of_ours_is_recognised(tmp_path, grid):
+    model = BaselineSepDyBN(4, 2, attention_grid=grid, num_landmarks=68, width=8)
+    path = tmp_path / "bare.pt"
+    torch.save(model.state_dict(), path)
+    loaded = checkpoint.load_model(path)
+
+    assert {name: loaded.config[name] for name in ("norm", "sets", "groups", "attention_grid")} == {
+        "norm": "sepbn",
+        "sets": 4,
+        "groups": 2,
+        "attention_grid": grid,
+    }
+    assert loaded.config["released_geometry"] is False
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value)
+
+
+def own_sepbn_file(folder):
+    """A small SepBN network in our own form."""
+    config = {"norm": "sepbn", "num_landmarks": 98, "width": 4, "sets": 3, "groups": 2}
+    config |= {"attention_grid": None, "run": "own", "resample": "nearest"}
+    config |= {"released_geometry": False}
+    model = checkpoint.build_model(config)
+    path = folder / "own.pt"
+    content = {"model": model.state_dict(), "config": config, "format": checkpoint.FORMAT}
+    checkpoint.save(path, content)
+
+    return path
