@@ -39,7 +39,11 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Which arms are to be trained how, on what; one rate means that none is tuned."""
+    """Which arms are to be trained for how long, on what; one rate means that none is tuned.
+
+    A suite is one plan or several, of different lengths or widths. A run is known by its faces and settings, so suites
+    that need the same run share it.
+    """
 
     suite: str
     data: Path
@@ -95,15 +99,17 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
     Returns:
         The row of the CSV, and ``errors``: (N,) NME of every test face as a fraction, None where training diverged.
     """
-    run = f"{plan.suite}-{stage}-{arm}-w{plan.width}-e{plan.epochs}-lr{lr:g}-s{seed}"
-    config = configuration(plan, arm, run=run + (f"-n{plan.limit}" if plan.limit else ""), lr=lr, seed=seed)
+    run = f"{plan.data.resolve().name}-{stage}-{arm}-w{plan.width}-e{plan.epochs}-lr{lr:g}-s{seed}"
+    run += (f"-n{plan.limit}" if plan.limit else "") + ("-published" if plan.published else "")
+    config = configuration(plan, arm, run=run, lr=lr, seed=seed)
     folder = plan.work / "checkpoints" / config.run
     result, errors = folder / "result.json", folder / "errors.npy"
     if result.is_file():
         row = json.loads(result.read_text(encoding="utf-8"))
         if row.pop("lists") != digest(config.data):
             raise InputError(f"{folder} is a run on other faces than {config.data}; choose another --work")
-        return row | {"run": config.run, "errors": np.load(errors) if errors.is_file() else None}
+        found = np.load(errors) if errors.is_file() else None
+        return row | {"suite": plan.suite, "run": config.run, "errors": found}
     print(config.run, file=sys.stderr, flush=True)
     found = _train(config, plan.work)
     record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -166,7 +172,7 @@ def test_faces(data: str, limit: int | None) -> FaceSet:
 def hold_out(plan: Plan) -> Path:
     """A prepared folder whose train and test faces are parts of the plan's *training* faces, always the same."""
     landmarks, patches = read_crop_list(list_path(plan.data, "train"))
-    folder = make_folder(plan.work / "splits" / plan.suite)
+    folder = make_folder(plan.work / "splits" / plan.data.resolve().name)
     order = np.random.default_rng(0).permutation(len(patches))
     held = max(1, round(HOLD_OUT * len(patches)))
     for split, rows in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
@@ -197,27 +203,39 @@ def tune(plan: Plan, arm: str, rows: list[dict[str, Any]]) -> float:
     return best
 
 
-def run_arms(plan: Plan) -> list[dict[str, Any]]:
-    """Tune and train all arms with all seeds; the CSV is rewritten after every run."""
-    rows: list[dict[str, Any]] = []
+def run_arms(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    """Tune and train all arms with all seeds; the runs are added to ``rows``, which hold those of the whole suite."""
     rates = {}
     for base in dict.fromkeys(split_arm(arm)[0] for arm in plan.arms):
         rates[base] = plan.rates[0] if len(plan.rates) == 1 else tune(plan, base, rows)
+
     for seed in range(plan.seeds):
         for arm in plan.arms:
             add(plan, rows, run_once(plan, arm, rates[split_arm(arm)[0]], seed=seed, stage="main"))
+
     with atomic_write(plan.work / f"{plan.suite}_faces.csv", "w") as file:
         main = [row for row in rows if row["stage"] == "main" and row["errors"] is not None]
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["test_face", *(f"{row['arm']} seed {row['seed']}" for row in main)])
+        writer.writerow(["test_face", *map(label, main)])
         for face in range(len(main[0]["errors"]) if main else 0):
             writer.writerow([face, *(f"{row['errors'][face]:.6f}" for row in main)])
-    return rows
+
+
+def label(row: dict[str, Any]) -> str:
+    """A run of a suite in words: the head of its column."""
+    return f"{row['arm']} width {row['width']} epochs {row['epochs']} seed {row['seed']}"
+
+
+def rows_of(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a suite's runs that belong to one of its plans."""
+    wanted = {"main": plan.epochs, "tune": plan.tune_epochs}
+    return [row for row in rows if (row["epochs"], row["width"]) == (wanted[row["stage"]], plan.width)]
 
 
 def add(plan: Plan, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
-    """Append a run and bring the suite's CSV up to date."""
-    rows.append(row)
+    """Add a run, unless it is there, and bring the suite's CSV up to date."""
+    if row["run"] not in {other["run"] for other in rows}:
+        rows.append(row)
     with atomic_write(make_folder(plan.work) / f"{plan.suite}.csv", "w") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

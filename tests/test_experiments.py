@@ -33,7 +33,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def plan_for(*argv: object) -> runs.Plan:
     script = load_script(SCRIPT)
-    return script.make_plan(script.parse([str(argument) for argument in argv]))
+    return script.make_plans(script.parse([str(argument) for argument in argv]))[0]
 
 
 def test_a_suite_tunes_trains_tabulates_and_does_nothing_twice(run_script, prepared_set, tmp_path):
@@ -49,7 +49,7 @@ def test_a_suite_tunes_trains_tabulates_and_does_nothing_twice(run_script, prepa
     faces = read_rows(tmp_path / "real98_faces.csv")
     assert len(faces) == 8
     for row in main:
-        errors = [float(face[f"{row['arm']} seed {row['seed']}"]) for face in faces]
+        errors = [float(face[f"{row['arm']} width 2 epochs 2 seed {row['seed']}"]) for face in faces]
         log = read_rows(tmp_path / "checkpoints" / row["run"] / "log.csv")
         assert 100 * np.mean(errors) == pytest.approx(float(row["nme_percent"]), abs=1e-3)
         assert float(row["nme_percent"]) == pytest.approx(float(log[-1]["test_nme_percent"]), abs=1e-6)
@@ -131,8 +131,9 @@ def test_bad_input_is_one_line(run_script, prepared_set, tmp_path, monkeypatch, 
 
 
 def test_other_faces_need_another_work_folder(run_script, prepared_set, tmp_path):
-    (tmp_path / "checkpoints" / "real98-main-bn-w2-e2-lr0.01-s0-n8").mkdir(parents=True)
-    result = tmp_path / "checkpoints" / "real98-main-bn-w2-e2-lr0.01-s0-n8" / "result.json"
+    run = f"{prepared_set.name}-main-bn-w2-e2-lr0.01-s0-n8"
+    (tmp_path / "checkpoints" / run).mkdir(parents=True)
+    result = tmp_path / "checkpoints" / run / "result.json"
     result.write_text(json.dumps({"lists": "others"}))
     command = ("--suite", "real98", "--data", prepared_set, "--work", tmp_path, *SMALL, "--arms", "bn", "--rates", 0.01)
     code, _, complaint = run_script(SCRIPT, *command)
@@ -149,7 +150,7 @@ def test_the_wflw_suite_is_the_published_recipe():
 
 
 def test_short_runs_reach_temperature_one_after_a_third():
-    plan = plan_for("--suite", "real68", "--data", "d", "--epochs", 30)
+    plan = plan_for("--suite", "sets68", "--data", "d", "--epochs", 30)
     annealed, fixed, released = (
         runs.configuration(plan, arm, run="r", lr=0.01, seed=0)
         for arm in ("sepbn-g1k8", "sepbn-g1k8-fixed", "bn-released")
@@ -190,7 +191,8 @@ def test_the_grid_grows_towards_the_best_rate(prepared_set, tmp_path, monkeypatc
     def error_by_rate(plan, arm, lr, *, seed, stage):
         assert (seed, stage, plan.epochs) == (0, "tune", 30)
         seen[lr] = abs(np.log(lr / optimum))
-        return {"lr": lr} if lr > 0.5 else {"lr": lr, "nme_percent": seen[lr]}
+        row = {"run": f"lr{lr}", "lr": lr}
+        return row if lr > 0.5 else row | {"nme_percent": seen[lr]}
 
     monkeypatch.setattr(runs, "run_once", error_by_rate)
     assert runs.tune(plan, "bn", []) == min(seen, key=seen.get)
