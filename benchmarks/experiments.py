@@ -1,50 +1,65 @@
 """What SepBN does: suites of training runs, one CSV row a run, tables with their uncertainty.
 
-    python benchmarks/experiments.py --suite wflw --data DATA       # the published schedule and table
-    python benchmarks/experiments.py --suite lengths98 --data DATA  # does the gap survive longer training? 98 points
-    python benchmarks/experiments.py --suite lengths68 --data DATA  # the same on 68 points
-    python benchmarks/experiments.py --suite sets68 --data DATA     # how many sets; the temperature
-    python benchmarks/experiments.py --suite real98 --data DATA     # attention on a grid; what the flip error costs
-    python benchmarks/experiments.py --suite subdomains --data DIR  # synthetic faces, which are drawn into DIR
-    python benchmarks/experiments.py --suite liveness --data DATA --checkpoints checkpoints/RUN/final.pt ...
+    python benchmarks/experiments.py --suite SUITE --data DATA [--work WORK]
+    python benchmarks/experiments.py --suite liveness --data DATA --checkpoints FILE ...
+    benchmarks/all_experiments.sh DATA98 DATA68 WORK    # all but wflw, one after the other
 
-Runs go to WORK/checkpoints/. The same command again skips finished runs and resumes a stopped one. WORK/SUITE.csv has
-a row for every run of the latest command, WORK/SUITE_faces.csv the errors of every test face; the tables are printed as
-Markdown. Small networks on a CPU are fastest on one thread: set OMP_NUM_THREADS=1.
+    wflw         the published schedule and table
+    lengths98    does the gap between the arms survive longer training? 98 points
+    lengths68    the same on 68 points
+    relatives98  Attentive Normalization and squeeze-and-excitation beside SepBN, 98 points
+    relatives68  the same on 68 points
+    sets68       how many sets; the temperature
+    widths68     networks of width 8, 16 and 32
+    real98       attention on a grid; what the mirror and rotation errors of the labels cost
+    domains      trained on real and drawn faces together, tested on real ones (98 points)
+    subdomains   drawn faces of 1, 2 and 4 sub-domains, which go to DATA
+    liveness     do trained networks use their sets and their attention?
 
-**Arms.** ``none`` (the released baseline), ``bn``, ``sepbn-g1k3`` (as released), ``sepbn-g2k3`` (as described), in
-general ``sepbn-gGkK``, with attention on a T x T grid ``sepbn-gGkK-gridT`` (a reconstruction of the paper's diagram).
-Endings: ``-fixed`` keeps the temperature at 1; ``-released`` trains with the released labels (mirrored and rotated off
-by up to a pixel), as behind the published numbers: ``--suite wflw --arms none-released sepbn-g1k3-released``. Both take
-the learning rate of the arm without the ending.
+Runs go to WORK/checkpoints/. The same command again skips finished runs and resumes a stopped one.
+WORK/SUITE.csv has a row for every run of the latest command, WORK/SUITE_faces.csv the errors of
+every test face; the tables are printed as Markdown. Small networks on a CPU are fastest on one
+thread: set OMP_NUM_THREADS=1.
 
-**Learning rate.** Except in ``wflw``, each arm's rate is tuned with seed 0 on a hold-out, a quarter of the *training*
-faces, drawn once for all arms. The grid is extended by its own ratio, at most twice, while its best rate lies at an
-end. Test faces choose nothing. The runs on the hold-out are half as long as the suite's; where a suite compares
-lengths, rates are tuned at 25 epochs for 25 and 50, at 100 for 100 and 200 (68 points: also 400), and at 400 for 400
-and more. (Video frames in a hold-out share people with the rest: it picks a rate, no more.)
+**Arms.** ``none`` (the released baseline), ``bn``, ``sepbn-g1k3`` (as released), ``sepbn-g2k3`` (as
+described), in general ``sepbn-gGkK``, with attention on a T x T grid ``sepbn-gGkK-gridT`` (a
+reconstruction of the paper's diagram). Endings: ``-fixed`` keeps the temperature at 1;
+``-released`` trains with the released labels (mirrored and rotated off by up to a pixel), as behind
+the published numbers: ``--suite wflw --arms none-released sepbn-g1k3-released``. Both take the
+learning rate of the arm without the ending. ``an-kK`` and ``bn-se``: see ``relatives.py``.
 
-**Short runs** warm up over a tenth of the epochs, start at the mean shape, and start the temperature at a third of the
-number of epochs, at most 30: it falls by 1 an epoch, and the published 2,000 epochs spend 98 % of the time at 1.
+**Learning rate.** Except in ``wflw``, each arm's rate is tuned with seed 0 on a hold-out, a quarter
+of the *training* faces, drawn once for all arms. The grid is extended by its own ratio, at most
+twice, while its best rate lies at an end. Test faces choose nothing. The runs on the hold-out are
+half as long as the suite's, with these exceptions: rates are tuned at 25 epochs for 25 and 50, at
+100 for 100 and 200 (68 points: also 400), and at 400 for 400 and more on 98 points.
 
-**Expected**, each written down before the first of its runs. Of short runs (60 epochs; 98 points): BatchNorm explains
-most of the gain from ``none`` to SepBN; SepBN minus BatchNorm is within the noise, below 0.3 points either way on the
-131 test faces; uniform attention in place of the learnt one changes the NME by less than 0.3 points.
+**Short runs** warm up over a tenth of the epochs, start at the mean shape, and start the
+temperature at a third of the number of epochs, at most 30: it falls by 1 an epoch, and the
+published 2,000 epochs spend 98 % of the time at 1.
 
-Of the length of training: the gap from ``none`` to ``bn`` shrinks with every doubling, since a part of it is speed. On
-98 points it is above 3 points at 25 epochs, 1 to 2 at 400, below 1 at 1,600; on 68 points above 1.5 at 25 and below 0.8
-at 200. ``none`` does not catch up: the interval of the difference excludes 0 at 400 epochs of 98 and 200 of 68 points.
-SepBN does not pull away from BatchNorm: the difference stays below 0.3 points either way at every length with three
-seeds, without a trend.
+**Expected**, each written down before the first of its runs. Of short runs (60 epochs; 98 points):
+BatchNorm explains most of the gain from ``none`` to SepBN; SepBN minus BatchNorm is within the
+noise, below 0.3 points either way on the 131 test faces; uniform attention in place of the learnt
+one changes the NME by less than 0.3 points.
 
-Of the relatives (``an-k5``, ``an-k10``, ``bn-se``) at 100 epochs: each within 0.5 points of BatchNorm on 98 points and
-0.3 on 68, hence also of SepBN; the order of the four differs between the two sets.
+Of the length of training: the gap from ``none`` to ``bn`` shrinks with every doubling, since a part
+of it is speed. On 98 points it is above 3 points at 25 epochs, 1 to 2 at 400, below 1 at 1,600; on
+68 points above 1.5 at 25 and below 0.8 at 200. ``none`` does not catch up: the interval of the
+difference excludes 0 at 400 epochs of 98 and 200 of 68 points. SepBN does not pull away from
+BatchNorm: the difference stays below 0.3 points either way at every length with three seeds,
+without a trend.
 
-Of the width: none of the widths 8, 16, 32 has SepBN further than 0.3 points from BatchNorm; the gap from ``none`` to
-``bn`` does not vanish with width.
+Of the relatives (``an-k5``, ``an-k10``, ``bn-se``) at 100 epochs: each within 0.5 points of
+BatchNorm on 98 points and 0.3 on 68, hence also of SepBN; the order of the four differs between the
+two sets.
 
-Of drawn and photographed faces trained on together: the attention of at least one module tells them apart (AUC of the
-best single weight above 0.9), and nothing is won: SepBN minus BatchNorm is below 0.3 points either way on real faces.
+Of the width: none of the widths 8, 16, 32 has SepBN further than 0.3 points from BatchNorm; the gap
+from ``none`` to ``bn`` does not vanish with width.
+
+Of drawn and photographed faces trained on together: the attention of at least one module tells them
+apart (AUC of the best single weight above 0.9), and nothing is won: SepBN minus BatchNorm is below
+0.3 points either way on real faces.
 """
 
 from __future__ import annotations
@@ -59,20 +74,23 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.experiment_runs import Plan, Stopped, configuration, rows_of, run_arms
-from benchmarks.experiment_tables import arm_errors, difference, table
-from benchmarks.liveness import liveness, mixture
+from benchmarks.experiment_tables import arm_errors, difference, overview, table
+from benchmarks.liveness import liveness, separation
+from benchmarks.mixtures import drawn_and_real, mixture
 from dataset.faces import load_faces
 from utils.files import make_folder, reports_input_errors
 from utils.runtime import select_device
 
 THREE_ARMS = ("none", "bn", "sepbn-g1k3")
 MAIN_ARMS = (*THREE_ARMS, "sepbn-g2k3")
+RELATIVES = ("an-k5", "an-k10", "bn-se")
+DRAWN = 996  # drawn faces in suite domains: three for each of the 332 real ones
 GRID = (1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One size of a suite: how long, how many seeds, after how many epochs rates are compared, how wide."""
+    """One size of a suite: epochs, seeds 0 to ``seeds`` - 1, epochs of tuning runs, width."""
 
     epochs: int
     seeds: int
@@ -90,44 +108,85 @@ class Suite:
     published: bool = False
 
 
-LENGTHS98 = (Part(25, 3, 25), Part(50, 3, 25), Part(100, 3, 100), Part(200, 3, 100), Part(400, 3, 400),
-             Part(800, 1, 400), Part(1600, 1, 400))  # fmt: skip
-LENGTHS68 = (Part(25, 2, 25), Part(50, 2, 25), Part(100, 2, 100), Part(200, 2, 100), Part(400, 1, 100))
+LENGTHS98 = (
+    *(Part(25, 3, 25), Part(50, 3, 25), Part(100, 3, 100), Part(200, 3, 100)),
+    *(Part(400, 3, 400), Part(800, 1, 400), Part(1600, 1, 400)),
+)
+LENGTHS68 = (
+    Part(25, 2, 25),
+    Part(50, 2, 25),
+    Part(100, 2, 100),
+    Part(200, 2, 100),
+    Part(400, 1, 100),
+)
 SUITES = {
     "wflw": Suite(MAIN_ARMS, (Part(2000, 1, 1000, width=64),), rates=(1e-3,), published=True),
     "real98": Suite((*MAIN_ARMS, "sepbn-g2k3-grid4", "bn-released"), (Part(60, 3, 30),)),
     "lengths98": Suite(THREE_ARMS, LENGTHS98),
     "lengths68": Suite(THREE_ARMS, LENGTHS68),
-    "sets68": Suite(("bn", *(f"sepbn-g1k{k}" for k in (1, 2, 3, 4, 8)), "sepbn-g1k3-fixed"), (Part(50, 2, 25),)),
+    "sets68": Suite(
+        ("bn", *(f"sepbn-g1k{k}" for k in (1, 2, 3, 4, 8)), "sepbn-g1k3-fixed"), (Part(50, 2, 25),)
+    ),
+    "relatives98": Suite((*MAIN_ARMS, *RELATIVES), (Part(100, 3, 100),)),
+    "relatives68": Suite((*MAIN_ARMS, *RELATIVES), (Part(100, 3, 100),)),
+    "widths68": Suite(THREE_ARMS, tuple(Part(50, 2, 25, width) for width in (8, 16, 32))),
+    "domains": Suite(("bn", "sepbn-g1k3"), (Part(50, 3, 25),)),
     "subdomains": Suite(("bn", "sepbn-g1k3"), (Part(40, 3, 20),)),
 }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
+    folder, count = {"type": Path, "metavar": "DIR"}, {"type": int, "metavar": "N"}
+
     add("--suite", choices=(*SUITES, "liveness"), required=True)
-    add("--data", type=Path, required=True, metavar="DIR", help="prepared folder (dataset/createWFLW256.py)")
-    add("--work", type=Path, default=Path("checkpoints/experiments"), metavar="DIR",
-        help="where runs and CSV files go (default: %(default)s)")  # fmt: skip
-    add("--checkpoints", type=Path, nargs="+", metavar="FILE", help="networks with SepBN (liveness only)")
+    data = "prepared folder (dataset/createWFLW256.py); subdomains: where drawn faces go"
+    add("--data", **folder, required=True, help=data)
+    work = "where runs and CSV files go (default: %(default)s)"
+    add("--work", **folder, default=Path("checkpoints/experiments"), help=work)
+    checkpoints = "networks with SepBN (liveness only)"
+    add("--checkpoints", type=Path, nargs="+", metavar="FILE", help=checkpoints)
+
     add("--arms", nargs="+", metavar="ARM", help="see above (default: the suite's)")
-    add("--epochs", type=int, nargs="+", metavar="N", help="lengths of training (default: the suite's)")
-    add("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: the suite's, by length)")
-    add("--tune-epochs", type=int, metavar="N", help="epochs of runs on the hold-out (default: the suite's, by length)")
-    add("--width", type=int, metavar="N", help="channels of the first stage (default: the suite's)")
-    add("--rates", type=float, nargs="+", metavar="LR",
-        help="learning rates to tune over; a single one is taken as is (default: 0.01 0.03; wflw 0.001)")  # fmt: skip
-    add("--limit", type=int, metavar="N",
-        help="first N faces of each split only; subdomains: N training faces in all (default there: 1600)")  # fmt: skip
+    add("--epochs", **count, nargs="+", help="lengths of training (default: the suite's)")
+    add("--seeds", **count, help="seeds 0 to N-1 (default: the suite's, by length)")
+    add("--tune-epochs", **count, help="epochs of tuning runs (default: the suite's, by length)")
+    add("--width", **count, help="channels of the first stage (default: the suite's)")
+    rates = "learning rates to tune over; one is taken as is (default: 0.01 0.03; wflw 0.001)"
+    add("--rates", type=float, nargs="+", metavar="LR", help=rates)
+
+    limit = "first N faces of each split only; (sub)domains: N training faces in all"
+    add("--limit", **count, help=limit)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    add("--quick", action="store_true", help="width 4, 10 epochs, 2 seeds, 160 faces where not given; minutes")
+    quick = "width 4, 10 epochs, 2 seeds, 160 faces where not given; minutes"
+    add("--quick", action="store_true", help=quick)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Arguments that make sense together; exits with code 2 on others."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     if (args.suite == "liveness") != (args.checkpoints is not None):
         parser.error("--suite liveness needs --checkpoints, and no other suite takes them")
-    training = (args.arms, args.seeds, args.epochs, args.tune_epochs, args.width, args.rates, args.quick or None)
+    training = (
+        args.arms,
+        args.seeds,
+        args.epochs,
+        args.tune_epochs,
+        args.width,
+        args.rates,
+        args.quick or None,
+    )
     if args.suite == "liveness" and any(value is not None for value in training):
-        parser.error("--suite liveness trains nothing: it takes --data, --checkpoints, --work, --limit and --device")
+        parser.error(
+            "--suite liveness trains nothing: "
+            "it takes --data, --checkpoints, --work, --limit and --device"
+        )
     for name in ("seeds", "epochs", "tune_epochs", "width", "limit"):
         value = getattr(args, name)
         if value is not None and min(value if name == "epochs" else [value]) < 1:
@@ -166,18 +225,19 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
             configuration(plan, arm, run=arm, lr=plan.rates[0], seed=0).check()
         plans.append(plan)
     select_device(args.device)
-    return plans
+    return list(dict.fromkeys(plans))
 
 
 def parts(suite: Suite, epochs: list[int] | None) -> list[Part]:
-    """Those of the suite's parts that have the wanted lengths; a length that it lacks is tuned at half of it."""
+    """The suite's parts of the wanted lengths; a length that it lacks is tuned at half of it."""
     if epochs is None:
         return list(suite.parts)
-    known = {part.epochs: part for part in suite.parts}
-    return [
-        known.get(n) or replace(suite.parts[0], epochs=n, tune_epochs=max(1, n // 2))
-        for n in sorted(set(epochs))
-    ]
+    first = {part.width: part for part in reversed(suite.parts)}
+    wanted: list[Part] = []
+    for n in sorted(set(epochs)):
+        new = [replace(part, epochs=n, tune_epochs=max(1, n // 2)) for part in first.values()]
+        wanted += [part for part in suite.parts if part.epochs == n] or new[::-1]
+    return wanted
 
 
 def tables(plans: list[Plan]) -> Iterator[str]:
@@ -186,11 +246,37 @@ def tables(plans: list[Plan]) -> Iterator[str]:
     for plan in plans:
         run_arms(plan, rows)
         yield table(plan, rows_of(plan, rows))
+    if len(plans) > 1:
+        yield overview(plans, rows)
+
+
+def domains(plan: Plan) -> Iterator[str]:
+    """Markdown: arms trained on drawn and real faces together and tested on real ones."""
+    share = plan.limit and max(1, plan.limit // 2)
+    mixed, drawn = drawn_and_real(plan.work / "drawn", plan.data, share or DRAWN, share)
+    plan, rows = replace(plan, data=mixed, limit=None), []
+    run_arms(plan, rows)
+    yield table(plan, rows)
+
+    finals = sepbn_networks(plan, rows)
+    if finals:
+        real_faces, drawn_faces = load_faces(mixed, "test"), load_faces(drawn, "test")
+        yield separation(finals, real_faces, drawn_faces, device=select_device(plan.device))
+
+
+def sepbn_networks(plan: Plan, rows: list[dict[str, Any]]) -> list[Path]:
+    """The trained networks with SepBN."""
+    main = [row for row in rows if row["stage"] == "main" and row["errors"] is not None]
+    runs = [row["run"] for row in main if row["arm"].startswith("sepbn")]
+    return [plan.work / "checkpoints" / run / "final.pt" for run in runs]
 
 
 def subdomains(plan: Plan) -> Iterator[str]:
-    """Markdown of BatchNorm against SepBN on mixtures of 1, 2 and 4 sub-domains of equal total size."""
-    lines = ["| sub-domains | difference | points | 95 % over faces | std over seeds |", "|---|---|---|---|---|"]
+    """Markdown: arms on mixtures of 1, 2 and 4 sub-domains of equal total size."""
+    lines = [
+        "| sub-domains | difference | points | 95 % over faces | std over seeds |",
+        "|---|---|---|---|---|",
+    ]
     for count in (1, 2, 4):
         faces = mixture(plan.data, count, plan.limit or 1600)
         part = replace(plan, suite=f"subdomains{count}", data=faces, limit=None)
@@ -199,10 +285,10 @@ def subdomains(plan: Plan) -> Iterator[str]:
         yield table(part, rows)
         errors = arm_errors(rows)
         others = [arm for arm in plan.arms if arm != "bn" and {"bn", arm} <= set(errors)]
-        lines += [f"| {count} | {arm} − bn | {difference(errors['bn'], errors[arm])} |" for arm in others]
-        finals = [plan.work / "checkpoints" / row["run"] / "final.pt" for row in rows
-                  if row["stage"] == "main" and row["seed"] == 0 and row["arm"].startswith("sepbn")
-                  and row["errors"] is not None]  # fmt: skip
+        lines += [
+            f"| {count} | {arm} − bn | {difference(errors['bn'], errors[arm])} |" for arm in others
+        ]
+        finals = sepbn_networks(plan, [row for row in rows if row["seed"] == 0])
         if finals:
             test_faces, out = load_faces(faces, "test"), plan.work / f"liveness{count}.csv"
             yield liveness(finals, test_faces, out, device=select_device(plan.device))
@@ -215,11 +301,18 @@ def main(argv: list[str] | None = None) -> int:
     if args.suite == "liveness":
         faces = load_faces(args.data, "test", limit=args.limit)
         device = select_device(args.device)
-        print(liveness(args.checkpoints, faces, make_folder(args.work) / "liveness.csv", device=device))
+        print(
+            liveness(
+                args.checkpoints, faces, make_folder(args.work) / "liveness.csv", device=device
+            )
+        )
         return 0
     plans = make_plans(args)
     try:
-        for text in subdomains(plans[0]) if args.suite == "subdomains" else tables(plans):
+        of_mixtures = {"subdomains": subdomains, "domains": domains}
+        for text in (
+            of_mixtures[args.suite](plans[0]) if args.suite in of_mixtures else tables(plans)
+        ):
             print(text, end="\n\n", flush=True)
     except Stopped as stopped:
         return stopped.args[0]
