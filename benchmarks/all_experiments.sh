@@ -1,5 +1,5 @@
 #!/bin/sh
-# All experiments on two prepared sets of faces, short ones first, one process at a time; about a day on one core.
+# All experiments on two prepared sets of faces, short ones first, one process at a time; more than a day on one core.
 #
 #     benchmarks/all_experiments.sh DATA98 DATA68 WORK
 #
@@ -24,9 +24,16 @@ run "$data98" lengths98 --epochs 25 50
 run "$data68" lengths68 --epochs 25 50
 run "$data98" lengths98 --epochs 25 50 100
 run "$data68" lengths68 --epochs 25 50 100
+run "$data98" relatives98
+run "$data68" relatives68 --seeds 2
 run "$data98" lengths98 --epochs 25 50 100 200
-run "$data98" lengths98 --epochs 25 50 100 200 400
 run "$data68" lengths68 --epochs 25 50 100 200
-run "$data98" lengths98
+run "$data98" domains
+run "$data98" lengths98 --epochs 25 50 100 200 400
 run "$data68" lengths68
+run "$data68" sets68
+run "$data68" widths68
+run "$data68" relatives68
+run "$data98" real98
+run "$data98" lengths98
 echo "$(date -u +%FT%TZ) done"

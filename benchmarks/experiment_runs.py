@@ -76,6 +76,7 @@ class Plan:
     seeds: int
     rates: tuple[float, ...]
     tune_epochs: int
+    tune_seeds: int
     published: bool
     limit: int | None
     device: str
@@ -235,7 +236,7 @@ def hold_out(plan: Plan) -> Path:
 
 
 def tune(plan: Plan, arm: str, rows: list[dict[str, Any]]) -> float:
-    """The rate with the lowest hold-out NME; its runs are added to ``rows``."""
+    """The rate with the lowest hold-out NME, mean of seeds; its runs are added to ``rows``."""
     grid, tried = sorted(plan.rates), {}
     split = replace(plan, data=hold_out(plan), epochs=plan.tune_epochs)
     ratio = grid[1] / grid[0]
@@ -243,9 +244,12 @@ def tune(plan: Plan, arm: str, rows: list[dict[str, Any]]) -> float:
 
     for extension in range(3):
         for lr in wanted:
-            row = run_once(split, arm, lr, seed=0, stage="tune")
-            add(plan, rows, row)
-            tried[lr] = row.get("nme_percent", float("inf"))
+            found = [
+                run_once(split, arm, lr, seed=seed, stage="tune") for seed in range(plan.tune_seeds)
+            ]
+            for row in found:
+                add(plan, rows, row)
+            tried[lr] = np.mean([row.get("nme_percent", float("inf")) for row in found])
 
         best = min(tried, key=tried.get)
         outward = {min(tried): best / ratio, max(tried): best * ratio}

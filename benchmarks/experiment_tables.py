@@ -91,7 +91,7 @@ def table(plan: Plan, rows: list[dict[str, Any]]) -> str:
     for ending in ("", "-released"):
         if {arm + ending for arm in EXPLAINED} <= set(errors):
             lines += ["", explained(errors, ending)]
-    return "\n".join(lines + _tuning_lines(rows))
+    return "\n".join(lines + _tuning_lines(plan, rows))
 
 
 def _arm_lines(plan: Plan, main: list[dict[str, Any]]) -> list[str]:
@@ -126,18 +126,25 @@ def _difference_lines(plan: Plan, errors: dict[str, dict[int, np.ndarray]]) -> l
     return lines + [f"| {b} − {a} | {difference(errors[a], errors[b])} |" for a, b in pairs]
 
 
-def _tuning_lines(rows: list[dict[str, Any]]) -> list[str]:
+def _tuning_lines(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
     tuned = [row for row in rows if row["stage"] == "tune"]
     if not tuned:
         return []
     of = (
-        f"{tuned[0]['n_train']} faces, {tuned[0]['epochs']} epochs, seed 0; "
+        f"{tuned[0]['n_train']} faces, {tuned[0]['epochs']} epochs, {plan.tune_seeds} seeds; "
         f"{tuned[0]['n_test']} faces held out"
     )
     lines = ["", f"Hold-out NME % by learning rate ({of}):", ""]
     for arm in dict.fromkeys(row["arm"] for row in tuned):
-        found = sorted((row["lr"], row.get("nme_percent")) for row in tuned if row["arm"] == arm)
-        cells = (f"{lr:g}: " + (f"{nme:.2f}" if nme else "diverged") for lr, nme in found)
+        found: dict[float, list[float]] = {}
+        for row in tuned:
+            if row["arm"] == arm:
+                found.setdefault(row["lr"], []).append(row.get("nme_percent", float("inf")))
+        means = {lr: np.mean(found[lr]) for lr in sorted(found)}
+        cells = [
+            f"{lr:g}: " + (f"{nme:.2f}" if np.isfinite(nme) else "diverged")
+            for lr, nme in means.items()
+        ]
         lines.append(f"- {arm}: " + ", ".join(cells))
     return lines
 

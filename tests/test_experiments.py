@@ -285,6 +285,22 @@ def test_the_grid_grows_towards_the_best_rate(prepared_set, tmp_path, monkeypatc
     assert set(seen) == tried
 
 
+def test_several_seeds_decide_on_a_rate(prepared_set, tmp_path, monkeypatch):
+    command = ("--suite", "lengths98", "--data", prepared_set, "--work", tmp_path, "--epochs", 50)
+    plan = plan_for(*command)
+    found = {0.01: (5, 9, 9), 0.03: (6, 7, 8), 0.09: (4, 4, None)}  # None: diverged
+    rows = []
+
+    def run_once(plan, arm, lr, *, seed, stage):
+        assert plan.epochs == 50
+        row = {"run": f"{lr} {seed}", "lr": lr}
+        return row if found[lr][seed] is None else row | {"nme_percent": found[lr][seed]}
+
+    monkeypatch.setattr(runs, "run_once", run_once)
+    assert runs.tune(plan, "bn", rows) == 0.03
+    assert len(rows) == 9
+
+
 def by_seed(errors: np.ndarray) -> dict[int, np.ndarray]:
     return dict(enumerate(errors))
 
@@ -548,11 +564,11 @@ def test_lengths_and_widths_of_a_suite():
         return [(plan.epochs, plan.seeds, plan.tune_epochs, plan.width) for plan in plans]
 
     assert shapes("--suite", "lengths68") == [
-        (25, 2, 25, 8), (50, 2, 25, 8), (100, 2, 100, 8), (200, 2, 100, 8), (400, 1, 100, 8),
+        (25, 2, 25, 8), (50, 2, 50, 8), (100, 2, 100, 8), (200, 2, 100, 8), (400, 1, 100, 8),
     ]  # fmt: skip
-    assert shapes("--suite", "lengths98", "--epochs", 800, 50) == [(50, 3, 25, 8), (800, 1, 400, 8)]
+    assert shapes("--suite", "lengths98", "--epochs", 800, 50) == [(50, 3, 50, 8), (800, 1, 400, 8)]
     assert shapes("--suite", "lengths98", "--epochs", 40, "--width", 4) == [(40, 3, 20, 4)]
-    assert shapes("--suite", "widths68") == [(50, 2, 25, 8), (50, 2, 25, 16), (50, 2, 25, 32)]
+    assert shapes("--suite", "widths68") == [(50, 2, 50, 8), (50, 2, 50, 16), (50, 2, 50, 32)]
     assert shapes("--suite", "widths68", "--epochs", 6, "--width", 16) == [(6, 2, 3, 16)]
 
 
