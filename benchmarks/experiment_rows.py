@@ -46,19 +46,23 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise InputError(
             f"{path}: not a CSV file of text; name one that experiments.py wrote"
         ) from None
+
     if not rows:
         raise InputError(f"{path}: holds no rows; name a file that experiments.py wrote")
+
     return rows
 
 
 def arm_errors(rows: list[dict[str, str]], name: str, path: Path) -> np.ndarray:
     """(N,) errors of an arm as fractions, averaged over its seeds."""
     columns = [column for column in rows[0] if re.fullmatch(re.escape(name) + r" seed \d+", column)]
+
     if not columns:
         known = sorted({column.partition(" seed ")[0] for column in rows[0] if " seed " in column})
         raise InputError(
             f"{path}: has no arm {name!r}; it has {', '.join(known) or 'no arm at all'}"
         )
+
     try:
         return np.mean([[float(row[column]) for row in rows] for column in columns], axis=0)
     except (TypeError, ValueError):
@@ -79,6 +83,7 @@ def over_people(errors: np.ndarray, people: list[str], *, seed: int = 0) -> np.n
     sums = np.stack([np.bincount(person, row) for row in errors])  # (M, people)
     counts = np.bincount(person)
     draws = np.random.default_rng(seed).integers(0, len(names), size=(RESAMPLES, len(names)))
+
     return sums[:, draws].sum(axis=2) / counts[draws].sum(axis=1)
 
 
@@ -87,15 +92,19 @@ def difference(path: Path, first: str, second: str) -> str:
     rows = read_rows(path)
     errors = np.stack([arm_errors(rows, name, path) for name in (first, second)])  # (2, N)
     found = {f"{len(rows)} faces": bootstrap_means(errors)}
+
     if "person" in rows[0]:
         people = [row["person"] for row in rows]
         found[f"{len(set(people))} people"] = over_people(errors, people)
 
     words = []
+
     for units, means in found.items():
         low, high = (100 * paired_difference(means, errors)[key] for key in ("low", "high"))
         words.append(f"95 % over {units} {low:+.2f} … {high:+.2f}")
+
     change = 100 * (errors[1] - errors[0]).mean()
+
     return f"{second} − {first}: {change:+.2f} points ({'; '.join(words)})"
 
 
@@ -122,6 +131,7 @@ def draw_lengths(panels: dict[str, list[dict[str, str]]], out: Path) -> None:
 
     figure = Figure(figsize=(4.8 * len(panels), 4.2), layout="constrained")
     every_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+
     for axes, (title, rows) in zip(every_axes, panels.items(), strict=True):
         found = curves(rows)
         for arm, lengths in found.items():
@@ -134,6 +144,7 @@ def draw_lengths(panels: dict[str, list[dict[str, str]]], out: Path) -> None:
         axes.set(title=title, xlabel="epochs of training", ylabel="NME on the test faces, %")
         axes.grid(alpha=0.3)
         axes.legend()
+
     with atomic_write(out) as file:
         figure.savefig(file, format="png", dpi=120)
 
@@ -147,6 +158,7 @@ def _draw_curve(axes: Axes, arm: str, lengths: dict[int, list[float]]) -> None:
     axes.plot(epochs[~several], mean[~several], marker, color=colour, markerfacecolor="white")
 
     spread = np.array([np.std(lengths[n], ddof=1) for n in epochs[several]])
+    axes.errorbar(epochs[several], mean[several], spread, fmt="none", ecolor=colour, capsize=3)
     low, high = mean[several] - spread, mean[several] + spread
     axes.fill_between(epochs[several], low, high, color=colour, alpha=0.2, linewidth=0)
 
@@ -166,23 +178,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.command == "lengths" and not all("=" in panel for panel in args.panels):
         parser.error("a panel is TITLE=RUNS.csv")
+
     return args
 
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+
     if args.command == "difference":
         print(difference(args.faces, args.first, args.second))
         return 0
+
     panels = {}
+
     for panel in args.panels:
         title, _, path = panel.rpartition("=")
         panels[title] = read_rows(Path(path))
         if not {"stage", "status", "arm", "epochs", "nme_percent"} <= set(panels[title][0]):
             raise InputError(f"{path}: not a file of runs; name a SUITE.csv of experiments.py")
+
     draw_lengths(panels, args.out)
     print(args.out)
+
     return 0
 
 

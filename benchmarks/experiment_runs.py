@@ -90,6 +90,7 @@ def split_arm(arm: str) -> tuple[str, dict[str, Any]]:
     """Name of an arm -> (name without endings, settings of :class:`TrainConfig`)."""
     sepbn = r"sepbn-g([1-9]\d*)k([1-9]\d*)(?:-grid([1-9]\d*))?(-fixed)?"
     match = re.fullmatch(rf"(none|bn|bn-se|an-k[1-9]\d*|{sepbn})(-released)?", arm)
+
     if match is None:
         raise InputError(
             f"--arms {arm}: no such arm; use none, bn, bn-se, an-kK or sepbn-gGkK[-gridT][-fixed], "
@@ -99,21 +100,25 @@ def split_arm(arm: str) -> tuple[str, dict[str, Any]]:
     name, groups, sets, grid, fixed, released = match.groups()
     settings: dict[str, Any] = {"norm": name, "released_geometry": released is not None}
     settings |= dict.fromkeys(SEPBN_OPTIONS)
+
     if groups is not None:
         name = name.removesuffix("-fixed")
         settings |= {"norm": "sepbn", "sets": int(sets), "groups": int(groups)}
         settings["attention_grid"] = int(grid) if grid else None
         settings["temperature"] = 1.0 if fixed else 30.0
+
     return name, settings
 
 
 def configuration(plan: Plan, arm: str, *, run: str, lr: float, seed: int) -> TrainConfig:
     """Settings of a run; ``experiments.py`` says how short ones differ from the recipe."""
     settings = split_arm(arm)[1]
+
     if not plan.published:
         if settings["temperature"] is not None:
             settings["temperature"] = min(settings["temperature"], max(1.0, plan.epochs // 3))
         settings |= {"warmup_epochs": plan.epochs / 10, "mean_shape_init": True}
+
     return TrainConfig(
         **settings,
         data=str(plan.data.resolve()),
@@ -138,12 +143,14 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
     config = configuration(plan, arm, run=run, lr=lr, seed=seed)
     folder = plan.work / "checkpoints" / config.run
     result, errors = folder / "result.json", folder / "errors.npy"
+
     if result.is_file():
         row = json.loads(result.read_text(encoding="utf-8"))
         if row.pop("lists") != digest(config.data):
             raise InputError(
                 f"{folder} is a run on other faces than {config.data}; choose another --work"
             )
+
         found = np.load(errors) if errors.is_file() else None
         return row | {"suite": plan.suite, "run": config.run, "errors": found}
 
@@ -152,6 +159,7 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
 
     row = _row(folder) | {"suite": plan.suite, "stage": stage, "arm": arm}
     row["status"] = "diverged" if found is None else "finished"
+
     if found is not None:
         network = load_network(folder / "final.pt")
         row["parameters"] = sum(weight.numel() for weight in network.parameters())
@@ -159,8 +167,10 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
         row |= {name: summary[name] for name in ("nme_percent", "fr_percent", "auc")}
         with atomic_write(errors) as file:
             np.save(file, found)
+
     with atomic_write(result, "w") as file:
         json.dump(row | {"lists": digest(config.data)}, file, indent=2)
+
     return row | {"run": config.run, "errors": found}
 
 
@@ -173,6 +183,7 @@ def _row(folder: Path) -> dict[str, Any]:
     row["device"] = machine["cuda"] if record["device_type"] == "cuda" else "cpu"
     with (folder / "log.csv").open(encoding="utf-8") as file:
         seconds = sum(float(line["seconds"]) for line in csv.DictReader(file))
+
     return row | {"train_seconds": round(seconds, 1)}
 
 
@@ -185,9 +196,11 @@ def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
             if "the loss is no longer finite" in str(error):
                 return None
             raise
+
         if code:
             raise Stopped(code)
         model = load_network(Path("checkpoints") / config.run / "final.pt")
+
     errors = face_errors(
         model, test_faces(config.data, config.limit), device=select_device(config.device)
     )
@@ -232,6 +245,7 @@ def hold_out(plan: Plan) -> Path:
         write_crop_list(list_path(folder, split), landmarks[rows], [patches[i] for i in rows])
     with atomic_write(folder / "meta.json", "w") as file:
         json.dump(read_meta(plan.data), file)
+
     return folder
 
 
@@ -244,12 +258,12 @@ def tune(plan: Plan, arm: str, rows: list[dict[str, Any]]) -> float:
 
     for extension in range(3):
         for lr in wanted:
-            found = [
-                run_once(split, arm, lr, seed=seed, stage="tune") for seed in range(plan.tune_seeds)
-            ]
-            for row in found:
+            found = []
+            for seed in range(plan.tune_seeds):
+                row = run_once(split, arm, lr, seed=seed, stage="tune")
                 add(plan, rows, row)
-            tried[lr] = np.mean([row.get("nme_percent", float("inf")) for row in found])
+                found.append(row.get("nme_percent", float("inf")))
+            tried[lr] = np.mean(found)
 
         best = min(tried, key=tried.get)
         outward = {min(tried): best / ratio, max(tried): best * ratio}
@@ -262,6 +276,7 @@ def tune(plan: Plan, arm: str, rows: list[dict[str, Any]]) -> float:
             f"every learning rate tried for {arm} diverged: {sorted(tried)}; "
             "give lower ones with --rates"
         )
+
     return best
 
 
@@ -300,6 +315,7 @@ def add(plan: Plan, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
     """Add a run, unless it is there, and bring the suite's CSV up to date."""
     if row["run"] not in {other["run"] for other in rows}:
         rows.append(row)
+
     with atomic_write(make_folder(plan.work) / f"{plan.suite}.csv", "w") as file:
         writer = csv.DictWriter(
             file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n"

@@ -47,6 +47,7 @@ def difference(first: dict[int, np.ndarray], second: dict[int, np.ndarray]) -> s
     ]
     spread = f"{np.std(by_seed, ddof=1):.2f}" if len(by_seed) > 1 else "–"
     low, high = 100 * found["low"], 100 * found["high"]
+
     return f"{100 * found['difference']:+.2f} | {low:+.2f} … {high:+.2f} | {spread}"
 
 
@@ -56,14 +57,17 @@ def explained(errors: dict[str, dict[int, np.ndarray]], ending: str = "") -> str
     means = bootstrap_means(faces)
     low, high = np.percentile(means[0] - means[2], (2.5, 97.5))
     names = f"none{ending}", f"{EXPLAINED[2]}{ending}"
+
     if low <= 0 <= high:
         return (
             f"There is no clear difference between {names[0]} and {names[1]} "
             "that BatchNorm could explain."
         )
+
     none, bn, sepbn = faces.mean(axis=1)
     share = 100 * (none - bn) / (none - sepbn)
     low, high = np.percentile(100 * (means[0] - means[1]) / (means[0] - means[2]), (2.5, 97.5))
+
     return (
         f"BatchNorm alone gives {share:.0f} % (95 % over faces: {low:.0f} … {high:.0f}) "
         f"of the change from {names[0]} to {names[1]}."
@@ -88,9 +92,11 @@ def table(plan: Plan, rows: list[dict[str, Any]]) -> str:
         *_arm_lines(plan, main),
         *_difference_lines(plan, errors),
     ]
+
     for ending in ("", "-released"):
         if {arm + ending for arm in EXPLAINED} <= set(errors):
             lines += ["", explained(errors, ending)]
+
     return "\n".join(lines + _tuning_lines(plan, rows))
 
 
@@ -101,6 +107,7 @@ def _arm_lines(plan: Plan, main: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|" + extra[1],
     ]
     columns = (("nme_percent", 2), ("fr_percent", 1), ("auc", 3), ("train_seconds", 0))
+
     for arm in plan.arms:
         runs = [row for row in main if row["arm"] == arm]
         done = [row for row in runs if row["errors"] is not None]
@@ -109,6 +116,7 @@ def _arm_lines(plan: Plan, main: list[dict[str, Any]]) -> list[str]:
         if plan.published:
             cells.append(PUBLISHED.get(arm.removesuffix("-released"), "–"))
         lines.append(f"| {' | '.join(cells)} |")
+
     return lines
 
 
@@ -122,7 +130,9 @@ def _difference_lines(plan: Plan, errors: dict[str, dict[int, np.ndarray]]) -> l
     pairs = [pair for pair in pairs if set(pair) <= set(errors)]
     if not pairs:
         return []
+
     lines = ["", "| difference | points | 95 % over faces | std over seeds |", "|---|---|---|---|"]
+
     return lines + [f"| {b} − {a} | {difference(errors[a], errors[b])} |" for a, b in pairs]
 
 
@@ -130,11 +140,13 @@ def _tuning_lines(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
     tuned = [row for row in rows if row["stage"] == "tune"]
     if not tuned:
         return []
+
     of = (
         f"{tuned[0]['n_train']} faces, {tuned[0]['epochs']} epochs, {plan.tune_seeds} seeds; "
         f"{tuned[0]['n_test']} faces held out"
     )
     lines = ["", f"Hold-out NME % by learning rate ({of}):", ""]
+
     for arm in dict.fromkeys(row["arm"] for row in tuned):
         found: dict[float, list[float]] = {}
         for row in tuned:
@@ -146,6 +158,7 @@ def _tuning_lines(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
             for lr, nme in means.items()
         ]
         lines.append(f"- {arm}: " + ", ".join(cells))
+
     return lines
 
 
@@ -155,6 +168,7 @@ def overview(plans: list[Plan], rows: list[dict[str, Any]]) -> str:
     pairs = [pair for pair in DIFFERENCES if set(pair) <= set(arms)]
     heads = ["epochs", "width", "seeds", *arms, *(f"{b} − {a} (95 % over faces)" for a, b in pairs)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+
     for plan in plans:
         errors = arm_errors(rows_of(plan, rows))
         cells = [str(plan.epochs), str(plan.width), str(plan.seeds)]
@@ -166,7 +180,9 @@ def overview(plans: list[Plan], rows: list[dict[str, Any]]) -> str:
                 difference(errors[a], errors[b]).split(" | ") if {a, b} <= set(errors) else "–" * 3
             )
             cells.append(f"{points} ({interval})")
+
         lines.append(f"| {' | '.join(cells)} |")
+
     return "\n".join(lines)
 
 

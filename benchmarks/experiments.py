@@ -165,6 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     quick = "width 4, 10 epochs, 2 seeds, 160 faces where not given; minutes"
     add("--quick", action="store_true", help=quick)
+
     return parser
 
 
@@ -174,6 +175,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.suite == "liveness") != (args.checkpoints is not None):
         parser.error("--suite liveness needs --checkpoints, and no other suite takes them")
+
     training = (
         args.arms,
         args.seeds,
@@ -183,17 +185,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.rates,
         args.quick or None,
     )
+
     if args.suite == "liveness" and any(value is not None for value in training):
         parser.error(
             "--suite liveness trains nothing: "
             "it takes --data, --checkpoints, --work, --limit and --device"
         )
+
     for name in ("seeds", "epochs", "tune_epochs", "width", "limit"):
         value = getattr(args, name)
         if value is not None and min(value if name == "epochs" else [value]) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+
     if args.rates and min(args.rates) <= 0:
         parser.error("--rates must be positive")
+
     return args
 
 
@@ -207,6 +213,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         return value if value is not None else quick.get(name)
 
     plans = []
+
     for part in parts(suite, given("epochs")):
         plan = Plan(
             suite=args.suite,
@@ -226,7 +233,9 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         for arm in plan.arms:  # refuse what cannot be trained before anything is
             configuration(plan, arm, run=arm, lr=plan.rates[0], seed=0).check()
         plans.append(plan)
+
     select_device(args.device)
+
     return list(dict.fromkeys(plans))
 
 
@@ -234,11 +243,14 @@ def parts(suite: Suite, epochs: list[int] | None) -> list[Part]:
     """The suite's parts of the wanted lengths; a length that it lacks is tuned at half of it."""
     if epochs is None:
         return list(suite.parts)
+
     first = {part.width: part for part in reversed(suite.parts)}
     wanted: list[Part] = []
+
     for n in sorted(set(epochs)):
         new = [replace(part, epochs=n, tune_epochs=max(1, n // 2)) for part in first.values()]
         wanted += [part for part in suite.parts if part.epochs == n] or new[::-1]
+
     return wanted
 
 
@@ -261,6 +273,7 @@ def domains(plan: Plan) -> Iterator[str]:
     yield table(plan, rows)
 
     finals = sepbn_networks(plan, rows)
+
     if finals:
         real_faces, drawn_faces = load_faces(mixed, "test"), load_faces(drawn, "test")
         yield separation(finals, real_faces, drawn_faces, device=select_device(plan.device))
@@ -279,6 +292,7 @@ def subdomains(plan: Plan) -> Iterator[str]:
         "| sub-domains | difference | points | 95 % over faces | std over seeds |",
         "|---|---|---|---|---|",
     ]
+
     for count in (1, 2, 4):
         faces = mixture(plan.data, count, plan.limit or 1600)
         part = replace(plan, suite=f"subdomains{count}", data=faces, limit=None)
@@ -294,12 +308,14 @@ def subdomains(plan: Plan) -> Iterator[str]:
         if finals:
             test_faces, out = load_faces(faces, "test"), plan.work / f"liveness{count}.csv"
             yield liveness(finals, test_faces, out, device=select_device(plan.device))
+
     yield "\n".join(lines)
 
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+
     if args.suite == "liveness":
         faces = load_faces(args.data, "test", limit=args.limit)
         device = select_device(args.device)
@@ -309,7 +325,9 @@ def main(argv: list[str] | None = None) -> int:
             )
         )
         return 0
+
     plans = make_plans(args)
+
     try:
         of_mixtures = {"subdomains": subdomains, "domains": domains}
         for text in (
@@ -318,6 +336,7 @@ def main(argv: list[str] | None = None) -> int:
             print(text, end="\n\n", flush=True)
     except Stopped as stopped:
         return stopped.args[0]
+
     return 0
 
 

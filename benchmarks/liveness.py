@@ -39,6 +39,7 @@ def constant_attention(model: VanillaCNN, weights: np.ndarray | None = None) -> 
         weights: (M, G, K), what module m gives the sets of group g; None for 1/K each.
     """
     model = copy.deepcopy(model)
+
     with torch.no_grad():
         for m, module in enumerate(sepbn_modules(model).values()):
             module.fc2.weight.zero_()  # equal logits: 1/K whatever the input
@@ -51,6 +52,7 @@ def constant_attention(model: VanillaCNN, weights: np.ndarray | None = None) -> 
                     sets.copy_(
                         (share * sets).sum(dim=0).expand_as(sets)
                     )  # all K sets alike: their mean is the mixture
+
     return model
 
 
@@ -58,6 +60,7 @@ def liveness(checkpoints: list[Path], faces: FaceSet, out: Path, *, device: torc
     """Markdown about networks with SepBN on test faces; the numbers also go to the CSV ``out``."""
     rows: list[dict[str, Any]] = []
     effects, modules, labels = [], [], []
+
     for path in checkpoints:
         loaded = load_sepbn(path, faces)
         prediction, weights = attention_weights(loaded.model, faces, device=device)
@@ -87,6 +90,7 @@ def liveness(checkpoints: list[Path], faces: FaceSet, out: Path, *, device: torc
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
     return _report(len(faces), effects, modules, labels)
 
 
@@ -117,12 +121,14 @@ def effect_of_attention(
         weights: (N, M, G, K) its attention.
     """
     effect = {"nme_percent": f"{100 * learnt.mean():.4f}"}
+
     for name, given in (("uniform", None), ("constant", weights.mean(axis=0))):
         changed = face_errors(constant_attention(model, given), faces, device=device)
         errors = np.stack([learnt, changed])
         found = paired_difference(bootstrap_means(errors), errors)
         for key, value in (("points", "difference"), ("low", "low"), ("high", "high")):
             effect[f"{name}_{key}"] = f"{100 * found[value]:+.4f}"
+
     return effect
 
 
@@ -130,12 +136,14 @@ def differences_of_sets(model: VanillaCNN, weights: np.ndarray) -> list[dict[str
     """How far apart the sets of every module are, and how much attention moves: rows of the CSV."""
     spread = weights.std(axis=0).max(axis=(1, 2))  # (N, M, G, K) -> (M,)
     rows = []
+
     for (name, module), std in zip(sepbn_modules(model).items(), spread, strict=True):
         row = {"module": name, "attention_std": f"{std:.4f}"}
         for column, sets in (("scale_distance", module.weight), ("shift_distance", module.bias)):
             distances = relative_distances(sets.detach().cpu().numpy())
             row[column] = f"{distances.max() if distances.size else 0:.4f}"
         rows.append(row)
+
     return rows
 
 
@@ -156,6 +164,7 @@ def _report(faces: int, effects: list[str], modules: list[str], labels: list[str
         "|---|" + "---|" * NUM_STAGES,
         *modules,
     ]
+
     if labels:
         parts += [
             "",
@@ -167,6 +176,7 @@ def _report(faces: int, effects: list[str], modules: list[str], labels: list[str
             "|---|---|---|---|---|",
             *labels,
         ]
+
     return "\n".join(parts)
 
 
@@ -194,9 +204,11 @@ def attention_by_label(weights: np.ndarray, labels: dict[str, np.ndarray]) -> li
         return float(np.nanmax(effect)) if np.isfinite(effect).any() else 0.0
 
     lines = []
+
     for name, mask in labels.items():
         chance = np.quantile([largest(random.permutation(mask)) for _ in range(PERMUTATIONS)], 0.95)
         lines.append(f"{name} | {mask.sum()} of {len(mask)} | {largest(mask):.2f} | {chance:.2f}")
+
     return lines
 
 
@@ -208,6 +220,7 @@ def separation(
         "| network | best AUC of a weight | of module, group, set | by chance |",
         "|---|---|---|---|",
     ]
+
     for path in checkpoints:
         loaded = load_sepbn(path, first)
         of_first, of_second = (
@@ -226,6 +239,7 @@ def separation(
         lines.append(
             f"| {loaded.name} | {found.max():.3f} | {place} | {np.quantile(chance, 0.95):.3f} |"
         )
+
     return "\n".join(lines)
 
 

@@ -36,6 +36,7 @@ def mixture(folder: Path, count: int, total: int) -> Path:
     needed = {"plain": total, "lighting": total // 2, "pose": total // 4, "cluttered": total // 4}
     mixed = make_folder(folder / f"mixture{count}_of_{total}")
     parts: dict[str, list] = {"train": [], "test": []}
+
     for seed, (name, without) in enumerate(list(DOMAINS.items())[:count]):
         prepared = folder / f"{name}_{total}" / name
         counts = needed[name], max(2, needed[name] // 4)
@@ -49,10 +50,12 @@ def mixture(folder: Path, count: int, total: int) -> Path:
             landmarks, patches = read_crop_list(list_path(prepared, split))
             share = (total if split == "train" else max(2 * count, total // 4)) // count
             faces.append((landmarks[:share], patches[:share]))
+
         (mixed / "meta.json").write_bytes((prepared / "meta.json").read_bytes())
 
     for split, faces in parts.items():
         write_joined(mixed, split, faces)
+
     return mixed
 
 
@@ -84,6 +87,7 @@ def drawn_and_real(
     (mixed / "meta.json").write_bytes((real / "meta.json").read_bytes())
     write_joined(mixed, "train", [found["train"], read_crop_list(list_path(prepared, "train"))])
     write_joined(mixed, "test", [found["test"]])
+
     return mixed, prepared
 
 
@@ -91,6 +95,7 @@ def draw(drawn: Path, prepared: Path, counts: tuple[int, int], options: list[str
     """Draw faces for training and testing and prepare them; what is there already stays."""
     make_folder(prepared.parent)
     train, test = map(str, counts)
+
     with redirect_stdout(sys.stderr):
         for step, argv in (
             (createSynthetic, ["--out", str(drawn), "--train", train, "--test", test, *options]),

@@ -116,6 +116,7 @@ def train_relative(config: TrainConfig) -> int:
     folder = RunFolder(config.run)
     if folder.final.exists():
         return 0
+
     train_faces, test_faces = (
         load_faces(config.data, split, limit=config.limit) for split in ("train", "test")
     )
@@ -129,6 +130,7 @@ def train_relative(config: TrainConfig) -> int:
             torch.backends.cudnn.deterministic = True
         else:
             keep_freed_memory()
+
         saved = folder.saved(resume=True, overwrite=False)
         if saved is not None:
             refuse_other_settings(saved["config"], record, folder.last)
@@ -152,6 +154,8 @@ def load_network(path: Path) -> nn.Module:
     norm = layer_of(config["norm"])
     if norm is None:
         return checkpoint.load_model(path).model
+
     model = VanillaCNN(norm, config["num_landmarks"], config["width"])
     checkpoint.load_weights(model, content["model"], path)
+
     return model.to(memory_format=torch.channels_last).eval()
