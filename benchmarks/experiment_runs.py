@@ -1,4 +1,5 @@
-"""Training runs of the experiments: arms, the tuned learning rate, one folder and one CSV row a run.
+"""Training runs of the experiments: arms, the tuned learning rate, one folder and one CSV row a
+run.
 
 Used by ``benchmarks/experiments.py``, which explains the suites.
 """
@@ -20,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.relatives import layer_of, load_network, train_relative
 from dataset.annotations import read_crop_list, write_crop_list
 from dataset.faces import FaceSet, list_path, load_faces, read_meta
 from evaluation.evaluate import face_errors, summarize
-from models.checkpoint import load_model
 from training.config import SEPBN_OPTIONS, TrainConfig
 from training.loop import train
 from utils.files import InputError, atomic_write, make_folder
@@ -31,15 +32,40 @@ from utils.runtime import select_device
 
 HOLD_OUT = 0.25  # share of the training faces
 COLUMNS = (
-    *("suite", "run", "stage", "arm", "seed", "lr", "epochs", "warmup_epochs", "temperature", "width", "batch_size"),
-    *("parameters", "n_train", "n_test", "status", "nme_percent", "fr_percent", "auc", "train_seconds"),
+    *(
+        "suite",
+        "run",
+        "stage",
+        "arm",
+        "seed",
+        "lr",
+        "epochs",
+        "warmup_epochs",
+        "temperature",
+        "width",
+        "batch_size",
+    ),
+    *(
+        "parameters",
+        "n_train",
+        "n_test",
+        "status",
+        "nme_percent",
+        "fr_percent",
+        "auc",
+        "train_seconds",
+    ),
     *("device", "cpu", "threads", "python", "torch", "numpy", "opencv", "commit"),
 )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which arms are to be trained how, on what; one rate means that none is tuned."""
+    """Which arms are to be trained for how long, on what; one rate means that none is tuned.
+
+    A suite is one plan or several, of different lengths or widths. A run is known by its faces and
+    settings, so suites that need the same run share it.
+    """
 
     suite: str
     data: Path
@@ -50,6 +76,7 @@ class Plan:
     seeds: int
     rates: tuple[float, ...]
     tune_epochs: int
+    tune_seeds: int
     published: bool
     limit: int | None
     device: str
@@ -61,83 +88,125 @@ class Stopped(Exception):
 
 def split_arm(arm: str) -> tuple[str, dict[str, Any]]:
     """Name of an arm -> (name without endings, settings of :class:`TrainConfig`)."""
-    match = re.fullmatch(r"(none|bn|sepbn-g([1-9]\d*)k([1-9]\d*)(?:-grid([1-9]\d*))?(-fixed)?)(-released)?", arm)
+    sepbn = r"sepbn-g([1-9]\d*)k([1-9]\d*)(?:-grid([1-9]\d*))?(-fixed)?"
+    match = re.fullmatch(rf"(none|bn|bn-se|an-k[1-9]\d*|{sepbn})(-released)?", arm)
+
     if match is None:
         raise InputError(
-            f"--arms {arm}: no such arm; use none, bn or sepbn-gGkK[-gridT][-fixed], each with or without -released"
+            f"--arms {arm}: no such arm; use none, bn, bn-se, an-kK or sepbn-gGkK[-gridT][-fixed], "
+            "each with or without -released"
         )
+
     name, groups, sets, grid, fixed, released = match.groups()
-    settings: dict[str, Any] = {"norm": name, "released_geometry": released is not None, **dict.fromkeys(SEPBN_OPTIONS)}
+    settings: dict[str, Any] = {"norm": name, "released_geometry": released is not None}
+    settings |= dict.fromkeys(SEPBN_OPTIONS)
+
     if groups is not None:
         name = name.removesuffix("-fixed")
         settings |= {"norm": "sepbn", "sets": int(sets), "groups": int(groups)}
         settings["attention_grid"] = int(grid) if grid else None
         settings["temperature"] = 1.0 if fixed else 30.0
+
     return name, settings
 
 
 def configuration(plan: Plan, arm: str, *, run: str, lr: float, seed: int) -> TrainConfig:
-    """Settings of one run; ``experiments.py`` says in what short ones differ from the published recipe."""
+    """Settings of a run; ``experiments.py`` says how short ones differ from the recipe."""
     settings = split_arm(arm)[1]
+
     if not plan.published:
         if settings["temperature"] is not None:
             settings["temperature"] = min(settings["temperature"], max(1.0, plan.epochs // 3))
         settings |= {"warmup_epochs": plan.epochs / 10, "mean_shape_init": True}
+
     return TrainConfig(
-        **settings, data=str(plan.data.resolve()), run=run, width=plan.width, epochs=plan.epochs, lr=lr, seed=seed,
-        device=plan.device, limit=plan.limit,
-    )  # fmt: skip
+        **settings,
+        data=str(plan.data.resolve()),
+        run=run,
+        width=plan.width,
+        epochs=plan.epochs,
+        lr=lr,
+        seed=seed,
+        device=plan.device,
+        limit=plan.limit,
+    )
 
 
 def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[str, Any]:
     """Train and evaluate one network, or return what an earlier call found.
 
-    Returns:
-        The row of the CSV, and ``errors``: (N,) NME of every test face as a fraction, None where training diverged.
+    Returns: The row of the CSV, and ``errors``: (N,) NME of every test face as a fraction, None
+        where training diverged.
     """
-    run = f"{plan.suite}-{stage}-{arm}-w{plan.width}-e{plan.epochs}-lr{lr:g}-s{seed}"
-    config = configuration(plan, arm, run=run + (f"-n{plan.limit}" if plan.limit else ""), lr=lr, seed=seed)
+    run = f"{plan.data.resolve().name}-{stage}-{arm}-w{plan.width}-e{plan.epochs}-lr{lr:g}-s{seed}"
+    run += (f"-n{plan.limit}" if plan.limit else "") + ("-published" if plan.published else "")
+    config = configuration(plan, arm, run=run, lr=lr, seed=seed)
     folder = plan.work / "checkpoints" / config.run
     result, errors = folder / "result.json", folder / "errors.npy"
+
     if result.is_file():
         row = json.loads(result.read_text(encoding="utf-8"))
         if row.pop("lists") != digest(config.data):
-            raise InputError(f"{folder} is a run on other faces than {config.data}; choose another --work")
-        return row | {"run": config.run, "errors": np.load(errors) if errors.is_file() else None}
+            raise InputError(
+                f"{folder} is a run on other faces than {config.data}; choose another --work"
+            )
+
+        found = np.load(errors) if errors.is_file() else None
+        return row | {"suite": plan.suite, "run": config.run, "errors": found}
+
     print(config.run, file=sys.stderr, flush=True)
     found = _train(config, plan.work)
-    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    row = {name: value for name, value in (record | record["machine"]).items() if name in COLUMNS}
-    row |= {"suite": plan.suite, "stage": stage, "arm": arm, "status": "diverged" if found is None else "finished"}
-    row |= {f"n_{split}": count for split, count in record["faces"].items()}
-    row["device"] = record["machine"]["cuda"] if record["device_type"] == "cuda" else "cpu"
-    with (folder / "log.csv").open(encoding="utf-8") as file:
-        row["train_seconds"] = round(sum(float(line["seconds"]) for line in csv.DictReader(file)), 1)
+
+    row = _row(folder) | {"suite": plan.suite, "stage": stage, "arm": arm}
+    row["status"] = "diverged" if found is None else "finished"
+
     if found is not None:
-        row["parameters"] = sum(weight.numel() for weight in load_model(folder / "final.pt").model.parameters())
+        network = load_network(folder / "final.pt")
+        row["parameters"] = sum(weight.numel() for weight in network.parameters())
         summary = summarize(found, {"full": np.full(len(found), True)})["full"]
         row |= {name: summary[name] for name in ("nme_percent", "fr_percent", "auc")}
         with atomic_write(errors) as file:
             np.save(file, found)
+
     with atomic_write(result, "w") as file:
         json.dump(row | {"lists": digest(config.data)}, file, indent=2)
+
     return row | {"run": config.run, "errors": found}
 
 
+def _row(folder: Path) -> dict[str, Any]:
+    """What a run's folder says about it: settings, faces, machine, time."""
+    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    machine = record["machine"]
+    row = {name: value for name, value in (record | machine).items() if name in COLUMNS}
+    row |= {f"n_{split}": count for split, count in record["faces"].items()}
+    row["device"] = machine["cuda"] if record["device_type"] == "cuda" else "cpu"
+    with (folder / "log.csv").open(encoding="utf-8") as file:
+        seconds = sum(float(line["seconds"]) for line in csv.DictReader(file))
+
+    return row | {"train_seconds": round(seconds, 1)}
+
+
 def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
-    """Run the public training entry point in ``work`` -> errors of the test faces, None where it diverged."""
+    """Train in ``work`` -> errors of the test faces, None where training diverged."""
     with _inside(work), redirect_stdout(sys.stderr):
         try:
-            code = train(config, resume=True)
+            code = train_relative(config) if layer_of(config.norm) else train(config, resume=True)
         except InputError as error:
             if "the loss is no longer finite" in str(error):
                 return None
             raise
+
         if code:
             raise Stopped(code)
-        model = load_model(Path("checkpoints") / config.run / "final.pt").model
-    errors = face_errors(model, test_faces(config.data, config.limit), device=select_device(config.device))
-    return errors if np.isfinite(errors).all() else None  # weights too may blow up in the very last steps
+        model = load_network(Path("checkpoints") / config.run / "final.pt")
+
+    errors = face_errors(
+        model, test_faces(config.data, config.limit), device=select_device(config.device)
+    )
+    return (
+        errors if np.isfinite(errors).all() else None
+    )  # weights too may blow up in the very last steps
 
 
 @contextmanager
@@ -153,7 +222,9 @@ def _inside(folder: Path) -> Iterator[None]:
 @cache
 def digest(data: str) -> str:
     """Of a prepared folder's lists and meta data."""
-    files = [list_path(Path(data), split) for split in ("train", "test")] + [Path(data) / "meta.json"]
+    files = [list_path(Path(data), split) for split in ("train", "test")] + [
+        Path(data) / "meta.json"
+    ]
     return blake2b(b"\0".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
 
 
@@ -164,61 +235,90 @@ def test_faces(data: str, limit: int | None) -> FaceSet:
 
 
 def hold_out(plan: Plan) -> Path:
-    """A prepared folder whose train and test faces are parts of the plan's *training* faces, always the same."""
+    """A prepared folder: the plan's *training* faces in two parts, always the same."""
     landmarks, patches = read_crop_list(list_path(plan.data, "train"))
-    folder = make_folder(plan.work / "splits" / plan.suite)
+    folder = make_folder(plan.work / "splits" / plan.data.resolve().name)
     order = np.random.default_rng(0).permutation(len(patches))
     held = max(1, round(HOLD_OUT * len(patches)))
+
     for split, rows in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
         write_crop_list(list_path(folder, split), landmarks[rows], [patches[i] for i in rows])
     with atomic_write(folder / "meta.json", "w") as file:
         json.dump(read_meta(plan.data), file)
+
     return folder
 
 
 def tune(plan: Plan, arm: str, rows: list[dict[str, Any]]) -> float:
-    """The rate with the lowest hold-out NME; its runs are added to ``rows``."""
+    """The rate with the lowest hold-out NME, mean of seeds; its runs are added to ``rows``."""
     grid, tried = sorted(plan.rates), {}
     split = replace(plan, data=hold_out(plan), epochs=plan.tune_epochs)
     ratio = grid[1] / grid[0]
     wanted = grid
+
     for extension in range(3):
         for lr in wanted:
-            row = run_once(split, arm, lr, seed=0, stage="tune")
-            add(plan, rows, row)
-            tried[lr] = row.get("nme_percent", float("inf"))
+            found = []
+            for seed in range(plan.tune_seeds):
+                row = run_once(split, arm, lr, seed=seed, stage="tune")
+                add(plan, rows, row)
+                found.append(row.get("nme_percent", float("inf")))
+            tried[lr] = np.mean(found)
+
         best = min(tried, key=tried.get)
         outward = {min(tried): best / ratio, max(tried): best * ratio}
         if best not in outward or extension == 2 or tried[best] == float("inf"):
             break
         wanted = [float(f"{outward[best]:.2g}")]
+
     if tried[best] == float("inf"):
-        raise InputError(f"every learning rate tried for {arm} diverged: {sorted(tried)}; give lower ones with --rates")
+        raise InputError(
+            f"every learning rate tried for {arm} diverged: {sorted(tried)}; "
+            "give lower ones with --rates"
+        )
+
     return best
 
 
-def run_arms(plan: Plan) -> list[dict[str, Any]]:
-    """Tune and train all arms with all seeds; the CSV is rewritten after every run."""
-    rows: list[dict[str, Any]] = []
+def run_arms(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    """Tune and train all arms with all seeds; adds the runs to ``rows``, the suite's."""
     rates = {}
     for base in dict.fromkeys(split_arm(arm)[0] for arm in plan.arms):
         rates[base] = plan.rates[0] if len(plan.rates) == 1 else tune(plan, base, rows)
+
     for seed in range(plan.seeds):
         for arm in plan.arms:
             add(plan, rows, run_once(plan, arm, rates[split_arm(arm)[0]], seed=seed, stage="main"))
+
     with atomic_write(plan.work / f"{plan.suite}_faces.csv", "w") as file:
         main = [row for row in rows if row["stage"] == "main" and row["errors"] is not None]
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["test_face", *(f"{row['arm']} seed {row['seed']}" for row in main)])
+        writer.writerow(["test_face", *map(label, main)])
         for face in range(len(main[0]["errors"]) if main else 0):
             writer.writerow([face, *(f"{row['errors'][face]:.6f}" for row in main)])
-    return rows
+
+
+def label(row: dict[str, Any]) -> str:
+    """A run of a suite in words: the head of its column."""
+    return f"{row['arm']} width {row['width']} epochs {row['epochs']} seed {row['seed']}"
+
+
+def rows_of(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a suite's runs that belong to one of its plans."""
+    wanted = {"main": plan.epochs, "tune": plan.tune_epochs}
+    return [
+        row for row in rows if (row["epochs"], row["width"]) == (wanted[row["stage"]], plan.width)
+    ]
 
 
 def add(plan: Plan, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
-    """Append a run and bring the suite's CSV up to date."""
-    rows.append(row)
+    """Add a run, unless it is there, and bring the suite's CSV up to date."""
+    if row["run"] not in {other["run"] for other in rows}:
+        rows.append(row)
+
     with atomic_write(make_folder(plan.work) / f"{plan.suite}.csv", "w") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(
+            file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiment_runs import Plan, test_faces
+from benchmarks.experiment_runs import Plan, rows_of, test_faces
 from dataset.annotations import read_crop_list
 from dataset.faces import list_path
 from evaluation.evaluate import bootstrap_means, paired_difference
@@ -35,12 +35,19 @@ def over_seeds(errors: dict[int, np.ndarray]) -> np.ndarray:
 
 
 def difference(first: dict[int, np.ndarray], second: dict[int, np.ndarray]) -> str:
-    """Second minus first, in points: faces paired, errors averaged over seeds; and its spread over shared seeds."""
+    """Second minus first, in points, with its interval and its spread over the seeds they share.
+
+    Faces are paired; a face's error is the mean over seeds.
+    """
     means = np.stack([over_seeds(first), over_seeds(second)])
     found = paired_difference(bootstrap_means(means), means)
-    by_seed = [100 * (second[seed].mean() - first[seed].mean()) for seed in sorted(first.keys() & second.keys())]
+    by_seed = [
+        100 * (second[seed].mean() - first[seed].mean())
+        for seed in sorted(first.keys() & second.keys())
+    ]
     spread = f"{np.std(by_seed, ddof=1):.2f}" if len(by_seed) > 1 else "–"
     low, high = 100 * found["low"], 100 * found["high"]
+
     return f"{100 * found['difference']:+.2f} | {low:+.2f} … {high:+.2f} | {spread}"
 
 
@@ -50,56 +57,132 @@ def explained(errors: dict[str, dict[int, np.ndarray]], ending: str = "") -> str
     means = bootstrap_means(faces)
     low, high = np.percentile(means[0] - means[2], (2.5, 97.5))
     names = f"none{ending}", f"{EXPLAINED[2]}{ending}"
+
     if low <= 0 <= high:
-        return f"There is no clear difference between {names[0]} and {names[1]} that BatchNorm could explain."
+        return (
+            f"There is no clear difference between {names[0]} and {names[1]} "
+            "that BatchNorm could explain."
+        )
+
     none, bn, sepbn = faces.mean(axis=1)
     share = 100 * (none - bn) / (none - sepbn)
     low, high = np.percentile(100 * (means[0] - means[1]) / (means[0] - means[2]), (2.5, 97.5))
+
     return (
-        f"BatchNorm alone gives {share:.0f} % (95 % over faces: {low:.0f} … {high:.0f}) of the change from {names[0]} "
-        f"to {names[1]}."
+        f"BatchNorm alone gives {share:.0f} % (95 % over faces: {low:.0f} … {high:.0f}) "
+        f"of the change from {names[0]} to {names[1]}."
     )
 
 
 def table(plan: Plan, rows: list[dict[str, Any]]) -> str:
-    """Markdown: an arm a line, then the differences of interest."""
+    """Markdown about one plan of a suite: an arm a line, then the differences of interest.
+
+    Args:
+        plan: the plan.
+        rows: its runs.
+    """
     main = [row for row in rows if row["stage"] == "main"]
     errors, some = arm_errors(rows), main[0]
     lines = [
-        f"{plan.suite}: {some['n_train']} training, {some['n_test']} test faces, width {plan.width}, {plan.epochs} "
-        f"epochs, batch {some['batch_size']}, warm-up {some['warmup_epochs']:g} epochs, {plan.seeds} seeds; "
-        f"{_hardware(some)}. The mean shape alone: {mean_shape_nme(plan):.2f} %.",
+        f"{plan.suite}: {some['n_train']} training, {some['n_test']} test faces, "
+        f"width {plan.width}, {plan.epochs} epochs, batch {some['batch_size']}, "
+        f"warm-up {some['warmup_epochs']:g} epochs, {plan.seeds} seeds; {_hardware(some)}. "
+        f"The mean shape alone: {mean_shape_nme(plan):.2f} %.",
         "",
-        "| arm | lr | runs | NME % | FR@0.1 % | AUC@0.1 | s a run |" + (" published |" if plan.published else ""),
-        "|---|---|---|---|---|---|---|" + ("---|" if plan.published else ""),
+        *_arm_lines(plan, main),
+        *_difference_lines(plan, errors),
     ]
+
+    for ending in ("", "-released"):
+        if {arm + ending for arm in EXPLAINED} <= set(errors):
+            lines += ["", explained(errors, ending)]
+
+    return "\n".join(lines + _tuning_lines(plan, rows))
+
+
+def _arm_lines(plan: Plan, main: list[dict[str, Any]]) -> list[str]:
+    extra = (" published |", "---|") if plan.published else ("", "")
+    lines = [
+        "| arm | lr | runs | NME % | FR@0.1 % | AUC@0.1 | s a run |" + extra[0],
+        "|---|---|---|---|---|---|---|" + extra[1],
+    ]
+    columns = (("nme_percent", 2), ("fr_percent", 1), ("auc", 3), ("train_seconds", 0))
+
     for arm in plan.arms:
         runs = [row for row in main if row["arm"] == arm]
         done = [row for row in runs if row["errors"] is not None]
         cells = [arm, f"{runs[0]['lr']:g}", f"{len(done)} of {len(runs)}"]
-        for name, digits in (("nme_percent", 2), ("fr_percent", 1), ("auc", 3), ("train_seconds", 0)):
-            cells.append(_mean_std([row[name] for row in done], digits))
-        lines.append(
-            f"| {' | '.join(cells)} |"
-            + (f" {PUBLISHED.get(arm.removesuffix('-released'), '–')} |" if plan.published else "")
-        )
-    released = [(arm.removesuffix("-released"), arm) for arm in plan.arms if arm.endswith("-released")]
-    others = [("bn", arm) for arm in plan.arms if arm.startswith("sepbn")]
+        cells += [_mean_std([row[name] for row in done], digits) for name, digits in columns]
+        if plan.published:
+            cells.append(PUBLISHED.get(arm.removesuffix("-released"), "–"))
+        lines.append(f"| {' | '.join(cells)} |")
+
+    return lines
+
+
+def _difference_lines(plan: Plan, errors: dict[str, dict[int, np.ndarray]]) -> list[str]:
+    released = [
+        (arm.removesuffix("-released"), arm) for arm in plan.arms if arm.endswith("-released")
+    ]
+    others = [("bn", arm) for arm in plan.arms if arm.startswith(("sepbn", "an-", "bn-se"))]
     alike = [(f"{a}-released", f"{b}-released") for a, b in DIFFERENCES]
-    pairs = [pair for pair in dict.fromkeys((*DIFFERENCES, *others, *alike, *released)) if set(pair) <= set(errors)]
-    if pairs:
-        lines += ["", "| difference | points | 95 % over faces | std over seeds |", "|---|---|---|---|"]
-        lines += [f"| {b} − {a} | {difference(errors[a], errors[b])} |" for a, b in pairs]
-    for ending in ("", "-released"):
-        if {arm + ending for arm in EXPLAINED} <= set(errors):
-            lines += ["", explained(errors, ending)]
+    pairs = dict.fromkeys((*DIFFERENCES, *others, *alike, *released))
+    pairs = [pair for pair in pairs if set(pair) <= set(errors)]
+    if not pairs:
+        return []
+
+    lines = ["", "| difference | points | 95 % over faces | std over seeds |", "|---|---|---|---|"]
+
+    return lines + [f"| {b} − {a} | {difference(errors[a], errors[b])} |" for a, b in pairs]
+
+
+def _tuning_lines(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
     tuned = [row for row in rows if row["stage"] == "tune"]
-    if tuned:
-        of = f"{tuned[0]['n_train']} faces, {tuned[0]['epochs']} epochs, seed 0; {tuned[0]['n_test']} faces held out"
-        lines += ["", f"Hold-out NME % by learning rate ({of}):", ""]
-        for arm in dict.fromkeys(row["arm"] for row in tuned):
-            found = sorted((row["lr"], row.get("nme_percent")) for row in tuned if row["arm"] == arm)
-            lines.append(f"- {arm}: " + ", ".join(f"{lr:g}: " + (f"{x:.2f}" if x else "diverged") for lr, x in found))
+    if not tuned:
+        return []
+
+    of = (
+        f"{tuned[0]['n_train']} faces, {tuned[0]['epochs']} epochs, {plan.tune_seeds} seeds; "
+        f"{tuned[0]['n_test']} faces held out"
+    )
+    lines = ["", f"Hold-out NME % by learning rate ({of}):", ""]
+
+    for arm in dict.fromkeys(row["arm"] for row in tuned):
+        found: dict[float, list[float]] = {}
+        for row in tuned:
+            if row["arm"] == arm:
+                found.setdefault(row["lr"], []).append(row.get("nme_percent", float("inf")))
+        means = {lr: np.mean(found[lr]) for lr in sorted(found)}
+        cells = [
+            f"{lr:g}: " + (f"{nme:.2f}" if np.isfinite(nme) else "diverged")
+            for lr, nme in means.items()
+        ]
+        lines.append(f"- {arm}: " + ", ".join(cells))
+
+    return lines
+
+
+def overview(plans: list[Plan], rows: list[dict[str, Any]]) -> str:
+    """Markdown: the parts of a suite side by side, a line for each length and width."""
+    arms = plans[0].arms
+    pairs = [pair for pair in DIFFERENCES if set(pair) <= set(arms)]
+    heads = ["epochs", "width", "seeds", *arms, *(f"{b} − {a} (95 % over faces)" for a, b in pairs)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+
+    for plan in plans:
+        errors = arm_errors(rows_of(plan, rows))
+        cells = [str(plan.epochs), str(plan.width), str(plan.seeds)]
+        for arm in arms:
+            means = [100 * found.mean() for found in errors.get(arm, {}).values()]
+            cells.append(_mean_std(means, 2))
+        for a, b in pairs:
+            points, interval, _ = (
+                difference(errors[a], errors[b]).split(" | ") if {a, b} <= set(errors) else "–" * 3
+            )
+            cells.append(f"{points} ({interval})")
+
+        lines.append(f"| {' | '.join(cells)} |")
+
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Is SepBN alive: do its sets differ, does attention follow the input, does it matter? And faces to ask that of.
+"""Is SepBN alive: do its sets differ, does attention follow the input, does it matter?
 
 Used by ``benchmarks/experiments.py``, which explains the suites.
 """
@@ -7,34 +7,28 @@ from __future__ import annotations
 
 import copy
 import csv
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from dataset import createSynthetic, createWFLW256
-from dataset.annotations import ATTRIBUTES, read_crop_list, write_crop_list
-from dataset.faces import FaceSet, list_path
+from dataset.annotations import ATTRIBUTES
+from dataset.faces import FaceSet
 from evaluation.attention import attention_weights, cohens_d, relative_distances, sepbn_modules
 from evaluation.evaluate import bootstrap_means, face_errors, paired_difference, require_same_points
-from models.checkpoint import load_model
-from models.vanilla import VanillaCNN
-from utils.files import InputError, atomic_write, make_folder
+from models.checkpoint import LoadedModel, load_model
+from models.vanilla import NUM_STAGES, VanillaCNN
+from utils.files import InputError, atomic_write
 from utils.metrics import nme
 
-COLUMNS = ("checkpoint", "seed", "n_test", "module", "scale_distance", "shift_distance", "attention_std",
-           "nme_percent", "uniform_points", "uniform_low", "uniform_high",
-           "constant_points", "constant_low", "constant_high")  # fmt: skip
+COLUMNS = (
+    *("checkpoint", "seed", "n_test", "module", "scale_distance", "shift_distance"),
+    *("attention_std", "nme_percent", "uniform_points", "uniform_low", "uniform_high"),
+    *("constant_points", "constant_low", "constant_high"),
+)
 PERMUTATIONS = 500
-# Sub-domains of synthetic faces: what createSynthetic.py leaves out of each. A mixture of D takes the first D.
-DOMAINS = {
-    "plain": ("pose", "lighting", "occluders", "backgrounds"),
-    "lighting": ("pose", "occluders", "backgrounds"),
-    "pose": ("lighting", "occluders", "backgrounds"),
-    "cluttered": ("pose", "lighting"),
-}
+OF_MODULES = ("scale_distance", "shift_distance", "attention_std")
 
 
 def constant_attention(model: VanillaCNN, weights: np.ndarray | None = None) -> VanillaCNN:
@@ -45,75 +39,144 @@ def constant_attention(model: VanillaCNN, weights: np.ndarray | None = None) -> 
         weights: (M, G, K), what module m gives the sets of group g; None for 1/K each.
     """
     model = copy.deepcopy(model)
+
     with torch.no_grad():
         for m, module in enumerate(sepbn_modules(model).values()):
             module.fc2.weight.zero_()  # equal logits: 1/K whatever the input
             if weights is not None:
                 share = torch.from_numpy(weights[m]).to(module.weight).T  # (G, K) -> (K, G)
-                share = share.repeat_interleave(module.num_features // module.groups, dim=1)  # (K, C)
+                share = share.repeat_interleave(
+                    module.num_features // module.groups, dim=1
+                )  # (K, C)
                 for sets in (module.weight, module.bias):
-                    sets.copy_((share * sets).sum(dim=0).expand_as(sets))  # all K sets alike: their mean is the mixture
+                    sets.copy_(
+                        (share * sets).sum(dim=0).expand_as(sets)
+                    )  # all K sets alike: their mean is the mixture
+
     return model
 
 
 def liveness(checkpoints: list[Path], faces: FaceSet, out: Path, *, device: torch.device) -> str:
-    """Markdown about networks with SepBN on test faces; the same numbers go to the CSV file ``out``."""
-    rows, nmes, modules, labels = [], [], [], []
+    """Markdown about networks with SepBN on test faces; the numbers also go to the CSV ``out``."""
+    rows: list[dict[str, Any]] = []
+    effects, modules, labels = [], [], []
+
     for path in checkpoints:
-        loaded = load_model(path)
-        require_same_points(loaded, faces)
-        if loaded.config["norm"] != "sepbn":
-            raise InputError(f"{path}: no SepBN in it ({loaded.config['arm']}); name SepBN checkpoints only")
+        loaded = load_sepbn(path, faces)
         prediction, weights = attention_weights(loaded.model, faces, device=device)
         learnt = nme(prediction, faces.crop_landmarks().double().numpy(), faces.scheme.outer_eyes)
-        row = {"checkpoint": loaded.name, "seed": loaded.config.get("seed", ""), "n_test": len(faces)}
-        effect = {"nme_percent": f"{100 * learnt.mean():.4f}"}
-        for name, given in (("uniform", None), ("constant", weights.mean(axis=0))):
-            errors = np.stack([learnt, face_errors(constant_attention(loaded.model, given), faces, device=device)])
-            found = paired_difference(bootstrap_means(errors), errors)
-            effect |= {f"{name}_{key}": f"{100 * found[value]:+.4f}"
-                       for key, value in (("points", "difference"), ("low", "low"), ("high", "high"))}  # fmt: skip
-        rows.append(row | {"module": "all"} | effect)
-        nmes.append(f"| {loaded.name} | {float(effect['nme_percent']):.2f} | {_interval(effect, 'uniform')} | "
-                    f"{_interval(effect, 'constant')} |")  # fmt: skip
-        spread = weights.std(axis=0).max(axis=(1, 2))  # (N, M, G, K) -> (M,)
-        cells = []
-        for (name, module), std in zip(sepbn_modules(loaded.model).items(), spread, strict=True):
-            distances = [relative_distances(sets.detach().cpu().numpy()) for sets in (module.weight, module.bias)]
-            scale, shift = (float(values.max()) if values.size else 0.0 for values in distances)
-            rows.append(row | {"module": name, "scale_distance": f"{scale:.4f}", "shift_distance": f"{shift:.4f}",
-                               "attention_std": f"{std:.4f}"})  # fmt: skip
-            cells.append(f"{scale:.3f} / {shift:.3f} / {std:.3f}")
+        seed = loaded.config.get("seed", "")
+        network = {"checkpoint": loaded.name, "seed": seed, "n_test": len(faces)}
+
+        effect = effect_of_attention(loaded.model, faces, learnt, weights, device=device)
+        found = differences_of_sets(loaded.model, weights)
+        rows.append(network | {"module": "all"} | effect)
+        rows += [network | row for row in found]
+
+        shown = (
+            f"{float(effect['nme_percent']):.2f}",
+            _interval(effect, "uniform"),
+            _interval(effect, "constant"),
+        )
+        effects.append(f"| {loaded.name} | {' | '.join(shown)} |")
+        cells = (" / ".join(f"{float(row[name]):.3f}" for name in OF_MODULES) for row in found)
         modules.append(f"| {loaded.name} | {' | '.join(cells)} |")
-        labels += [f"| {loaded.name} | {line} |" for line in attention_by_label(weights, face_labels(faces))]
+        labels += [
+            f"| {loaded.name} | {line} |"
+            for line in attention_by_label(weights, face_labels(faces))
+        ]
+
     with atomic_write(out, "w") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    names = [row["module"] for row in rows if row["checkpoint"] == rows[0]["checkpoint"] and row["module"] != "all"]
+
+    return _report(len(faces), effects, modules, labels)
+
+
+def load_sepbn(path: Path, faces: FaceSet) -> LoadedModel:
+    """A network with SepBN that fits the faces; anything else is refused."""
+    loaded = load_model(path)
+    require_same_points(loaded, faces)
+    if loaded.config["norm"] != "sepbn":
+        raise InputError(
+            f"{path}: no SepBN in it ({loaded.config['arm']}); name SepBN checkpoints only"
+        )
+    return loaded
+
+
+def effect_of_attention(
+    model: VanillaCNN,
+    faces: FaceSet,
+    learnt: np.ndarray,
+    weights: np.ndarray,
+    *,
+    device: torch.device,
+) -> dict[str, str]:
+    """NME, and its change where attention is uniform, and where it is its own mean: columns of the
+    CSV.
+
+    Args:
+        learnt: (N,) errors of the network as it is.
+        weights: (N, M, G, K) its attention.
+    """
+    effect = {"nme_percent": f"{100 * learnt.mean():.4f}"}
+
+    for name, given in (("uniform", None), ("constant", weights.mean(axis=0))):
+        changed = face_errors(constant_attention(model, given), faces, device=device)
+        errors = np.stack([learnt, changed])
+        found = paired_difference(bootstrap_means(errors), errors)
+        for key, value in (("points", "difference"), ("low", "low"), ("high", "high")):
+            effect[f"{name}_{key}"] = f"{100 * found[value]:+.4f}"
+
+    return effect
+
+
+def differences_of_sets(model: VanillaCNN, weights: np.ndarray) -> list[dict[str, str]]:
+    """How far apart the sets of every module are, and how much attention moves: rows of the CSV."""
+    spread = weights.std(axis=0).max(axis=(1, 2))  # (N, M, G, K) -> (M,)
+    rows = []
+
+    for (name, module), std in zip(sepbn_modules(model).items(), spread, strict=True):
+        row = {"module": name, "attention_std": f"{std:.4f}"}
+        for column, sets in (("scale_distance", module.weight), ("shift_distance", module.bias)):
+            distances = relative_distances(sets.detach().cpu().numpy())
+            row[column] = f"{distances.max() if distances.size else 0:.4f}"
+        rows.append(row)
+
+    return rows
+
+
+def _report(faces: int, effects: list[str], modules: list[str], labels: list[str]) -> str:
+    names = " | ".join(f"bn{stage}" for stage in range(1, NUM_STAGES + 1))
     parts = [
-        f"{len(faces)} test faces. Change of the NME (points, 95 % over faces) when attention cannot see the input:",
+        f"{faces} test faces. Change of the NME (points, 95 % over faces) when attention cannot "
+        "see the input:",
         "",
         "| network | NME % | uniform 1/K | its mean over the faces |",
         "|---|---|---|---|",
-        *nmes,
+        *effects,
         "",
-        "Largest relative distance of two sets of scales / of shifts / largest std of an attention weight over faces:",
+        "Largest relative distance of two sets of scales / of shifts / largest std of an attention "
+        "weight over faces:",
         "",
-        f"| network | {' | '.join(names)} |",
-        "|---|" + "---|" * len(names),
+        f"| network | {names} |",
+        "|---|" + "---|" * NUM_STAGES,
         *modules,
     ]
+
     if labels:
         parts += [
             "",
-            "Attention against what is true of the face: the largest |Cohen's d| of all weights, and the 95 % quantile "
-            f"of that under {PERMUTATIONS} random labellings (above it: more than chance):",
+            "Attention against what is true of the face: the largest |Cohen's d| of all weights, "
+            f"and the 95 % quantile of that under {PERMUTATIONS} random labellings (above it: more "
+            "than chance):",
             "",
             "| network | label | faces | largest d | by chance |",
             "|---|---|---|---|---|",
             *labels,
         ]
+
     return "\n".join(parts)
 
 
@@ -123,7 +186,7 @@ def _interval(effect: dict[str, str], name: str) -> str:
 
 
 def face_labels(faces: FaceSet) -> dict[str, np.ndarray]:
-    """Label -> (N,) mask: the six attributes, and the prepared folder of a face where there are several."""
+    """Label -> (N,) mask: the six attributes, and the prepared folder where there are several."""
     found = dict(zip(ATTRIBUTES, faces.attributes.T, strict=True))
     homes = np.array([path.parent.parent.name for path in faces.paths])
     if len(set(homes)) > 1:
@@ -132,7 +195,7 @@ def face_labels(faces: FaceSet) -> dict[str, np.ndarray]:
 
 
 def attention_by_label(weights: np.ndarray, labels: dict[str, np.ndarray]) -> list[str]:
-    """Table lines: how far attention (N, M, G, K) of the labelled faces lies from that of the others, and by chance."""
+    """Table lines: how far attention (N, M, G, K) differs with the label, and differs by chance."""
     flat = weights.reshape(len(weights), -1)
     random = np.random.default_rng(0)
 
@@ -141,38 +204,58 @@ def attention_by_label(weights: np.ndarray, labels: dict[str, np.ndarray]) -> li
         return float(np.nanmax(effect)) if np.isfinite(effect).any() else 0.0
 
     lines = []
+
     for name, mask in labels.items():
         chance = np.quantile([largest(random.permutation(mask)) for _ in range(PERMUTATIONS)], 0.95)
         lines.append(f"{name} | {mask.sum()} of {len(mask)} | {largest(mask):.2f} | {chance:.2f}")
+
     return lines
 
 
-def mixture(folder: Path, count: int, total: int) -> Path:
-    """A prepared folder of ``total`` training and a quarter as many test faces, drawn alike from ``count`` sub-domains.
+def separation(
+    checkpoints: list[Path], first: FaceSet, second: FaceSet, *, device: torch.device
+) -> str:
+    """Markdown: how well the best single attention weight tells two sets of faces apart."""
+    lines = [
+        "| network | best AUC of a weight | of module, group, set | by chance |",
+        "|---|---|---|---|",
+    ]
 
-    Faces are drawn and prepared where missing; the mixture's lists point at them. No person is in two sub-domains.
+    for path in checkpoints:
+        loaded = load_sepbn(path, first)
+        of_first, of_second = (
+            attention_weights(loaded.model, faces, device=device)[1] for faces in (first, second)
+        )
+        found = separability(of_first, of_second)  # (M, G, K)
+        where = np.unravel_index(found.argmax(), found.shape)
+
+        both = np.concatenate([of_first, of_second])
+        random = np.random.default_rng(0)
+        chance = []
+        for _ in range(PERMUTATIONS):
+            order = random.permutation(len(both))
+            chance.append(separability(both[order[: len(first)]], both[order[len(first) :]]).max())
+        place = ", ".join(str(index + 1) for index in where)
+        lines.append(
+            f"| {loaded.name} | {found.max():.3f} | {place} | {np.quantile(chance, 0.95):.3f} |"
+        )
+
+    return "\n".join(lines)
+
+
+def separability(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How well each of several numbers tells two groups apart: 0.5 not at all, 1 without an error.
+
+    It is the area under the ROC curve, taken for the better of the two directions.
+
+    Args:
+        first: (A, ...) numbers of the one group.
+        second: (B, ...) of the other.
+
+    Returns:
+        (...) float64.
     """
-    # The largest share of each sub-domain, in the smallest of the mixtures of 1, 2 and 4 that has it.
-    needed = {"plain": total, "lighting": total // 2, "pose": total // 4, "cluttered": total // 4}
-    mixed = make_folder(folder / f"mixture{count}_of_{total}")
-    parts: dict[str, list] = {"train": [], "test": []}
-    for seed, (name, without) in enumerate(list(DOMAINS.items())[:count]):
-        drawn, prepared = folder / f"{name}_{total}_drawn", folder / f"{name}_{total}" / name
-        make_folder(prepared.parent)
-        argv = ["--out", str(drawn), "--train", str(needed[name]), "--test", str(max(2, needed[name] // 4))]
-        with redirect_stdout(sys.stderr):
-            for step, options in (
-                (createSynthetic, [*argv, "--seed", str(seed), "--without", *without]),
-                (createWFLW256, ["--wflw", str(drawn), "--out", str(prepared)]),
-            ):
-                if step.main(options):
-                    raise InputError(f"the faces of sub-domain {name} could not be made, see above")
-        for split, faces in parts.items():
-            landmarks, patches = read_crop_list(list_path(prepared, split))
-            share = (total if split == "train" else max(2 * count, total // 4)) // count
-            faces.append((landmarks[:share], patches[:share]))
-        (mixed / "meta.json").write_bytes((prepared / "meta.json").read_bytes())
-    for split, faces in parts.items():
-        landmarks, patches = np.concatenate([part for part, _ in faces]), [path for _, part in faces for path in part]
-        write_crop_list(list_path(mixed, split), landmarks, patches)
-    return mixed
+    above = (first[:, None] > second[None]).mean(axis=(0, 1))
+    equal = (first[:, None] == second[None]).mean(axis=(0, 1))
+    area = above + equal / 2
+    return np.maximum(area, 1 - area)

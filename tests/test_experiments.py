@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,7 @@ from conftest import load_script, write_official_set
 
 from benchmarks import experiment_runs as runs
 from benchmarks import experiment_tables as tables
-from benchmarks import liveness
+from benchmarks import liveness, mixtures, relatives
 from dataset.annotations import read_crop_list
 from dataset.faces import list_path, load_faces
 from evaluation.attention import attention_weights, sepbn_modules
@@ -23,6 +26,7 @@ from models import BaselineSepDyBN
 from utils.files import InputError
 
 SCRIPT = "benchmarks/experiments.py"
+ROWS = "benchmarks/experiment_rows.py"
 SMALL = ("--width", 2, "--epochs", 2, "--limit", 8)
 
 
@@ -33,56 +37,110 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def plan_for(*argv: object) -> runs.Plan:
     script = load_script(SCRIPT)
-    return script.make_plan(script.parse([str(argument) for argument in argv]))
+    return script.make_plans(script.parse([str(argument) for argument in argv]))[0]
 
 
 def test_a_suite_tunes_trains_tabulates_and_does_nothing_twice(run_script, prepared_set, tmp_path):
     arms = ("none", "bn", "sepbn-g2k3", "bn-released")
-    command = ("--suite", "real98", "--data", prepared_set, "--work", tmp_path, *SMALL, "--seeds", 2, "--arms", *arms)
+    command = (
+        "--suite",
+        "real98",
+        "--data",
+        prepared_set,
+        "--work",
+        tmp_path,
+        *SMALL,
+        "--seeds",
+        2,
+        "--arms",
+        *arms,
+    )
     code, table, _ = run_script(SCRIPT, *command)
     assert code == 0
     rows = read_rows(tmp_path / "real98.csv")
     main = [row for row in rows if row["stage"] == "main"]
-    assert [(row["arm"], row["seed"]) for row in main] == [(arm, str(seed)) for seed in (0, 1) for arm in arms]
+    assert [(row["arm"], row["seed"]) for row in main] == [
+        (arm, str(seed)) for seed in (0, 1) for arm in arms
+    ]
     assert {row["arm"] for row in rows if row["stage"] == "tune"} == {"none", "bn", "sepbn-g2k3"}
-    assert str(tmp_path) not in (tmp_path / "real98.csv").read_text(), "a row names a folder of this disk"
+    assert str(tmp_path) not in (tmp_path / "real98.csv").read_text(), (
+        "a row names a folder of this disk"
+    )
     faces = read_rows(tmp_path / "real98_faces.csv")
     assert len(faces) == 8
     for row in main:
-        errors = [float(face[f"{row['arm']} seed {row['seed']}"]) for face in faces]
+        errors = [
+            float(face[f"{row['arm']} width 2 epochs 2 seed {row['seed']}"]) for face in faces
+        ]
         log = read_rows(tmp_path / "checkpoints" / row["run"] / "log.csv")
         assert 100 * np.mean(errors) == pytest.approx(float(row["nme_percent"]), abs=1e-3)
-        assert float(row["nme_percent"]) == pytest.approx(float(log[-1]["test_nme_percent"]), abs=1e-6)
+        assert float(row["nme_percent"]) == pytest.approx(
+            float(log[-1]["test_nme_percent"]), abs=1e-6
+        )
     means = {arm: [float(row["nme_percent"]) for row in main if row["arm"] == arm] for arm in arms}
     for arm in arms:
         chosen = next(row["lr"] for row in main if row["arm"] == arm)
         assert f"| {arm} | {float(chosen):g} | 2 of 2 | {np.mean(means[arm]):.2f} ± " in table
     assert next(line for line in table.splitlines() if line.startswith("| bn-released − bn |"))
     tuned = {
-        float(row["lr"]): float(row["nme_percent"]) for row in rows if row["stage"] == "tune" and row["arm"] == "bn"
+        float(row["lr"]): float(row["nme_percent"])
+        for row in rows
+        if row["stage"] == "tune" and row["arm"] == "bn"
     }
-    assert {float(row["lr"]) for row in main if row["arm"].startswith("bn")} == {min(tuned, key=tuned.get)}
+    assert {float(row["lr"]) for row in main if row["arm"].startswith("bn")} == {
+        min(tuned, key=tuned.get)
+    }
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*.*")}
     assert run_script(SCRIPT, *command) == (0, table, "")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*.*")} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*.*")
+    } == before
 
     networks = [tmp_path / "checkpoints" / row["run"] / "final.pt" for row in main]
     code, report, _ = run_script(
-        SCRIPT, "--suite", "liveness", "--data", prepared_set, "--work", tmp_path, "--checkpoints", networks[2]
+        SCRIPT,
+        "--suite",
+        "liveness",
+        "--data",
+        prepared_set,
+        "--work",
+        tmp_path,
+        "--checkpoints",
+        networks[2],
     )
     assert code == 0 and report.count(f"| {main[2]['run']} |") >= 2
     found = read_rows(tmp_path / "liveness.csv")
     assert [row["module"] for row in found] == ["all", *(f"bn{i}" for i in range(1, 7))]
     assert float(found[0]["nme_percent"]) == pytest.approx(float(main[2]["nme_percent"]), abs=1e-3)
     code, _, complaint = run_script(
-        SCRIPT, "--suite", "liveness", "--data", prepared_set, "--work", tmp_path, "--checkpoints", networks[1]
+        SCRIPT,
+        "--suite",
+        "liveness",
+        "--data",
+        prepared_set,
+        "--work",
+        tmp_path,
+        "--checkpoints",
+        networks[1],
     )
     assert code == 1 and "no SepBN in it" in complaint and complaint.count("\n") == 1
 
 
 def test_a_stopped_suite_goes_on_where_it_was(run_script, prepared_set, tmp_path, monkeypatch):
-    command = ("--suite", "real98", "--data", prepared_set, "--work", tmp_path, *SMALL, "--rates", 0.01, "--seeds", 2)
+    command = (
+        "--suite",
+        "real98",
+        "--data",
+        prepared_set,
+        "--work",
+        tmp_path,
+        *SMALL,
+        "--rates",
+        0.01,
+        "--seeds",
+        2,
+    )
     command = (*command, "--arms", "bn")
     train, calls = runs.train, []
 
@@ -96,7 +154,9 @@ def test_a_stopped_suite_goes_on_where_it_was(run_script, prepared_set, tmp_path
     assert len(read_rows(tmp_path / "real98.csv")) == 1
     code, output, _ = run_script(SCRIPT, *command)
     assert code == 0 and "| bn | 0.01 | 2 of 2 |" in output
-    assert len(calls) == 3 and calls[1] == calls[2] and calls[2][1], "the stopped run was not resumed"
+    assert len(calls) == 3 and calls[1] == calls[2] and calls[2][1], (
+        "the stopped run was not resumed"
+    )
 
 
 def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path):
@@ -105,7 +165,9 @@ def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path):
     assert code == 0 and "| none | 1e+30 | 0 of 1 | – |" in table
     (row,) = read_rows(tmp_path / "one" / "real98.csv")
     assert row["status"] == "diverged" and row["nme_percent"] == ""
-    code, _, complaint = run_script(SCRIPT, *command, "--work", tmp_path / "two", "--rates", 1e30, 1e31)
+    code, _, complaint = run_script(
+        SCRIPT, *command, "--work", tmp_path / "two", "--rates", 1e30, 1e31
+    )
     assert code == 1 and "every learning rate tried for none diverged" in complaint.splitlines()[-1]
 
 
@@ -113,15 +175,25 @@ def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path):
     ("arguments", "expected", "message"),
     [
         (("--suite", "real98", "--arms", "gn"), 1, "--arms gn: no such arm"),
-        (("--suite", "real98", "--arms", "sepbn-g3k2", "--width", 4), 1, "--groups 3 does not divide --width 4"),
+        (
+            ("--suite", "real98", "--arms", "sepbn-g3k2", "--width", 4),
+            1,
+            "--groups 3 does not divide --width 4",
+        ),
         (("--suite", "real98", "--data", "nowhere"), 1, "nowhere"),
         (("--suite", "liveness"), 2, "--suite liveness needs --checkpoints"),
-        (("--suite", "liveness", "--checkpoints", "a.pt", "--epochs", 3), 2, "--suite liveness trains nothing"),
+        (
+            ("--suite", "liveness", "--checkpoints", "a.pt", "--epochs", 3),
+            2,
+            "--suite liveness trains nothing",
+        ),
         (("--suite", "real98", "--seeds", 0), 2, "--seeds must be at least 1"),
         (("--suite", "real98", "--rates", -1), 2, "--rates must be positive"),
     ],
 )
-def test_bad_input_is_one_line(run_script, prepared_set, tmp_path, monkeypatch, arguments, expected, message):
+def test_bad_input_is_one_line(
+    run_script, prepared_set, tmp_path, monkeypatch, arguments, expected, message
+):
     monkeypatch.chdir(tmp_path)
     code, output, complaint = run_script(SCRIPT, "--data", prepared_set, *arguments)
     assert (code, output) == (expected, "")
@@ -131,10 +203,23 @@ def test_bad_input_is_one_line(run_script, prepared_set, tmp_path, monkeypatch, 
 
 
 def test_other_faces_need_another_work_folder(run_script, prepared_set, tmp_path):
-    (tmp_path / "checkpoints" / "real98-main-bn-w2-e2-lr0.01-s0-n8").mkdir(parents=True)
-    result = tmp_path / "checkpoints" / "real98-main-bn-w2-e2-lr0.01-s0-n8" / "result.json"
+    run = f"{prepared_set.name}-main-bn-w2-e2-lr0.01-s0-n8"
+    (tmp_path / "checkpoints" / run).mkdir(parents=True)
+    result = tmp_path / "checkpoints" / run / "result.json"
     result.write_text(json.dumps({"lists": "others"}))
-    command = ("--suite", "real98", "--data", prepared_set, "--work", tmp_path, *SMALL, "--arms", "bn", "--rates", 0.01)
+    command = (
+        "--suite",
+        "real98",
+        "--data",
+        prepared_set,
+        "--work",
+        tmp_path,
+        *SMALL,
+        "--arms",
+        "bn",
+        "--rates",
+        0.01,
+    )
     code, _, complaint = run_script(SCRIPT, *command)
     assert code == 1 and "choose another --work" in complaint
 
@@ -149,7 +234,7 @@ def test_the_wflw_suite_is_the_published_recipe():
 
 
 def test_short_runs_reach_temperature_one_after_a_third():
-    plan = plan_for("--suite", "real68", "--data", "d", "--epochs", 30)
+    plan = plan_for("--suite", "sets68", "--data", "d", "--epochs", 30)
     annealed, fixed, released = (
         runs.configuration(plan, arm, run="r", lr=0.01, seed=0)
         for arm in ("sepbn-g1k8", "sepbn-g1k8-fixed", "bn-released")
@@ -165,7 +250,9 @@ def test_short_runs_reach_temperature_one_after_a_third():
 
 def test_rates_are_tuned_on_training_faces_only(prepared_set, tmp_path):
     plan = plan_for("--suite", "real98", "--data", prepared_set, "--work", tmp_path)
-    train, held = (read_crop_list(list_path(runs.hold_out(plan), split)) for split in ("train", "test"))
+    train, held = (
+        read_crop_list(list_path(runs.hold_out(plan), split)) for split in ("train", "test")
+    )
     landmarks, patches = read_crop_list(list_path(prepared_set, "train"))
     assert (len(train[1]), len(held[1])) == (9, 3)
     assert sorted(train[1] + held[1]) == sorted(patches)
@@ -190,11 +277,28 @@ def test_the_grid_grows_towards_the_best_rate(prepared_set, tmp_path, monkeypatc
     def error_by_rate(plan, arm, lr, *, seed, stage):
         assert (seed, stage, plan.epochs) == (0, "tune", 30)
         seen[lr] = abs(np.log(lr / optimum))
-        return {"lr": lr} if lr > 0.5 else {"lr": lr, "nme_percent": seen[lr]}
+        row = {"run": f"lr{lr}", "lr": lr}
+        return row if lr > 0.5 else row | {"nme_percent": seen[lr]}
 
     monkeypatch.setattr(runs, "run_once", error_by_rate)
     assert runs.tune(plan, "bn", []) == min(seen, key=seen.get)
     assert set(seen) == tried
+
+
+def test_several_seeds_decide_on_a_rate(prepared_set, tmp_path, monkeypatch):
+    command = ("--suite", "lengths98", "--data", prepared_set, "--work", tmp_path, "--epochs", 50)
+    plan = plan_for(*command)
+    found = {0.01: (5, 9, 9), 0.03: (6, 7, 8), 0.09: (4, 4, None)}  # None: diverged
+    rows = []
+
+    def run_once(plan, arm, lr, *, seed, stage):
+        assert plan.epochs == 50
+        row = {"run": f"{lr} {seed}", "lr": lr}
+        return row if found[lr][seed] is None else row | {"nme_percent": found[lr][seed]}
+
+    monkeypatch.setattr(runs, "run_once", run_once)
+    assert runs.tune(plan, "bn", rows) == 0.03
+    assert len(rows) == 9
 
 
 def by_seed(errors: np.ndarray) -> dict[int, np.ndarray]:
@@ -207,10 +311,14 @@ def test_differences_are_paired_by_face_and_in_points():
     first = by_seed(random_errors)
     assert tables.difference(first, by_seed(random_errors + 0.01)) == "+1.00 | +1.00 … +1.00 | 0.00"
     shifts = np.array([[0.01], [0.02], [0.03]])
-    assert tables.difference(first, by_seed(random_errors - shifts)) == "-2.00 | -2.00 … -2.00 | 1.00"
+    assert (
+        tables.difference(first, by_seed(random_errors - shifts)) == "-2.00 | -2.00 … -2.00 | 1.00"
+    )
     assert tables.difference({0: first[0]}, {0: first[0]}).endswith("| –")
     shifted = {seed: errors + 0.01 for seed, errors in first.items()}
-    assert tables.difference({1: first[1], 2: first[2]}, {0: shifted[0], 2: shifted[2]}).endswith("| –")
+    assert tables.difference({1: first[1], 2: first[2]}, {0: shifted[0], 2: shifted[2]}).endswith(
+        "| –"
+    )
 
 
 def test_share_of_the_gain_that_batchnorm_has():
@@ -218,10 +326,16 @@ def test_share_of_the_gain_that_batchnorm_has():
 
     def words(bn: np.ndarray, sepbn: np.ndarray, ending: str = "") -> str:
         arms = {"none": none, "bn": bn, "sepbn-g1k3": sepbn}
-        return tables.explained({arm + ending: by_seed(errors) for arm, errors in arms.items()}, ending)
+        return tables.explained(
+            {arm + ending: by_seed(errors) for arm, errors in arms.items()}, ending
+        )
 
-    assert words(none - 0.08, none - 0.1).startswith("BatchNorm alone gives 80 % (95 % over faces: 80 … 80)")
-    assert words(none - 0.08, none - 0.1, "-released").endswith("from none-released to sepbn-g1k3-released.")
+    assert words(none - 0.08, none - 0.1).startswith(
+        "BatchNorm alone gives 80 % (95 % over faces: 80 … 80)"
+    )
+    assert words(none - 0.08, none - 0.1, "-released").endswith(
+        "from none-released to sepbn-g1k3-released."
+    )
     noise = np.random.default_rng(1).normal(0, 0.05, none.shape)
     assert words(none, none + noise - noise.mean()).startswith("There is no clear difference")
 
@@ -251,12 +365,17 @@ def test_constant_attention_is_uniform_or_as_given(prepared_set):
         for c in range(module.num_features):
             share = mixed[m, c * 2 // module.num_features]
             expected = sum(share[k] * module.bias[k, c].item() for k in range(3))
-            assert sepbn_modules(mixture)[name].bias[0, c].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+            assert sepbn_modules(mixture)[name].bias[0, c].item() == pytest.approx(
+                expected, rel=1e-5, abs=1e-6
+            )
     for module in sepbn_modules(model).values():
         module.temperature.fill_(1e9)  # makes attention uniform in another way
     ours, other = (predict_landmarks(network, faces, device="cpu") for network in (flat, model))
     np.testing.assert_allclose(ours, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
-    assert np.abs(predict_landmarks(second, faces, device="cpu") - ours).max() > 0.01 * np.abs(ours).max()
+    assert (
+        np.abs(predict_landmarks(second, faces, device="cpu") - ours).max()
+        > 0.01 * np.abs(ours).max()
+    )
 
 
 def test_attention_that_knows_a_label_stands_out():
@@ -265,7 +384,10 @@ def test_attention_that_knows_a_label_stands_out():
     logits = random.normal(size=(80, 2, 1, 3))
     logits[masks["known"], 1, 0, 2] += 3
     weights = np.exp(logits) / np.exp(logits).sum(axis=3, keepdims=True)
-    known, unknown = ([float(x) for x in line.split(" | ")[2:]] for line in liveness.attention_by_label(weights, masks))
+    known, unknown = (
+        [float(x) for x in line.split(" | ")[2:]]
+        for line in liveness.attention_by_label(weights, masks)
+    )
     assert known[0] > 2 * known[1] and unknown[0] < 1.5 * unknown[1]
 
 
@@ -283,13 +405,280 @@ def test_mixtures_hold_equal_shares_of_their_sub_domains(tmp_path, monkeypatch):
         )
         return 0
 
-    monkeypatch.setattr(liveness.createSynthetic, "main", draw)
-    folder = liveness.mixture(tmp_path, 2, 8)
+    monkeypatch.setattr(mixtures.createSynthetic, "main", draw)
+    folder = mixtures.mixture(tmp_path, 2, 8)
     faces = load_faces(folder, "train")
     assert [path.parent.parent.name for path in faces.paths] == ["plain"] * 4 + ["lighting"] * 4
     assert len(set(seeds.values())) == len(seeds) == 2, "two sub-domains share their people"
     labels = liveness.face_labels(load_faces(folder, "test"))
     np.testing.assert_array_equal(labels["domain plain"], [True, True, False, False])
-    monkeypatch.setattr(liveness.createSynthetic, "main", lambda argv: 1)
+    monkeypatch.setattr(mixtures.createSynthetic, "main", lambda argv: 1)
     with pytest.raises(InputError, match="sub-domain plain"):
-        liveness.mixture(tmp_path / "other", 1, 8)
+        mixtures.mixture(tmp_path / "other", 1, 8)
+
+
+def randomised(layer: torch.nn.Module) -> torch.nn.Module:
+    """Its weights and running estimates away from their initial values."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, value in (*layer.named_parameters(), *layer.named_buffers()):
+            if value.is_floating_point():
+                value.copy_(
+                    torch.rand(value.shape, generator=generator) * 2 - float("var" not in name)
+                )
+    return layer.double()
+
+
+def normalised(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+    """(N, C, ...) with each channel's mean taken away, over its deviation."""
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    return (x - mean.reshape(shape)) / np.sqrt(var.reshape(shape) + 1e-5)
+
+
+def statistics(x: np.ndarray, layer: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the batch in training, the running ones in evaluation."""
+    if not layer.training:
+        return layer.running_mean.numpy(), layer.running_var.numpy()
+    axes = (0, *range(2, x.ndim))
+    return x.mean(axis=axes), x.var(axis=axes)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("sets", [5, 10])
+def test_attentive_normalisation_is_a_sum_of_weighted_affine_maps(training, sets):
+    layer = randomised(relatives.AttentiveNorm2d(6, sets)).train(training)
+    x = np.random.default_rng(0).normal(1, 2, (4, 6, 3, 5))
+    hat = normalised(x, *statistics(x, layer.normalise))
+    logits = np.einsum("kc,nc->nk", layer.squeeze.weight[:, :, 0, 0].detach(), x.mean(axis=(2, 3)))
+    logits = normalised(logits, *statistics(logits, layer.normalise_weights))
+    logits = logits * layer.normalise_weights.weight.detach().numpy()
+    logits = logits + layer.normalise_weights.bias.detach().numpy()
+
+    expected = np.zeros_like(x)
+    for n, c, k in np.ndindex(4, 6, sets):
+        share = min(max(logits[n, k] / 6 + 0.5, 0), 1)
+        scale, shift = layer.weight[k, c].item(), layer.bias[k, c].item()
+        expected[n, c] += share * (scale * hat[n, c] + shift)
+    np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("channels", "hidden"), [(32, 2), (8, 1)])
+def test_squeeze_and_excitation_gates_every_channel(training, channels, hidden):
+    layer = randomised(relatives.SqueezeExcitedBatchNorm2d(channels)).train(training)
+    x = np.random.default_rng(0).normal(1, 2, (4, channels, 3, 5))
+    scale, shift = (values.detach().numpy()[:, None, None] for values in (layer.weight, layer.bias))
+    z = normalised(x, *statistics(x, layer)) * scale + shift
+
+    expected = np.empty_like(x)
+    for n in range(4):
+        pooled = [z[n, c].mean() for c in range(channels)]
+        inner = layer.squeeze.weight[:, :, 0, 0].detach().numpy() @ pooled
+        inner = np.maximum(inner + layer.squeeze.bias.detach().numpy(), 0)
+        assert inner.shape == (hidden,)
+        outer = layer.excite.weight[:, :, 0, 0].detach().numpy() @ inner
+        gate = 1 / (1 + np.exp(-outer - layer.excite.bias.detach().numpy()))
+        for c in range(channels):
+            expected[n, c] = gate[c] * z[n, c]
+    np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_relatives_are_arms_like_the_others(run_script, prepared_set, tmp_path):
+    arms = ("bn", "an-k5", "bn-se")
+    command = ("--suite", "relatives98", "--data", prepared_set, "--work", tmp_path, *SMALL)
+    command = (*command, "--rates", 0.01, "--seeds", 1, "--arms", *arms)
+    code, table, _ = run_script(SCRIPT, *command)
+    assert code == 0 and "| an-k5 − bn |" in table and "| bn-se − bn |" in table
+    rows = {row["arm"]: row for row in read_rows(tmp_path / "relatives98.csv")}
+    assert all(rows[arm]["status"] == "finished" for arm in arms)
+
+    # Maps of 2, 4 … 64 channels: BatchNorm has 2 numbers a channel, the others more.
+    channels = [2 * 2**stage for stage in range(6)]
+    more = {arm: int(rows[arm]["parameters"]) - int(rows["bn"]["parameters"]) for arm in arms}
+    assert more["an-k5"] == sum(5 * c + 2 * 5 + 2 * 5 * c - 2 * c for c in channels)
+    hidden = [max(1, c // 16) for c in channels]
+    assert more["bn-se"] == sum(2 * c * h + h + c for c, h in zip(channels, hidden, strict=True))
+    assert run_script(SCRIPT, *command) == (0, table, "")
+
+
+def test_a_stopped_relative_resumes_bit_for_bit(prepared_set, tmp_path, monkeypatch):
+    plan = plan_for("--suite", "relatives98", "--data", prepared_set, "--epochs", 3, "--width", 2)
+
+    def final(run: str) -> dict[str, torch.Tensor]:
+        network = relatives.load_network(tmp_path / "checkpoints" / run / "final.pt")
+        return network.state_dict()
+
+    configs = {
+        run: runs.configuration(plan, "an-k5", run=run, lr=0.01, seed=1) for run in ("whole", "cut")
+    }
+    monkeypatch.chdir(tmp_path)
+    assert relatives.train_relative(configs["whole"]) == 0
+    step, calls = relatives.TrainingStep.__call__, []
+
+    def interrupted(self) -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(relatives.TrainingStep, "__call__", interrupted)
+        assert relatives.train_relative(configs["cut"]) == 128 + signal.SIGTERM
+    assert relatives.train_relative(configs["cut"]) == 0
+    whole, cut = final("whole"), final("cut")
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert relatives.train_relative(configs["cut"]) == 0, "a finished run is not finished"
+
+
+def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp_path):
+    command = ("--suite", "lengths98", "--data", prepared_set, "--work", tmp_path)
+    command = (*command, "--width", 2, "--limit", 8, "--tune-epochs", 1, "--seeds", 2)
+    code, output, _ = run_script(SCRIPT, *command, "--epochs", 3, 2)
+    assert code == 0
+    rows = read_rows(tmp_path / "lengths98.csv")
+    names = [row["run"] for row in rows]
+    assert len(set(names)) == len(names), "a run is listed twice"
+    lengths = [int(row["epochs"]) for row in rows if row["stage"] == "main"]
+    assert lengths == [2] * 6 + [3] * 6
+
+    heads, _, *lines = output.split("\n\n")[-2].splitlines()
+    assert heads.startswith("| epochs | width | seeds | none | bn | sepbn-g1k3 | bn − none")
+    assert [line.split(" | ")[:3] for line in lines] == [["| 2", "2", "2"], ["| 3", "2", "2"]]
+    for line, epochs in zip(lines, ("2", "3"), strict=True):
+        nmes = [float(row["nme_percent"]) for row in rows
+                if (row["stage"], row["arm"], row["epochs"]) == ("main", "bn", epochs)]  # fmt: skip
+        assert line.split(" | ")[4] == f"{np.mean(nmes):.2f} ± {np.std(nmes, ddof=1):.2f}"
+
+    titles = [f"98 points={tmp_path / 'lengths98.csv'}"] * 2
+    picture = tmp_path / "lengths.png"
+    assert run_script(ROWS, "lengths", "--out", picture, *titles)[0] == 0
+    assert cv2.imread(str(picture)).std() > 10
+
+
+def test_lengths_and_widths_of_a_suite():
+    script = load_script(SCRIPT)
+
+    def shapes(*argv: object) -> list[tuple[int, int, int, int]]:
+        arguments = script.parse([str(argument) for argument in ("--data", "d", *argv)])
+        plans = script.make_plans(arguments)
+        return [(plan.epochs, plan.seeds, plan.tune_epochs, plan.width) for plan in plans]
+
+    assert shapes("--suite", "lengths68") == [
+        (25, 2, 25, 8), (50, 2, 50, 8), (100, 2, 100, 8), (200, 2, 100, 8), (400, 1, 100, 8),
+    ]  # fmt: skip
+    assert shapes("--suite", "lengths98", "--epochs", 800, 50) == [(50, 3, 50, 8), (800, 1, 400, 8)]
+    assert shapes("--suite", "lengths98", "--epochs", 40, "--width", 4) == [(40, 3, 20, 4)]
+    assert shapes("--suite", "widths68") == [(50, 2, 50, 8), (50, 2, 50, 16), (50, 2, 50, 32)]
+    assert shapes("--suite", "widths68", "--epochs", 6, "--width", 16) == [(6, 2, 3, 16)]
+
+
+def test_real_and_drawn_faces_together(run_script, prepared_set, tmp_path, monkeypatch):
+    def draw(argv):
+        options = dict(zip(argv[::2], argv[1::2], strict=False))
+        counts = {split: int(options[f"--{split}"]) for split in ("train", "test")}
+        write_official_set(Path(options["--out"]), **counts, seed=7)
+        return 0
+
+    monkeypatch.setattr(mixtures.createSynthetic, "main", draw)
+    command = ("--suite", "domains", "--data", prepared_set, "--work", tmp_path)
+    command = (*command, "--width", 2, "--epochs", 2, "--seeds", 1, "--rates", 0.01, "--limit", 16)
+    code, output, _ = run_script(SCRIPT, *command)
+    assert code == 0
+    assert (
+        output.startswith("domains: 16 training, 8 test faces") and "| sepbn-g1k3 − bn |" in output
+    )
+    mixed = tmp_path / "drawn" / f"{prepared_set.name}_8_and_8_drawn"
+    homes = [path.parent.parent.name for path in load_faces(mixed, "train").paths]
+    assert homes == [prepared_set.name] * 8 + ["drawn"] * 8
+    assert {path.parent.parent.name for path in load_faces(mixed, "test").paths} == {
+        prepared_set.name
+    }
+    best, chance = (
+        float(cell) for cell in output.strip().splitlines()[-1].split(" | ")[1::2][:1] * 2
+    )
+    assert 0.5 <= best <= 1 and chance == best
+
+
+def test_separability_is_the_area_under_the_roc_curve():
+    random = np.random.default_rng(0)
+    first, second = random.normal(0, 1, (30, 2, 1, 3)), random.normal(0, 1, (20, 2, 1, 3))
+    first[:, 1, 0, 2] -= 10  # apart without an error, the other way round
+    first[:, 0, 0, 0], second[:, 0, 0, 0] = 1, 1  # ties tell nothing
+    found = liveness.separability(first, second)
+    assert found.shape == (2, 1, 3) and found[1, 0, 2] == 1 and found[0, 0, 0] == 0.5
+    wins = sum(a > b for a in first[:, 0, 0, 1] for b in second[:, 0, 0, 1]) / 600
+    assert found[0, 0, 1] == pytest.approx(max(wins, 1 - wins))
+
+
+def write_faces(path: Path, errors: np.ndarray, people: np.ndarray | None = None) -> Path:
+    """Rows as a suite writes them: arms a and b with two seeds each; (2, 2, N) errors."""
+    with path.open("w", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        names = [f"{arm} seed {seed}" for arm in "ab" for seed in (0, 1)]
+        writer.writerow(["test_face", *([] if people is None else ["person"]), *names])
+        for face in range(errors.shape[-1]):
+            who = [] if people is None else [people[face]]
+            writer.writerow([face, *who, *errors[:, :, face].ravel()])
+    return path
+
+
+def test_intervals_from_rows_alone_over_faces_and_over_people(run_script, tmp_path):
+    random = np.random.default_rng(0)
+    people = np.repeat(np.arange(10), 20)
+    errors = random.uniform(0.05, 0.2, (2, 2, 200))
+    errors[1] += (
+        0.02 * random.normal(size=10)[people]
+    )  # what a network is worth depends on who it is
+    plain = write_faces(tmp_path / "plain.csv", errors)
+    code, words, _ = run_script(ROWS, "difference", plain, "a", "b")
+    change = 100 * (errors[1].mean() - errors[0].mean())
+    assert code == 0 and words.startswith(f"b − a: {change:+.2f} points (95 % over 200 faces ")
+    assert "people" not in words
+
+    known = write_faces(tmp_path / "known.csv", errors, people)
+    words = run_script(ROWS, "difference", known, "a", "b")[1]
+    intervals = [
+        [float(number) for number in re.findall(r"[+-]\d+\.\d\d", part)]
+        for part in words.partition("(")[2].split(";")
+    ]
+    assert "95 % over 10 people" in words
+    (low, high), (person_low, person_high) = intervals
+    assert person_high - person_low > 1.5 * (high - low)
+
+
+def test_drawing_people_keeps_their_faces_together():
+    rows = load_script(ROWS)
+    errors = np.array([[0.1, 0.3, 0.5]])
+    means = rows.over_people(errors, ["x", "x", "y"])
+    # x twice, x and y, y twice
+    assert {round(float(mean), 9) for mean in means[0]} == {0.2, 0.3, 0.5}
+    assert 0.2 < (means[0] == 0.5).mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (None, ("difference", "FILE", "a", "b"), "No such file"),
+        ("", ("difference", "FILE", "a", "b"), "holds no rows"),
+        (
+            "test_face,a seed 0\n0,0.1\n",
+            ("difference", "FILE", "a", "b"),
+            "has no arm 'b'; it has a",
+        ),
+        ("test_face,a seed 0\n0,x\n", ("difference", "FILE", "a", "a"), "is no number"),
+        (
+            "test_face,a seed 0\n0,x\n",
+            ("lengths", "--out", "o.png", "t=FILE"),
+            "not a file of runs",
+        ),
+    ],
+)
+def test_bad_rows_are_one_line(run_script, tmp_path, text, arguments, message):
+    path = tmp_path / "rows.csv"
+    if text is not None:
+        path.write_text(text)
+    code, output, complaint = run_script(
+        ROWS, *(word.replace("FILE", str(path)) for word in arguments)
+    )
+    assert (code, output) == (1, "") and message in complaint
+    assert complaint.count("\n") == 1 and str(path) in complaint
