@@ -114,14 +114,14 @@ def train_relative(config: TrainConfig) -> int:
     """
     config.check()
     folder = RunFolder(config.run)
-    if folder.final.exists():
+    if folder.final.exists() and not folder.last.exists():
         return 0
 
     train_faces, test_faces = (
         load_faces(config.data, split, limit=config.limit) for split in ("train", "test")
     )
 
-    with process_group(config.device) as (processes, device):
+    with process_group(config.device) as (processes, device), folder:
         record = run_record(config, train_faces, test_faces, device=device, processes=processes)
         record["arm"] = (
             f"Vanilla CNN with {config.norm} after each convolution (a relative of SepBN)"
@@ -131,6 +131,7 @@ def train_relative(config: TrainConfig) -> int:
         else:
             keep_freed_memory()
 
+        folder.lock()
         saved = folder.saved(resume=True, overwrite=False)
         if saved is not None:
             refuse_other_settings(saved["config"], record, folder.last)
@@ -140,10 +141,12 @@ def train_relative(config: TrainConfig) -> int:
         if config.mean_shape_init:
             with torch.no_grad():
                 model.fc2.bias.copy_(train_faces.mean_shape().flatten())
+
         model = model.to(device, memory_format=torch.channels_last)
         step = TrainingStep(model, train_faces, config, processes=processes)
         if saved is None:
-            folder.clear()
+            folder.start(overwrite=False)
+
         return fit(step, test_faces, record=record, folder=folder, saved=saved)
 
 
