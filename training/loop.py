@@ -210,6 +210,7 @@ class Loop:
         self.test_faces, self.record, self.folder = test_faces, record, folder
         self.report: Report | None = None  # the first process's
         self.began = self.last_save = time.monotonic()
+        self.loss = float("nan")  # mean of the epoch that was trained last, crop px
 
     def train_epoch(self, epoch: int, stop: StopRequest, resumed: dict[str, Any] | None) -> int:
         """Train one epoch, from its first step or from where ``resumed`` stood in it.
@@ -245,6 +246,7 @@ class Loop:
                 self._look(epoch, i + 1)
 
         step.raise_if_not_finite(epoch)
+        self.loss = step.mean_loss()  # over all processes, which must all ask
 
         return 0
 
@@ -252,8 +254,8 @@ class Loop:
         """Log the epoch and keep its weights where that is due; the first process's work."""
         step, config, done = self.step, self.config, epoch + 1
         seconds = time.monotonic() - self.began
-        loss, rate = step.mean_loss(), step.learning_rates(done * step.iterations - 1)
-        self.report.show(epoch, step.iterations, loss=loss, rate=rate)
+        rate = step.learning_rates(done * step.iterations - 1)
+        self.report.show(epoch, step.iterations, loss=self.loss, rate=rate)
 
         # Weights first: nothing that evaluation may meet costs the days of training behind it.
         if done == config.epochs:
@@ -266,7 +268,7 @@ class Loop:
         self.report.log(
             {
                 "epoch": epoch,
-                "loss": loss,
+                "loss": self.loss,
                 "lr": rate,
                 "temperature": tau,
                 "test_nme_percent": _test_nme(step, self.test_faces) if test else "",
