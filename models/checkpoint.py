@@ -127,11 +127,14 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     if own:
         config = _own_config(path, content)
         for key, value in asdict(architecture).items():
-            if config[key] != value:
+            # Without SepBN, settings of SepBN mean nothing, whatever stands there.
+            if value is not None and config[key] != value:
                 raise InputError(
                     f"{path}: its config says {key} {config[key]!r}, its weights {value!r}; it is "
                     "damaged"
                 )
+
+        config |= asdict(architecture)
     else:
         config = _bare_config(path, architecture, state)
 
