@@ -537,7 +537,7 @@ def _label_heat_map(axes, shape: tuple[int, ...]) -> None:
 
 
 def training_curve(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw loss, test NME and learning rate by epoch.
+    """Draw training loss and test NME by epoch.
 
     Args:
         rows: rows of the run's log; an epoch without a test NME has an empty one.
