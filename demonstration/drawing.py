@@ -1,4 +1,4 @@
-"""What the page shows: faces and attention weights as SVG, which stays sharp and needs no script."""
+"""What the page shows: faces and attention weights as SVG, sharp at every size, no scripts."""
 
 from __future__ import annotations
 
@@ -160,7 +160,9 @@ def attention_svg(module: str, used: np.ndarray, learnt: np.ndarray) -> str:
         )
         if groups * sets <= 8:
             middle = x + 0.43 * step
-            parts.append(f'<text x="{middle:.1f}" y="{y - 3:.1f}" class="value">{weight:.2f}</text>')
+            parts.append(
+                f'<text x="{middle:.1f}" y="{y - 3:.1f}" class="value">{weight:.2f}</text>'
+            )
 
     width, height = _CHART
     name = escape(module)

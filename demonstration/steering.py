@@ -21,6 +21,19 @@ Choice = str | int  # LEARNT, UNIFORM, or the number of the only set, counted fr
 
 
 @dataclass(frozen=True)
+class Steering:
+    """temperature: of every module's attention, None: the learnt one; choices: one a module, none
+    at all: as learnt.
+    """
+
+    temperature: float | None = None
+    choices: tuple[Choice, ...] = ()
+
+
+AS_LEARNT = Steering()
+
+
+@dataclass(frozen=True)
 class Answer:
     """landmarks: (N, P, 2) float32, image px; attention: the weights used in each of M SepBN
     modules, (N, G, K) float32 each, front to back.
@@ -91,24 +104,15 @@ class SteeredPredictor(LandmarkPredictor):
         self,
         patches: np.ndarray,
         frames: Sequence[PatchFrame],
-        *,
-        temperature: float | None = None,
-        choices: Sequence[Choice] = (),
+        steering: Steering = AS_LEARNT,
     ) -> Answer:
-        """Landmarks and attention weights of N faces that `cut` gave.
-
-        Args:
-            patches: (N, 256, 256, 3) uint8, RGB.
-            frames: where the N patches lie.
-            temperature: of every module's attention; None: the learnt one.
-            choices: one a module; none at all: as learnt.
-        """
-        choices = choices or [LEARNT] * len(self.modules)
+        """Landmarks and attention weights of N faces that `cut` gave, and of where they lie."""
+        choices = steering.choices or (LEARNT,) * len(self.modules)
         for choice in choices:
             if choice not in (LEARNT, UNIFORM, *range(self.sets)):
                 raise ValueError(f"no such choice of {self.sets} sets: {choice!r}")
 
-        with self._lock, self._steered(temperature, choices):
+        with self._lock, self._steered(steering.temperature, choices):
             landmarks = self.predict_patches(patches, frames)
             given = [torch.cat(attention.given).float().numpy() for attention in self._attention]
 

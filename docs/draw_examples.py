@@ -50,9 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             file.write(data.tobytes())
 
     with atomic_write(out / "boxes.csv", "w") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [["file", "x0", "y0", "x1", "y1"], *boxes]
-        )
+        csv.writer(file, lineterminator="\n").writerows([["file", "x0", "y0", "x1", "y1"], *boxes])
 
     print(f"wrote {len(boxes)} faces and boxes.csv to {out}")
 
