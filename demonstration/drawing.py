@@ -14,8 +14,8 @@ from prediction.outputs import contour_colours
 
 SET_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")  # of Okabe and Ito
 PICTURE_SIDE = 720  # px; larger pictures are shrunk for the page
-_CHART = (200, 118)  # width and height in the SVG's own units
-_PLOT = (26, 14, 192, 96)  # left, top, right, bottom of the axes
+_CHART = (200, 124)  # width and height in the SVG's own units
+_PLOT = (26, 24, 196, 106)  # left, top, right, bottom of the axes
 
 
 def picture_svg(
@@ -143,7 +143,7 @@ def attention_svg(module: str, used: np.ndarray, learnt: np.ndarray) -> str:
     left, top, right, bottom = _PLOT
     cluster = (right - left) / groups
     step = 0.86 * cluster / sets
-    parts = [_axes(groups)]
+    parts = [_axes(groups), f'<text class="name" x="{left}" y="9">{escape(module)}</text>']
 
     for g, k in np.ndindex(groups, sets):
         x = left + g * cluster + 0.07 * cluster + k * step

@@ -146,6 +146,13 @@ def say(text: str, *, error: bool = False) -> str:
     return f'<p class="{kind}" role="{role}">{escape(text[:1].upper() + text[1:])}</p>'
 
 
+def _where(name: str, how: str) -> str:
+    if how == BOX:
+        return f"The face is in the box of {name}; drag over the picture for another box."
+
+    return f"The whole of {name} is the face."
+
+
 class Visit:
     """What the controls on the left do: each function returns the scene, the way to the faces, the
     choice of a face, the picture, and a sentence.
@@ -207,7 +214,7 @@ class Visit:
         face = gr.Radio(choices, value=0 if boxes else None, visible=len(boxes) > 1)
         picture = picture_svg(image, boxes, chosen=0, drawable=how == BOX)
 
-        return scene, how, face, picture, say(sentence or f"{name}: {how}.")
+        return scene, how, face, picture, say(sentence or _where(name, how))
 
     @staticmethod
     def _refused(error: Exception) -> tuple:
@@ -224,17 +231,25 @@ class Panel:
         self.choices: list[gr.Dropdown] = []
         self.charts: list[gr.HTML] = []
 
-        with gr.Column(min_width=300, elem_id=place, elem_classes="panel"):
+        with gr.Column(min_width=320, elem_id=place, elem_classes="panel"):
             gr.HTML(f"<h2>{escape(predictor.name)}</h2><p>{escape(predictor.config['arm'])}</p>")
-            self.face = gr.HTML("", elem_id=f"{place}-face")
-            self.shift = gr.HTML("", elem_id=f"{place}-shift")
-            with gr.Row():
-                self.buttons = {
-                    kind: gr.Button(kind, size="sm", min_width=60) for kind in DOWNLOADS
-                }
 
-            self.file = gr.Textbox(visible=False)
-            self._build_steering(place)
+            with gr.Row():  # side by side where there is room
+                with gr.Column(min_width=320):
+                    self._build_face(place)
+                with gr.Column(min_width=320):
+                    self._build_steering(place)
+
+    def _build_face(self, place: str) -> None:
+        self.face = gr.HTML("", elem_id=f"{place}-face")
+        self.shift = gr.HTML("", elem_id=f"{place}-shift")
+
+        with gr.Row():
+            self.buttons = {
+                kind: gr.Button(f"Save {kind}", size="sm", min_width=60) for kind in DOWNLOADS
+            }
+
+        self.file = gr.Textbox(visible=False)
 
     def _build_steering(self, place: str) -> None:
         predictor = self.predictor
@@ -245,27 +260,31 @@ class Panel:
 
         learnt = predictor.temperature
         low, high = min(TEMPERATURES[0], learnt), max(TEMPERATURES[1], learnt)
-        gr.HTML(legend_html(predictor.sets))
         self.temperature = gr.Slider(
             low,
             high,
             learnt,
             step=0.1,
             label="Temperature τ of the attention, all modules",
-            info=f"Learnt at {learnt:g}. High: all sets count alike; low: one set takes all.",
+            info=f"Learnt: {learnt:g}. High: all sets count alike; low: one set takes all.",
             elem_id=f"{place}-temperature",
         )
-        self.reset = gr.Button("Everything as learnt", size="sm")
 
         only = [(f"only set {k + 1}", k) for k in range(predictor.sets)]
         options = [(LEARNT, LEARNT), (UNIFORM, UNIFORM), *only]
-        with gr.Row():
+        gr.HTML(legend_html(predictor.sets))
+
+        with gr.Row(elem_classes="modules"):
             for name in predictor.modules:
-                with gr.Column(min_width=150):
+                with gr.Column(min_width=100, elem_classes="module"):
                     self.charts.append(gr.HTML("", elem_id=f"{place}-{name}"))
                     self.choices.append(
-                        gr.Dropdown(options, value=LEARNT, label=name, min_width=120)
+                        gr.Dropdown(
+                            options, value=LEARNT, label=name, min_width=90, container=False
+                        )
                     )
+
+        self.reset = gr.Button("Everything as learnt", size="sm")
 
     def connect(
         self, opened: list[Any], scene: gr.State, face: gr.Radio, contours: gr.CheckboxGroup
