@@ -14,8 +14,8 @@ from prediction.outputs import contour_colours
 
 SET_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")  # of Okabe and Ito
 PICTURE_SIDE = 720  # px; larger pictures are shrunk for the page
-_CHART = (200, 124)  # width and height in the SVG's own units
-_PLOT = (26, 24, 196, 106)  # left, top, right, bottom of the axes
+_CHART = (136, 112)  # width and height in the SVG's own units
+_PLOT = (20, 26, 135, 96)  # left, top, right, bottom of the axes
 
 
 def picture_svg(
@@ -180,11 +180,11 @@ def _axes(groups: int) -> str:
     for value in (0, 0.5, 1):
         y = bottom - value * (bottom - top)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="scale" x="{left - 4}" y="{y + 3}">{value:g}</text>')
+        parts.append(f'<text class="scale" x="{left - 3}" y="{y + 3}">{value:g}</text>')
 
-    for g in range(groups):
+    for g in range(groups if groups > 1 else 0):
         x = left + (g + 0.5) * (right - left) / groups
-        parts.append(f'<text class="value" x="{x:.1f}" y="{bottom + 13}">group {g + 1}</text>')
+        parts.append(f'<text class="value" x="{x:.1f}" y="{bottom + 12}">group {g + 1}</text>')
 
     return "".join(parts)
 
