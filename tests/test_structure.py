@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "models": {"utils"},
     "evaluation": {"dataset", "models", "utils"},
     "prediction": {"dataset", "models", "utils"},
+    "demonstration": {"prediction", "dataset", "models", "utils"},
     "training": {"evaluation", "dataset", "models", "utils"},
 }
 ROOMS = tuple(MAY_IMPORT)
@@ -76,4 +77,4 @@ def test_scripts_import_nothing_heavy_before_the_arguments_are_parsed():
         }
 
         names |= {node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
-        assert not names & {"torch", "cv2", "matplotlib"}, path
+        assert not names & {"torch", "cv2", "matplotlib", "gradio"}, path
