@@ -143,7 +143,7 @@ def _source_html() -> str:
 def say(text: str, *, error: bool = False) -> str:
     """A sentence for the visitor."""
     kind, role = ("message error", "alert") if error else ("message", "status")
-    return f'<p class="{kind}" role="{role}">{escape(text[:1].upper() + text[1:])}</p>'
+    return f'<p class="{kind}" role="{role}">{escape(text)}</p>'
 
 
 def _where(name: str, how: str) -> str:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,12 +93,16 @@ class Served:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        limit = threading.Timer(4 * PATIENCE, self.process.kill)
+        limit.start()
         self.said = ""
         while "the page is at" not in self.said:
             line = self.process.stdout.readline()
             self.said += line
             if not line:
                 raise AssertionError(f"demo.py ended: {self.said}")
+
+        limit.cancel()
 
     def files(self) -> list[Path]:
         return [path for path in self.temporary.rglob("*") if path.is_file()]
@@ -236,9 +241,9 @@ def test_one_set_alone_in_one_module(page):
 
 def test_pictures_that_are_none(served, page):
     upload(page, "broken.jpg", (EXAMPLES / "smile.jpg").read_bytes()[:3000])
-    eventually(lambda: "broken.jpg is damaged or no picture" in sentence(page).lower())
+    eventually(lambda: "broken.jpg is damaged or no picture" in sentence(page))
     upload(page, "huge.jpg", bytes(20 * 1024 * 1024 + 1))
-    eventually(lambda: "huge.jpg has more than 20 mb" in sentence(page).lower())
+    eventually(lambda: "huge.jpg has more than 20 MB" in sentence(page))
     assert page.locator("#message [role=alert]").count() == 1 and len(landmarks(page)) == 0
 
     upload(page, "good.jpg", (EXAMPLES / "light.jpg").read_bytes())
