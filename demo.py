@@ -55,24 +55,31 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    checkpoints = args.checkpoint or [default_checkpoint()]
-    if len(checkpoints) > 2:
+    if len(args.checkpoint or []) > 2:
         parser.error("--checkpoint: two networks at most")
     if not 1 <= args.port <= 65535:
         parser.error("--port must be from 1 to 65535")
 
+    checkpoints = args.checkpoint or [default_checkpoint()]
+
     with tempfile.TemporaryDirectory(prefix="sepbn-demo-") as folder:
         keep_to_this_machine(folder)
-        try:
-            import gradio  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                f"the page needs gradio ({error}); pip install -r requirements-demo.txt"
-            ) from None
-
+        require_gradio()
         serve(args, checkpoints)
 
     return 0
+
+
+def require_gradio() -> None:
+    """Refuse to go on without gradio, or with one that builds pages otherwise."""
+    advice = "pip install -r requirements-demo.txt"
+    try:
+        import gradio
+    except ImportError as error:
+        raise InputError(f"the page needs gradio ({error}); {advice}") from None
+
+    if int(gradio.__version__.split(".")[0]) < 6:
+        raise InputError(f"the page needs gradio 6, here is {gradio.__version__}; {advice}")
 
 
 def keep_to_this_machine(folder: str) -> None:
