@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--port must be from 1 to 65535")
 
     checkpoints = args.checkpoint or [default_checkpoint()]
+    require_free_port(args.port)
 
     with tempfile.TemporaryDirectory(prefix="sepbn-demo-") as folder:
         keep_to_this_machine(folder)
@@ -68,6 +70,18 @@ def main(argv: list[str] | None = None) -> int:
         serve(args, checkpoints)
 
     return 0
+
+
+def require_free_port(port: int) -> None:
+    """Refuse a port that another program listens at, before seconds go into loading."""
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} cannot be used ({error.strerror}); choose another one with --port"
+            ) from None
 
 
 def require_gradio() -> None:

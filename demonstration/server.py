@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demonstration.page import CSS
 from demonstration.scene import LARGEST_FILE
-from utils.files import InputError
 
 HOST = "127.0.0.1"
 MOST_VISITS = 20  # pages that are open at once, a picture in memory each
@@ -42,32 +41,25 @@ class KeepToItself:
 
 
 def launch(page: gr.Blocks, port: int, *, browser: bool) -> None:
-    """Serve the page until the process is stopped.
-
-    Raises:
-        InputError: the port is taken.
-    """
+    """Serve the page until the process is stopped."""
     system = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
-    try:
-        _, address, _ = page.launch(
-            server_name=HOST,
-            server_port=port,
-            theme=theme,
-            css_paths=CSS,
-            share=False,
-            quiet=True,
-            ssr_mode=False,
-            footer_links=[],
-            max_file_size=LARGEST_FILE,
-            state_session_capacity=MOST_VISITS,
-            app_kwargs={"middleware": [Middleware(KeepToItself)]},
-            prevent_thread_lock=True,
-        )
-    except OSError:
-        raise InputError(f"port {port} is taken; choose another one with --port") from None
+    _, address, _ = page.launch(
+        server_name=HOST,
+        server_port=port,
+        theme=theme,
+        css_paths=CSS,
+        share=False,
+        quiet=True,
+        ssr_mode=False,
+        footer_links=[],
+        max_file_size=LARGEST_FILE,
+        state_session_capacity=MOST_VISITS,
+        app_kwargs={"middleware": [Middleware(KeepToItself)]},
+        prevent_thread_lock=True,
+    )
 
     print(f"the page is at {address}; Ctrl+C ends it", flush=True)
     if browser and _has_windows():
