@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.architecture import describe_arm
+from models.architecture import Architecture
 from training.config import TrainConfig, parse_arguments
 from utils.files import InputError
 
@@ -53,6 +53,14 @@ def test_every_option_reaches_the_config():
     )
 
     assert resume and config.warmup == 20
+
+
+@pytest.mark.parametrize("norm", ["bn", "none"])
+def test_only_sepbn_has_its_options(norm):
+    config = TrainConfig(norm=norm, sets=3, groups=2, temperature=30.0, attention_grid=4)
+    assert (config.sets, config.groups, config.temperature, config.attention_grid) == (None,) * 4
+    with pytest.raises(ValueError, match="SepBN needs"):
+        TrainConfig(norm="sepbn", sets=None)
 
 
 @pytest.mark.parametrize(
@@ -114,4 +122,4 @@ def test_values_no_run_could_use(argv, message):
     ],
 )
 def test_the_arm_in_words(settings, words):
-    assert words in describe_arm(settings)
+    assert words in Architecture(num_landmarks=98, **settings).describe()

@@ -211,6 +211,48 @@ def test_killed_runs_resume_bit_for_bit(train, prepared_set):
     assert_same_ending("straight", "killed")
 
 
+def test_a_damaged_last_checkpoint_is_one_line(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 5)  # in the second epoch of three steps each
+        assert train()[0] == 143
+
+    last = training.RunFolder("baseline").last
+    whole = read(last)
+    state, row = whole["training"], whole["training"]["log"][0]
+    momentum = state["momentum"]
+    wrong = [
+        *({name: value for name, value in whole.items() if name != lost} for lost in whole),
+        whole | {"config": ["norm"]},
+        whole | {"model": whole["model"] | {"fc2.bias": torch.full((196,), torch.nan)}},
+        whole | {"model": whole["model"] | {"fc2.bias": torch.zeros(7)}},
+        whole | {"training": 5},
+    ]
+    changes = [
+        *({"position": value} for value in (-1, 3, 10**30, 1.0, True, None)),
+        *({"epoch": value} for value in (-1, 4, 0, "1")),
+        *({"seconds": value} for value in (-1.0, float("nan"), "1", None)),
+        *({"loss_sum": value} for value in (5.0, torch.zeros(2), torch.tensor([torch.nan]))),
+        *({"log": value} for value in ([], [5], [{}], [row | {"more": 1}], [row | {"lr": [1]}])),
+        *({"momentum": value} for value in (None, {}, momentum | {"fc2.bias": torch.zeros(1)})),
+        {"momentum": momentum | {"fc2.bias": torch.full((196,), torch.nan)}},
+    ]
+    wrong += [whole | {"training": state | change} for change in changes]
+    wrong += [
+        whole | {"training": {name: value for name, value in state.items() if name != lost}}
+        for lost in state
+    ]
+
+    for content in wrong:
+        torch.save(content, last)
+        before = last.read_bytes()
+        code, output, errors = train("--resume")
+        assert code == 1 and errors.count("\n") == 1 and "last.pt" in errors, errors
+        assert not output and last.read_bytes() == before
+
+    torch.save(whole, last)
+    assert train("--resume")[0] == 0
+
+
 def test_resuming_with_other_settings_names_them(train, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, 2)

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 from utils.files import InputError
 
+SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
+
 
 def _option(
     default: Any, help: str, *, choices: tuple[str, ...] | None = None, type: type | None = None
@@ -93,6 +95,14 @@ class TrainConfig:
         "no_graph",
     )
 
+    def __post_init__(self) -> None:
+        """Leave SepBN's options to SepBN: other normalisations have none of them."""
+        if self.norm != "sepbn":
+            for name in SEPBN_OPTIONS:
+                object.__setattr__(self, name, None)  # the only way into a frozen dataclass
+        elif None in (self.sets, self.groups, self.temperature):
+            raise ValueError("SepBN needs sets, groups and a temperature")
+
     @property
     def warmup(self) -> float:
         """Epochs of warm-up."""
@@ -161,9 +171,6 @@ class TrainConfig:
             )
 
 
-SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
-
-
 class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, except of flags and of options that are unset."""
 
@@ -185,10 +192,11 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
         allow_abbrev=False,
     )
 
-    fixed = {"norm": "sepbn"} if sepbn else dict.fromkeys(SEPBN_OPTIONS)
+    fixed = {"norm": "sepbn"} if sepbn else {}
+    left_out = fixed if sepbn else SEPBN_OPTIONS
 
     for setting in fields(TrainConfig):
-        if setting.name in fixed:
+        if setting.name in left_out:
             continue
 
         option = "--" + setting.name.replace("_", "-")

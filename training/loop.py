@@ -23,7 +23,14 @@ from evaluation.evaluate import face_errors
 from evaluation.figures import training_curve
 from models import checkpoint
 from training.config import TrainConfig
-from training.run import COLUMNS, RunFolder, refuse_other_settings, run_record, settings_of
+from training.run import (
+    COLUMNS,
+    RunFolder,
+    refuse_damaged_state,
+    refuse_other_settings,
+    run_record,
+    settings_of,
+)
 from training.step import TrainingStep
 from utils.files import InputError
 from utils.runtime import StopRequest, keep_freed_memory, process_group, progress
@@ -61,9 +68,9 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     folder = RunFolder(config.run)
 
     if resume and folder.final.exists() and not folder.last.exists():
-        refuse_other_settings(
-            checkpoint.read(folder.final).get("config", {}), settings_of(config), folder.final
-        )
+        finished = checkpoint.read(folder.final)
+        checkpoint.check_own(finished, folder.final)
+        refuse_other_settings(finished["config"], settings_of(config), folder.final)
         print(f"{folder.path} is finished already; nothing to do")
         return 0
 
@@ -97,6 +104,9 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         model = _initial_model(config, record, train_faces, init=init, announce=processes.leads)
         model = model.to(device, memory_format=torch.channels_last)
         step = TrainingStep(model, train_faces, config, processes=processes)
+
+        if saved is not None:
+            refuse_damaged_state(saved, step, folder.last)
         if processes.count > 1:
             distributed.barrier()  # everybody has read what is there
         if saved is None and processes.leads:

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -17,8 +18,9 @@ import torch
 
 from dataset.faces import FaceSet
 from models import checkpoint
-from models.architecture import describe_arm
+from models.architecture import Architecture
 from training.config import TrainConfig
+from training.step import TrainingStep
 from utils.files import InputError, atomic_write, describe_os_error, make_folder, read_json
 from utils.runtime import Processes, describe_machine, git_commit
 
@@ -42,12 +44,11 @@ def run_record(
     """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its
     checkpoints.
     """
-    settings = settings_of(config)
+    settings = settings_of(config) | {"num_landmarks": train.scheme.num_points}
 
     return settings | {
-        "arm": describe_arm(settings),
+        "arm": Architecture.from_config(settings).describe(),
         "scheme": train.scheme.name,
-        "num_landmarks": train.scheme.num_points,
         "resample": train.meta.get("resample", "nearest"),
         "faces": {"train": len(train), "test": len(test)},
         "fingerprint": train.fingerprint(),
@@ -86,7 +87,13 @@ class RunFolder:
                 "or choose another name with --run"
             )
 
-        return checkpoint.read(self.last) if resume and self.last.exists() else None
+        if not (resume and self.last.exists()):
+            return None
+
+        content = checkpoint.read(self.last)
+        checkpoint.check_own(content, self.last)
+
+        return content
 
     def __enter__(self) -> RunFolder:
         return self
@@ -225,3 +232,65 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
             f"{where} cannot be resumed with other settings: {'; '.join(different)}; use the "
             "saved ones"
         )
+
+
+def refuse_damaged_state(saved: dict[str, Any], step: TrainingStep, where: Path) -> None:
+    """Check that ``saved["training"]``, the loop's state in ``last.pt``, can be gone on from.
+
+    Raises:
+        InputError: naming the entry that is missing or impossible.
+    """
+    training = saved.get("training")
+    if not isinstance(training, dict):
+        raise InputError(f"{where}: holds no state of a training; it cannot be resumed")
+
+    def is_count(value: Any, limit: int) -> bool:
+        return type(value) is int and 0 <= value < limit
+
+    momentum, seconds, loss_sum = (
+        training.get(name) for name in ("momentum", "seconds", "loss_sum")
+    )
+
+    wanted = {
+        name: weight.shape for name, weight in step.model.named_parameters() if step.config.momentum
+    }
+
+    valid = {
+        "epoch": is_count(training.get("epoch"), step.config.epochs),
+        "position": is_count(training.get("position"), step.iterations),
+        "seconds": isinstance(seconds, (int, float)) and 0 <= seconds < math.inf,
+        "loss_sum": _is_finite(loss_sum) and loss_sum.numel() == 1,
+        "log": _is_log(training.get("log"), training.get("epoch")),
+        "momentum": isinstance(momentum, dict)
+        and momentum.keys() == wanted.keys()
+        and all(_is_finite(momentum[name], shape) for name, shape in wanted.items()),
+    }
+
+    wrong = [name for name, is_valid in valid.items() if not is_valid]
+    if wrong:
+        raise InputError(
+            f"{where}: its {wrong[0]} is missing or impossible for this run; it cannot be resumed, "
+            "train anew with --overwrite"
+        )
+
+
+def _is_finite(tensor: Any, shape: torch.Size | None = None) -> bool:
+    """Whether this is a tensor of finite floating-point numbers (of that shape)."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and (shape is None or tensor.shape == shape)
+        and bool(torch.isfinite(tensor).all())
+    )
+
+
+def _is_log(rows: Any, epochs: Any) -> bool:
+    """Whether these are the log's rows of so many epochs."""
+    return (
+        isinstance(rows, list)
+        and len(rows) == epochs
+        and all(isinstance(row, dict) and row.keys() == set(COLUMNS) for row in rows)
+        and all(
+            isinstance(value, (int, float)) or value == "" for row in rows for value in row.values()
+        )
+    )
