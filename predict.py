@@ -143,16 +143,12 @@ def main(argv: list[str] | None = None) -> int:
                 "bottom"
             )
 
-    import cv2
-
     from prediction.inputs import expand_input, is_video
     from prediction.outputs import output_names
     from prediction.predictor import LandmarkPredictor
     from utils.runtime import keep_freed_memory
 
     keep_freed_memory()
-    # this script names broken files itself
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     tally = Tally()
     paths: list[Path] = []
 

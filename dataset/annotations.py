@@ -20,7 +20,7 @@ import numpy as np
 
 from dataset.crop import patch_frame
 from dataset.landmarks import scheme_for
-from utils.files import InputError, atomic_write
+from utils.files import InputError, atomic_write, read_bytes
 
 # order of the list's flags
 ATTRIBUTES = (
@@ -31,6 +31,7 @@ ATTRIBUTES = (
     "occlusion",
     "blur",
 )
+LARGEST = 10**6  # px; no picture reaches so far
 _EXTRA_FIELDS = 4 + len(ATTRIBUTES) + 1  # box, attributes, image name
 
 
@@ -47,12 +48,7 @@ class Annotation:
 
 def read_list_bytes(path: str | Path) -> bytes:
     """A list as it stands on the disk, or comes through a pipe, which can be read only once."""
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"list {path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"list {path} cannot be read: {error.strerror}") from None
+    return read_bytes(path, "list")
 
 
 def read_official_list(path: str | Path, data: bytes | None = None) -> list[Annotation]:
@@ -167,6 +163,8 @@ def _numbers(fields: Sequence[str]) -> list[float]:
 
         if not math.isfinite(value):
             raise InputError(f"coordinate {field!r} is not finite")
+        if abs(value) > LARGEST:
+            raise InputError(f"coordinate {field!r} lies beyond {LARGEST:,} px")
 
         values.append(value)
 

@@ -31,6 +31,7 @@ from utils.files import (
     atomic_write,
     describe_os_error,
     make_folder,
+    read_json,
     reports_input_errors,
 )
 
@@ -396,24 +397,9 @@ def _list_name(name: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where the file is missing."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); choose another --out"
-        ) from None
-    except ValueError:
-        content = None
-
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} is damaged; delete the folder {path.parent} and run this again, or choose "
-            "another --out"
-        )
-
-    return content
+    return read_json(
+        path, advice=f"delete the folder {path.parent} and run this again, or choose another --out"
+    )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

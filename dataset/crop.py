@@ -15,7 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.files import InputError
+from utils.files import InputError, read_bytes
+from utils.runtime import silent_libraries
 
 PATCH_SIZE = 256
 CROP_SIZE = 128
@@ -142,25 +143,26 @@ def read_image(path: str | Path) -> np.ndarray:
 
     16-bit images keep their upper eight bits, grey becomes three equal channels, alpha is dropped.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"image {path} cannot be read: {error.strerror}") from None
+    data = read_bytes(path, "image")
 
     # OpenCV fills what a truncated JPEG lacks with grey; its end mark FF D9 cannot occur within the
     # pixel data.
     truncated = data[:2] == b"\xff\xd8" and data.find(b"\xff\xd9", len(data) // 2) < 0
 
-    try:
-        image = (
-            None
-            if truncated or not data
-            else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        )
-    except cv2.error:  # e.g. more pixels than OpenCV's limit
-        image = None
-
+    image = None if truncated else decode(data)
     if image is None:
         raise InputError(f"image {path} is damaged, or of a kind that OpenCV does not read")
 
     return image
+
+
+def decode(data: bytes) -> np.ndarray | None:
+    """The picture (H, W, 3) uint8 BGR in a file's bytes; None where OpenCV does not read it."""
+    if not data:
+        return None
+
+    try:
+        with silent_libraries():
+            return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # e.g. more pixels than OpenCV's limit
+        return None

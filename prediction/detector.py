@@ -11,6 +11,7 @@ import numpy as np
 
 from dataset.crop import Box
 from utils.files import InputError, require_utf8
+from utils.runtime import silent_libraries
 
 
 def inclusive_box(x: float, y: float, width: float, height: float) -> Box:
@@ -53,9 +54,10 @@ class FaceDetector:
         self.max_side = max_side
 
         try:
-            self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), min_score)
-            # a file of another network shows here
-            self._net.detect(np.zeros((320, 320, 3), np.uint8))
+            with silent_libraries():
+                self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), min_score)
+                # a file of another network shows here
+                self._net.detect(np.zeros((320, 320, 3), np.uint8))
         except cv2.error as error:
             raise InputError(
                 f"{path} is not a YuNet model that OpenCV {cv2.__version__} can run"

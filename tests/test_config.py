@@ -76,6 +76,7 @@ def test_help_shows_defaults(run_script, script):
     code, output, _ = run_script(script, "--help")
     assert code == 0 and "(default: 2000)" in output and "--overwrite" in output
     assert ("--groups" in output) == (script == "trainBaselineSepDyBN.py")
+    assert " ".join(output.split()).count("(default: 0)") == 3  # seed, eval-every, keep-every
 
 
 @pytest.mark.parametrize(

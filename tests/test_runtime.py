@@ -81,8 +81,10 @@ FAILING = """
 import os, sys, time
 from torch import distributed
 import torch
+from utils import files
 from utils.files import InputError
 from utils.runtime import process_group
+files.PATIENCE = 0.1
 with process_group("cpu") as (processes, device):
     if processes.rank == 1:
         raise InputError("the disk is full")
@@ -114,3 +116,34 @@ def test_a_process_that_fails_does_not_wait_for_the_others(tmp_path):
     began = time.monotonic()
     started[0].communicate(timeout=60)
     assert started[0].returncode != 0 and time.monotonic() - began < 60
+
+
+NOISY = """
+import os, sys, threading
+from utils.files import reports_input_errors
+from utils.runtime import silent_libraries
+
+def work():
+    for _ in range(200):
+        with silent_libraries():
+            os.write(2, b"noise\\n")
+
+@reports_input_errors
+def main(argv=None):
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    with silent_libraries():
+        print("ours", file=sys.stderr)
+    for thread in threads:
+        thread.join()
+    os.write(2, b"heard again\\n")
+    return 0
+
+sys.exit(main())
+"""
+
+
+def test_libraries_are_silent_while_scripts_speak():
+    done = subprocess.run([sys.executable, "-c", NOISY], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "ours\nheard again\n")

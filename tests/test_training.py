@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -578,3 +579,17 @@ def test_weights_are_kept_where_their_evaluation_fails(train, monkeypatch):
 
     assert code == 1 and "no test face can be evaluated" in errors
     assert load_model("checkpoints/spared/final.pt").name == "spared"
+
+
+def test_the_saved_command_can_be_run_again(train, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/a/trainBaseline.py", "--run", "it's one", "--data=a b"])
+    assert train("--epochs", "1")[0] == 0
+    command = json.loads(Path("checkpoints/baseline/config.json").read_text())["command"]
+    assert shlex.split(command) == ["trainBaseline.py", "--run", "it's one", "--data=a b"]
+
+
+@pytest.mark.parametrize("sets", [10**9, 2**62])
+def test_a_network_that_no_memory_holds_is_refused(train, sets):
+    code, _, errors = train("--sets", sets, script="trainBaselineSepDyBN.py")
+    assert code == 1 and errors.count("\n") == 1 and "lower --width or --sets" in errors
+    assert not os.path.exists("checkpoints")

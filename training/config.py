@@ -6,9 +6,9 @@ import argparse
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
-from utils.files import InputError
+from utils.files import InputError, wait_for_first_process
 
 SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
 
@@ -171,11 +171,22 @@ class TrainConfig:
             )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the usage once, however many processes are asked."""
+
+    def error(self, message: str) -> NoReturn:
+        wait_for_first_process()
+        super().error(message)
+
+
 class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, except of flags and of options that are unset."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        if action.default is None or action.default is False:  # a default of 0 is shown
+            return action.help
+
+        return super()._get_help_string(action)
 
 
 def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig, bool, bool]:
@@ -186,7 +197,7 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
         sepbn: options of ``trainBaselineSepDyBN.py`` instead of those of ``trainBaseline.py``.
     """
     what = "SepBN" if sepbn else "BatchNorm, or without normalisation"
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=f"Train the Vanilla CNN with {what}. Files go to checkpoints/RUN.",
         formatter_class=_HelpWithDefaults,
         allow_abbrev=False,

@@ -33,7 +33,13 @@ from training.run import (
 )
 from training.step import TrainingStep
 from utils.files import InputError
-from utils.runtime import StopRequest, keep_freed_memory, process_group, progress
+from utils.runtime import (
+    StopRequest,
+    available_memory,
+    keep_freed_memory,
+    process_group,
+    progress,
+)
 from utils.schedule import temperature
 
 LOOK_SECONDS = 30.0  # at least so often, however slow the steps are
@@ -121,6 +127,7 @@ def _initial_model(
     """The network before the first step: drawn from the seed, then ``--mean-shape-init`` and the
     weights ``init``.
     """
+    _require_memory(record)
     torch.manual_seed(config.seed)
     model = checkpoint.build_model(record)
 
@@ -151,6 +158,26 @@ def _initial_model(
         checkpoint.load_weights(model, weights, loaded.path)
 
     return model
+
+
+def _require_memory(record: dict[str, Any]) -> None:
+    """Refuse a network whose weights, gradients and momentum cannot be held; the system would end
+    the process without a word.
+    """
+    with torch.device("meta"):  # allocates nothing
+        try:
+            outline = checkpoint.build_model(record)
+        except RuntimeError:  # more than 2**63 bytes
+            raise InputError("no memory holds this network; lower --width or --sets") from None
+
+    needed = 3 * sum(weight.numel() * weight.element_size() for weight in outline.parameters())
+    free = available_memory()
+
+    if free is not None and needed > free:
+        raise InputError(
+            f"this network needs {needed / 2**30:,.1f} GiB to be trained, {free / 2**30:,.1f} GiB "
+            "are free; lower --width or --sets"
+        )
 
 
 def fit(

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, fields
@@ -54,7 +55,7 @@ def run_record(
         "fingerprint": train.fingerprint(),
         "device_type": device.type,
         "processes": processes.count,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": git_commit(),
         "machine": describe_machine(device),
     }

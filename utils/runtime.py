@@ -8,6 +8,7 @@ import platform
 import signal as signals
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from utils.files import InputError
+from utils.files import InputError, wait_for_first_process
 
 if TYPE_CHECKING:
     import torch
@@ -125,9 +126,52 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
+class _Silence:
+    """How many threads want libraries to be silent, and where stderr led before."""
+
+    lock = threading.Lock()
+    depth = 0
+    stderr = -1
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keep what C libraries print to stderr about damaged files (libpng, libtiff, FFmpeg) from the
+    user, who gets one line of ours. Threads may overlap in it; scripts' own stderr still works.
+    """
+    with _Silence.lock:
+        if _Silence.depth == 0:
+            _Silence.stderr = os.dup(2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+
+        _Silence.depth += 1
+
+    try:
+        yield
+    finally:
+        with _Silence.lock:
+            _Silence.depth -= 1
+            if _Silence.depth == 0:
+                os.dup2(_Silence.stderr, 2)
+                os.close(_Silence.stderr)
+
+
 def available_cores() -> int:
     """Number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that programs may still take; None where that is not known."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+
+    return None
 
 
 def keep_freed_memory() -> None:
@@ -293,6 +337,7 @@ def _leave_at_once(error: BaseException) -> None:
     torchrun ends the others once one has failed.
     """
     code = 1
+    wait_for_first_process()
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
