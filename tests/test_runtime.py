@@ -69,9 +69,23 @@ def test_no_cuda_context_for_runs_on_the_cpu(monkeypatch):
     assert runtime.describe_machine(torch.device("cpu"))["cuda"] is None
 
 
-def test_world_size_without_rank_is_one_line(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("RANK", raising=False)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "x"},
+        {"WORLD_SIZE": "0"},
+        {"WORLD_SIZE": "2", "RANK": "x", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},  # no MASTER_ADDR
+    ],
+)
+def test_variables_of_torchrun_that_lack_or_contradict_are_one_line(monkeypatch, variables):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
 
     with pytest.raises(InputError, match="torchrun"), runtime.process_group("cpu"):
         pass

@@ -132,6 +132,8 @@ class TrainConfig:
             option = "--" + name.replace("warmup", "warmup_epochs").replace("_", "-")
             if value is None:
                 continue
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise InputError(f"{option}: must be below 2**63")
             if not math.isfinite(value):
                 raise InputError(f"{option} {value}: must be a finite number")
             if name in at_least_one and value < 1:
@@ -143,9 +145,6 @@ class TrainConfig:
             raise InputError(
                 f"--run {self.run!r}: must be a plain name; files go to the folder checkpoints/RUN"
             )
-
-        if self.seed >= 2**63:
-            raise InputError(f"--seed {self.seed}: must be below 2**63")
 
         if self.attention_grid not in (None, 1, 2, 4):
             raise InputError(

@@ -291,12 +291,11 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     import torch
     from torch import distributed
 
-    try:
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError:
-        raise InputError(
-            "WORLD_SIZE is not a number; start several processes with torchrun"
-        ) from None
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not (size.isdecimal() and 0 < int(size) < 2**31):
+        raise InputError(f"WORLD_SIZE is {size!r}; start several processes with torchrun")
+
+    count = int(size)
 
     device = select_device(device_name)
 
@@ -307,21 +306,30 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
         yield Processes(), device
         return
 
-    try:
-        processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
-    except KeyError as error:
-        raise InputError(
-            f"WORLD_SIZE is {count} but {error} is not set; start several processes with torchrun"
-        ) from None
+    numbers = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK")}
+    for name, text in numbers.items():
+        if not (text.isdecimal() and int(text) < count):
+            raise InputError(
+                f"WORLD_SIZE is {count}, but {name} is {text!r}; start several processes with "
+                "torchrun"
+            )
+
+    processes = Processes(int(numbers["RANK"]), count, int(numbers["LOCAL_RANK"]))
 
     if device.type == "cuda":
         device = select_device(f"cuda:{processes.local_rank}")
         torch.cuda.set_device(device)
 
-    if device.type == "cuda":
-        distributed.init_process_group("nccl", device_id=device)
-    else:
-        distributed.init_process_group("gloo")
+    try:
+        if device.type == "cuda":
+            distributed.init_process_group("nccl", device_id=device)
+        else:
+            distributed.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {count} processes do not find each other ({str(error).splitlines()[0]}); start "
+            "them with torchrun"
+        ) from None
 
     try:
         yield processes, device
