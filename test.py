@@ -57,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
 
     keep_freed_memory()
     run = {"device": select_device(arguments.device), "batch_size": arguments.batch_size}
-    out = make_folder(arguments.out) if arguments.out else None
     paths = arguments.checkpoints or evaluate.find_checkpoints(Path("checkpoints"))
     faces = load_faces(arguments.data, "test")
     models = evaluate.load_models(paths, faces, asked_for=bool(arguments.checkpoints))
     masks = subsets(faces)
+    out = make_folder(arguments.out) if arguments.out else None
 
     protocol, warnings = tables.protocol(arguments.data, faces, models)
     print(*protocol, "", sep="\n")

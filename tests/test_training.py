@@ -593,3 +593,9 @@ def test_a_network_that_no_memory_holds_is_refused(train, sets):
     code, _, errors = train("--sets", sets, script="trainBaselineSepDyBN.py")
     assert code == 1 and errors.count("\n") == 1 and "lower --width or --sets" in errors
     assert not os.path.exists("checkpoints")
+
+
+def test_a_run_that_fails_in_its_first_epoch_is_not_in_the_way_of_the_next(train):
+    code, _, errors = train("--lr", "1e30", "--warmup-epochs", "0")
+    assert code == 1 and "--lr" in errors and not os.path.exists("checkpoints/baseline")
+    assert train()[0] == 0

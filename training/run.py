@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -71,6 +72,7 @@ class RunFolder:
         self.last, self.final = self.path / "last.pt", self.path / "final.pt"
         self.rows: list[dict[str, Any]] = []
         self._locked: int | None = None
+        self._new = False  # whether the run was started here, and not resumed
 
     def saved(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
         """Look at what is there, without changing it.
@@ -99,7 +101,10 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._new and kind is not None and issubclass(kind, InputError):
+            self._remove_traces()
+
         if self._locked is not None:
             os.close(self._locked)
             self._locked = None
@@ -147,6 +152,7 @@ class RunFolder:
         """
         make_folder(self.path)
         self.lock()
+        self._new = True
 
         if overwrite:
             names = ("config.json", "curve.png")
@@ -159,6 +165,19 @@ class RunFolder:
         elif self._logged_epochs():
             number = 1 + len(list(self.path.glob("log_old*.csv")))
             os.replace(self.path / "log.csv", self.path / f"log_old{number}.csv")
+
+    def _remove_traces(self) -> None:
+        """Leave no folder of a run that could not do its first epoch, so that the next try, with
+        other settings, finds nothing in its way.
+        """
+        if self.rows or self._milestones() or self.last.exists() or self.final.exists():
+            return
+
+        for name in ("config.json", "log.csv"):
+            (self.path / name).unlink(missing_ok=True)
+
+        with contextlib.suppress(OSError):  # something else may lie there
+            self.path.rmdir()
 
     def _milestones(self) -> list[Path]:
         return list(self.path.glob("epoch_*.pt"))
