@@ -599,3 +599,12 @@ def test_a_run_that_fails_in_its_first_epoch_is_not_in_the_way_of_the_next(train
     code, _, errors = train("--lr", "1e30", "--warmup-epochs", "0")
     assert code == 1 and "--lr" in errors and not os.path.exists("checkpoints/baseline")
     assert train()[0] == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.csv", "curve.png", "last.pt", "final.pt"])
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_what_lies_in_a_files_place_is_found_before_the_first_step(train, name, option):
+    os.makedirs(f"checkpoints/baseline/{name}")
+    code, _, errors = train(option)
+    assert code == 1 and errors.count("\n") == 1 and f"baseline/{name}" in errors
+    assert os.listdir("checkpoints/baseline") == [name]

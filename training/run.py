@@ -23,10 +23,18 @@ from models import checkpoint
 from models.architecture import Architecture
 from training.config import TrainConfig
 from training.step import TrainingStep
-from utils.files import InputError, atomic_write, describe_os_error, make_folder, read_json
+from utils.files import (
+    InputError,
+    atomic_write,
+    describe_os_error,
+    make_folder,
+    read_json,
+    require_file_or_nothing,
+)
 from utils.runtime import Processes, describe_machine, git_commit
 
 RUNS = Path("checkpoints")
+FILES = ("config.json", "log.csv", "curve.png", "last.pt", "final.pt")
 COLUMNS = ("epoch", "loss", "lr", "temperature", "test_nme_percent", "images_per_s", "seconds")
 
 
@@ -81,8 +89,13 @@ class RunFolder:
             The content of ``last.pt`` when there is something to resume, else None.
 
         Raises:
-            InputError: a run is there and neither resume nor overwrite was asked for.
+            InputError: a run is there and neither resume nor overwrite was asked for, or something
+                lies in the place of a file that the run will write.
         """
+        if self.path.is_dir():
+            for name in FILES:
+                require_file_or_nothing(self.path / name)
+
         if self._existing() and not (resume or overwrite):
             raise InputError(
                 f"{self.path} already holds a run; add --resume to carry it on, --overwrite to "
