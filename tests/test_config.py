@@ -97,6 +97,11 @@ def test_help_shows_defaults(run_script, script):
         (["--run", ".."], "--run '..': must be a plain name"),
         (["--run", ""], "--run '': must be a plain name"),
         (["--seed", str(2**63)], "must be below 2"),
+        (["--width", "1" + "0" * 400], r"--width: must be below 2\*\*63"),
+        (["--epochs", "-1" + "0" * 400], r"--epochs: must be below 2\*\*63"),
+        (["--temperature", "1e300"], r"--temperature 1e\+300: must be at most 1,000,000"),
+        (["--momentum", "1"], "--momentum 1: must be below 1"),
+        (["--weight-decay", "1e300"], r"--weight-decay 1e\+300: times --lr 0.001 it must be below"),
     ],
 )
 def test_values_no_run_could_use(argv, message):

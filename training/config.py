@@ -156,10 +156,22 @@ class TrainConfig:
                 f"--temperature {self.temperature}: must be at least 1, the value at which it stays"
             )
 
+        if self.temperature is not None and self.temperature > 1e6:
+            raise InputError(f"--temperature {self.temperature:g}: must be at most 1,000,000")
+
         if self.groups and self.width % self.groups:
             raise InputError(
                 f"--groups {self.groups} does not divide --width {self.width}: every group needs "
                 "as many channels"
+            )
+
+        if self.momentum >= 1:
+            raise InputError(f"--momentum {self.momentum:g}: must be below 1, or steps only grow")
+
+        if self.lr < 1 <= self.lr * self.weight_decay:
+            raise InputError(
+                f"--weight-decay {self.weight_decay:g}: times --lr {self.lr:g} it must be below 1, "
+                "the share of a weight that a step takes away"
             )
 
         if self.warmup >= self.epochs:
