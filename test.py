@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     faces = load_faces(arguments.data, "test")
     models = evaluate.load_models(paths, faces, asked_for=bool(arguments.checkpoints))
     masks = subsets(faces)
+    mean_shape = evaluate.mean_shape_summary(arguments.data, faces)
     out = make_folder(arguments.out) if arguments.out else None
 
     protocol, warnings = tables.protocol(arguments.data, faces, models)
@@ -69,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"warning: {warning}", file=sys.stderr)
 
     results = [evaluate.evaluate(loaded, name, faces, **run) for name, loaded in models.items()]
-    mean_shape = evaluate.mean_shape_summary(arguments.data, faces)
     sections = [tables.accuracy_table(results, mean_shape)]
     if mean_shape is None:
         sections.append(f"The mean shape's row is left out: {arguments.data} has no training list.")

@@ -265,9 +265,15 @@ def mean_shape_summary(data: Path, faces: FaceSet) -> dict[str, dict[str, float]
     if not source.is_file():
         return None
 
+    landmarks, target = read_crop_list(source)[0], faces.crop_landmarks().cpu().numpy()
+    if landmarks.shape[1] != target.shape[1]:  # an empty list has none
+        raise InputError(
+            f"{source}: its faces have {landmarks.shape[1]} landmarks, the test faces "
+            f"{target.shape[1]}; prepare the folder again"
+        )
+
     # (N, P, 2) patch px -> (P, 2) crop px
-    mean = read_crop_list(source)[0].mean(axis=0) - CROP_OFFSET
-    target = faces.crop_landmarks().cpu().numpy()
+    mean = landmarks.mean(axis=0) - CROP_OFFSET
 
     return summarize(
         nme(np.broadcast_to(mean, target.shape), target, faces.scheme.outer_eyes), subsets(faces)
