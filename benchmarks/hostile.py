@@ -51,7 +51,7 @@ TIMEOUT = 600  # s by the clock: the machine may be busy
 MEMORY = 6 << 30  # bytes of address space for every process
 CHUNK = 50  # damaged files that one process reads, so that a crash is noticed
 # what a slow machine adds: lines of progress
-PROGRESS = re.compile(r".*: (step|face|picture|frame|patch) [\d,]+")
+PROGRESS = re.compile(r".*: (step|face|picture|frame|patch|process) [\d,]+")
 PR_CAPBSET_DROP, CAPABILITIES = 24, (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
 CAPABILITY_VERSION = 0x20080522
 

@@ -595,9 +595,18 @@ def test_a_network_that_no_memory_holds_is_refused(train, sets):
     assert not os.path.exists("checkpoints")
 
 
-def test_a_run_that_fails_in_its_first_epoch_is_not_in_the_way_of_the_next(train):
+def test_a_run_that_fails_in_its_first_epoch_is_not_in_the_way_of_the_next(train, monkeypatch):
     code, _, errors = train("--lr", "1e30", "--warmup-epochs", "0")
     assert code == 1 and "--lr" in errors and not os.path.exists("checkpoints/baseline")
+
+    def no_memory(step):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingStep, "__call__", no_memory)
+        code, _, errors = train()
+        assert code == 1 and "memory" in errors and not os.path.exists("checkpoints/baseline")
+
     assert train()[0] == 0
 
 

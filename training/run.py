@@ -115,7 +115,7 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        if self._new and kind is not None and issubclass(kind, InputError):
+        if self._new and kind is not None and issubclass(kind, Exception):
             self._remove_traces()
 
         if self._locked is not None:
