@@ -151,6 +151,32 @@ def test_a_stopped_run_resumes_bit_for_bit(train, monkeypatch, step, number):
     assert_same_ending("straight", "stopped")
 
 
+def test_photometric_training_is_another_training_and_resumes_bit_for_bit(train, monkeypatch):
+    assert train("--run", "plain")[0] == 0
+    assert train("--run", "straight", "--photometric")[0] == 0
+    assert not torch.equal(weights("plain")["fc2.weight"], weights("straight")["fc2.weight"])
+
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3)
+        train("--run", "stopped", "--photometric")
+
+    assert train("--run", "stopped", "--resume", "--photometric")[0] == 0
+    assert_same_ending("straight", "stopped")
+
+
+def test_a_run_saved_before_a_setting_existed_had_its_default(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3)
+        train()
+
+    saved = torch.load("checkpoints/baseline/last.pt", weights_only=True)
+    del saved["config"]["photometric"]
+    torch.save(saved, "checkpoints/baseline/last.pt")
+    code, _, errors = train("--resume", "--photometric")
+    assert code == 1 and "--photometric was False, is True" in errors
+    assert train("--resume")[0] == 0
+
+
 def test_rows_past_the_checkpoint_are_cut(train, monkeypatch):
     assert train("--run", "straight")[0] == 0
     with monkeypatch.context() as patch:

@@ -210,6 +210,8 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
     Settings in ``TrainConfig.FREE`` cannot change the result and may differ; what ``record`` lacks
     is not compared.
     """
+    # A run saved before a setting existed had its default.
+    saved = {setting.name: setting.default for setting in fields(TrainConfig)} | saved
     names = [
         setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE
     ]
