@@ -274,15 +274,31 @@ def write_evaluation(
         "robustness": robustness_curves(curves, min(len(faces), ROBUSTNESS_FACES)),
     }
 
-    for e in evaluations:
+    stems = file_stems([e.name for e in evaluations])
+    for e, stem in zip(evaluations, stems, strict=True):
         order = np.argsort(e.errors)  # NaN last: among the worst
         middle = max(0, (len(order) - 6) // 2)
         rows = [("worst: ", order[::-1][:6]), ("median: ", order[middle : middle + 6])]
         title = f"{e.name}: worst and median faces (dashed: what the network sees)"
         gallery = face_gallery(faces, e.prediction, e.errors, rows=rows, title=title)
-        figures["faces_" + re.sub(r"[^A-Za-z0-9._-]+", "_", e.name)] = gallery
+        figures[f"faces_{stem}"] = gallery
 
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def file_stems(names: list[str]) -> list[str]:
+    """Models' names as parts of file names, each another, also where capitals do not count."""
+    stems: list[str] = []
+
+    for name in names:
+        stem = plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+        number = 1
+        while stem.lower() in (taken.lower() for taken in stems):
+            number += 1
+            stem = f"{plain}_{number}"
+        stems.append(stem)
+
+    return stems
 
 
 def show_face(axes, faces: FaceSet, index: int) -> None:
