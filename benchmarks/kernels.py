@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from utils.files import reports_input_errors
+from utils.files import InputError, reports_input_errors
 
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 VIEWS = {"detach", "_unsafe_view"}  # which do not look like views to the dispatcher
@@ -52,13 +52,13 @@ class Work:
 
 
 class KernelCounter(TorchDispatchMode):
-    """Counts the operations on tensors of ``numel`` elements, and all others, while it is active."""
+    """Counts operations on tensors of ``numel`` elements, and all others, while active."""
 
     def __init__(self, numel: int) -> None:
         super().__init__()
         self.numel = numel
         self.work = Work()
-        self.names: list[str] = []  # of what was counted, in order
+        self.names: list[str] = []  # of what was counted, in order, each with its passes
 
     def __torch_dispatch__(self, func, types: Sequence, args: tuple = (), kwargs: Any = None):
         result = func(*args, **(kwargs or {}))
@@ -73,7 +73,7 @@ class KernelCounter(TorchDispatchMode):
         else:
             self.work += Work(1, passes, 0) if passes else Work(0, 0, 1)
 
-        self.names.append(f"{name}{f' ({passes} passes)' if passes else ''}")
+        self.names.append(f"{name} x {passes}" if passes else name)
         return result
 
     def _passes(self, func, args: tuple, kwargs: dict, result: Any) -> int:
@@ -107,6 +107,9 @@ def count_step(layer: nn.Module, x: Tensor) -> tuple[KernelCounter, KernelCounte
 
 
 def load_layer_file(path: Path) -> ModuleType:
+    """Import a version of models/sepbn.py from wherever it lies."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; make one with: git show COMMIT:models/sepbn.py")
     spec = importlib.util.spec_from_file_location("layer_file", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

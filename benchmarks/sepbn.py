@@ -2,6 +2,7 @@
 
     python benchmarks/sepbn.py [--device cpu] [--pairs 3] [--quick] [--system-allocator]
     python benchmarks/sepbn.py --against FILE [...]
+    python benchmarks/sepbn.py --ways
 
 The networks or layers of a row run in turn, the order changing from pair to pair; a row reports the
 median of the pairs' ratios, their range and both median times. Sizes are the published ones:
@@ -13,6 +14,9 @@ slower and fewer tensors an advantage. Takes about six minutes on two cores.
 
 With --against, a row is SepBN over the SepBN of FILE, another version of models/sepbn.py. To
 compare with a commit: git show COMMIT:models/sepbn.py > FILE
+
+With --ways, a row is one of the layer's passes over the map by plain operations, over the same pass
+by ATen's BatchNorm kernels: what models/sepbn.py chooses between on CPU.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.kernels import load_layer_file
-from models import SepBatchNorm2d, VanillaCNN
+from models import SepBatchNorm2d, VanillaCNN, sepbn
 from utils.files import reports_input_errors
 from utils.runtime import describe_machine, keep_freed_memory, select_device
 
@@ -220,6 +225,26 @@ def compare_constructions(setting: Setting, table: Table, pairs: int) -> None:
     table.compare(what, "≥ 2.2", pair, pairs=pairs)
 
 
+def compare_ways(setting: Setting, table: Table, pairs: int) -> None:
+    """The four passes over two maps, each by plain operations and by ATen's kernels."""
+    for shape in ((8, 64, 128, 128), (8, 2048, 4, 4)):
+        x, dy = (setting.random(*shape, dtype=DTYPES[setting.dtype]) for _ in range(2))
+        scale, shift = torch.rand(shape[:2]), torch.rand(shape[:2])
+        slope, centre = torch.rand(shape[1]), torch.rand(shape[1])
+        passes = {
+            "moments": partial(sepbn._moments, x, True),
+            "affine": partial(sepbn._affine, x, scale, shift),
+            "sums": partial(sepbn._sums, dy, x, centre),
+            "input gradient": partial(sepbn._input_gradient, dy, x, scale, slope, shift),
+        }
+
+        for name, run in passes.items():
+            plain = mock.patch.object(sepbn, "_has_kernels", lambda x: False)(run)
+            kernels = mock.patch.object(sepbn, "_is_wide_channels_last", lambda x: False)(run)
+            what = f"{name}, plain / kernels, {'x'.join(map(str, shape))}, {setting}"
+            table.compare(what, "-", (plain, kernels), pairs=4 * pairs)
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="SepBN against BatchNorm: time and memory, training and inference."
@@ -234,6 +259,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help="another version of models/sepbn.py, in place of BatchNorm",
+    )
+    parser.add_argument(
+        "--ways", action="store_true", help="each pass by plain operations and by ATen's kernels"
     )
     parser.add_argument(
         "--system-allocator",
@@ -265,8 +293,11 @@ def main(argv: list[str] | None = None) -> int:
 
     settings = [Setting(device, dtype, layout) for dtype in DTYPES for layout in LAYOUTS]
     for setting in settings[:1] if args.quick else settings:
-        compare_in(setting, norms, table, args.pairs)
-    if not args.against:
+        if args.ways:
+            compare_ways(setting, table, args.pairs)
+        else:
+            compare_in(setting, norms, table, args.pairs)
+    if not (args.against or args.ways):
         compare_constructions(settings[0], table, args.pairs)
     return 0
 

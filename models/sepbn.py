@@ -139,16 +139,14 @@ class SepBatchNorm2d(nn.Module):
             self.register_parameter("weight", None)
             self.register_parameter("bias", None)
 
-        running = {"running_mean": None, "running_var": None, "num_batches_tracked": None}
-        if track_running_stats:
-            running["running_mean"] = torch.zeros(num_features, **factory)
-            running["running_var"] = torch.ones(num_features, **factory)
-            running["num_batches_tracked"] = torch.tensor(0, device=device)
-        for name, buffer in running.items():
-            self.register_buffer(name, buffer)
+        tracked = track_running_stats
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, torch.empty(num_features, **factory) if tracked else None)
+        counter = torch.tensor(0, device=device) if tracked else None
+        self.register_buffer("num_batches_tracked", counter)
 
-        start = torch.tensor(float(temperature), device=device, dtype=torch.float32)
-        self.register_buffer("temperature", start)
+        value = torch.tensor(float(temperature), device=device, dtype=torch.float32)
+        self.register_buffer("temperature", value)
         # (G, 1, 1, C): 1 where a channel belongs to a group
         membership = torch.eye(groups, **factory).repeat_interleave(num_features // groups, 1)
         self.register_buffer("membership", membership[:, None, None], persistent=False)
@@ -368,13 +366,15 @@ def _from_batchnorm(layer: nn.Module, num_sets: int, groups: int, **options) -> 
 
 def _normalize(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer's output: x normalised, then scaled and shifted by the layer's ``_affine_maps``."""
-    x = _in_known_layout(x)
     of_batch = layer.training or not layer.track_running_stats
 
     if _is_traced():  # compilers and exporters fuse and differentiate plain operations themselves
-        means, variances = _moments(x) if of_batch else (_means(x), None)
+        means, variances = _moments(x, of_batch)
         mean, invstd, _ = _statistics(layer, x, means, variances)
         return _affine(x, *_combined(layer._affine_maps(x, means), mean, invstd))
+
+    if _has_kernels(x) and not x.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous()  # the kernels know these two layouts
 
     handover: dict[str, tuple] = {}
     passed, means, variances = _FirstPass.apply(x, of_batch, handover)
@@ -395,11 +395,9 @@ class _FirstPass(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x)
         ctx.handover = handover
-        if not of_batch:
-            return x, _means(x), None
-
-        means, variances = _moments(x)
-        ctx.mark_non_differentiable(variances)
+        means, variances = _moments(x, of_batch)
+        if of_batch:
+            ctx.mark_non_differentiable(variances)
         return x, means, variances
 
     @staticmethod
@@ -491,6 +489,10 @@ def _statistics(layer: nn.Module, x: Tensor, means: Tensor, variances: Tensor | 
 # Several processes
 
 
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -536,58 +538,42 @@ def _has_kernels(x: Tensor) -> bool:
     return not _is_traced() and x.device.type == "cpu" and x.numel() > 0
 
 
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
 def _is_wide_channels_last(x: Tensor) -> bool:
     return x.element_size() >= 4 and not x.is_contiguous()
 
 
-def _in_known_layout(x: Tensor) -> Tensor:
-    """x in one of the two layouts that the kernels know, NCHW and channels_last."""
-    if not _has_kernels(x) or x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous()
-
-
 def _instances(x: Tensor) -> list[Tensor]:
-    """Views of x whose channels are the instances (n, c)."""
+    """Views of x whose channels are the instances (n, c), so that each is treated on its own."""
     if x.is_contiguous():
         return [x.view(1, -1, *x.shape[2:])]  # (1, N C, H, W)
     return list(x.split(1))  # channels_last: N times (1, C, H, W)
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over the pixels: (N, C, H, W) -> (N, C) twice."""
-    if not _has_kernels(x):
-        var, mean = torch.var_mean(x.to(_compute_dtype(x)), (2, 3), correction=0)
+def _moments(x: Tensor, with_variances: bool) -> tuple[Tensor, Tensor | None]:
+    """Mean and, if wanted, biased variance over the pixels: (N, C, H, W) -> (N, C) each."""
+    dtype = _compute_dtype(x)
+
+    if _has_kernels(x) and (with_variances or x.element_size() < 4):
+        parts = _instances(x)
+        zeros = torch.zeros(parts[0].shape[1], dtype=dtype)  # the results get their dtype
+        moments = [torch.batch_norm_update_stats(part, zeros, zeros, 0.0) for part in parts]
+        mean, var = (torch.cat(each).view(x.shape[:2]) for each in zip(*moments, strict=True))
+        return mean, var if with_variances else None
+
+    if with_variances:
+        var, mean = torch.var_mean(x.to(dtype), (2, 3), correction=0)
         return mean, var
-
-    parts = _instances(x)
-    zeros = torch.zeros(parts[0].shape[1], dtype=_compute_dtype(x))  # the results get their dtype
-    moments = [torch.batch_norm_update_stats(part, zeros, zeros, 0.0) for part in parts]
-    means, variances = (
-        torch.cat(values).view(x.shape[:2]) for values in zip(*moments, strict=True)
-    )
-    return means, variances
-
-
-def _means(x: Tensor) -> Tensor:
-    """Mean over the pixels: (N, C, H, W) -> (N, C)."""
-    if _has_kernels(x) and x.element_size() < 4:
-        return _moments(x)[0]  # torch.mean takes seven times as long on bfloat16
-    return x.mean((2, 3), dtype=_compute_dtype(x))
+    return x.mean((2, 3), dtype=dtype), None
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale x + shift with (N, C) numbers, computed in their dtype, returned in that of x."""
     if _is_traced():
-        return torch.addcmul(_map(shift), x, _map(scale)).to(x.dtype)
+        return torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
 
     y = torch.empty_like(x)
     if not _has_kernels(x) or _is_wide_channels_last(x):
-        return torch.addcmul(_map(shift), x, _map(scale), out=y)
+        return torch.addcmul(shift[..., None, None], x, scale[..., None, None], out=y)
 
     parts = _instances(x)
     scales, shifts = scale.reshape(len(parts), -1), shift.reshape(len(parts), -1)
@@ -599,29 +585,32 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _sums(dy: Tensor, x: Tensor, centre: Tensor) -> Tensor:
-    """Over the pixels, the sums of dy (x - centre) and of dy, (N, 2, C)."""
+    """Over the pixels, the sums of dy (x - centre) and of dy: (N, C, H, W) -> (N, 2, C)."""
     if _has_kernels(x):
         parts = _instances(x)
         centres = centre.repeat(len(x)).view(len(parts), -1)
-        ones = torch.ones_like(centres[0])
+        ones, mask = torch.ones_like(centres[0]), (False, True, True)
         sums = [
             torch.ops.aten.native_batch_norm_backward(
-                *(grad, part, ones, middle, ones, middle, ones), False, 0.0, (False, True, True)
+                grad, part, ones, middle, ones, middle, ones, False, 0.0, mask
             )[1:]
             for grad, part, middle in zip(_instances(dy), parts, centres, strict=True)
         ]
         weighted, plain = (torch.cat(each).view(x.shape[:2]) for each in zip(*sums, strict=True))
         if _is_wide_channels_last(x):
-            plain = dy.sum((2, 3))
+            plain = dy.sum(
+                (2, 3)
+            )  # the kernel adds up one pixel after the other, ten times as far off
         return torch.stack((weighted, plain), 1)
 
-    sums = centre.new_empty(len(x), 2, len(centre))
-    if x.dtype == centre.dtype:  # the backward kernel of Huber's loss without bound, in one pass
+    if x.dtype == centre.dtype:  # in one pass: the backward kernel of Huber's loss without a bound
         products = torch.empty_like(x)
         middle = centre[:, None, None].expand_as(x)
         torch.ops.aten.huber_loss_backward.out(dy, x, middle, 0, math.inf, grad_input=products)
     else:
         products = (x - centre[:, None, None]).mul_(dy)
+
+    sums = centre.new_empty(len(x), 2, len(centre))
     torch.sum(products, (2, 3), out=sums[:, 0])
     torch.sum(dy, (2, 3), dtype=centre.dtype, out=sums[:, 1])
     return sums
@@ -630,22 +619,18 @@ def _sums(dy: Tensor, x: Tensor, centre: Tensor) -> Tensor:
 def _input_gradient(
     dy: Tensor, x: Tensor, scale: Tensor, slope: Tensor | None, offset: Tensor
 ) -> Tensor:
-    """scale dy + slope x + offset with (N, C) numbers, slope (C,) or nought; in the dtype of x."""
+    """scale dy + slope x + offset with (N, C) numbers (slope: (C,), None for 0); in x's dtype."""
     if slope is None:
         return _affine(dy, scale, offset)
-    if scale.dtype == x.dtype:
+    if x.dtype == scale.dtype:
         return _affine(dy, scale, offset).addcmul_(x, slope[:, None, None])
 
-    # bfloat16 and float16: what is large, slope x + offset far from zero, is not rounded by halves
+    # In 16 bits, slope x and offset meet before they are rounded: they may be large and cancel.
     if _has_kernels(x):
-        other = _affine(x, slope.expand_as(scale), offset)
-        return _affine(dy, scale, torch.zeros_like(scale)).add_(other)
-    wide = torch.addcmul(_map(offset), dy, _map(scale))
-    return torch.addcmul(wide, x, slope[:, None, None], out=torch.empty_like(x))
-
-
-def _map(values: Tensor) -> Tensor:
-    return values[:, :, None, None]  # (N, C) -> (N, C, 1, 1)
+        rest = _affine(x, slope.expand_as(scale), offset)
+        return _affine(dy, scale, torch.zeros_like(scale)).add_(rest)
+    scaled = torch.addcmul(offset[..., None, None], dy, scale[..., None, None])  # in 32 bits
+    return torch.addcmul(scaled, x, slope[:, None, None], out=torch.empty_like(x))
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
