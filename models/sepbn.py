@@ -368,13 +368,14 @@ def _normalize(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer's output: x normalised, then scaled and shifted by the layer's ``_affine_maps``."""
     of_batch = layer.training or not layer.track_running_stats
 
-    if _is_traced():  # compilers and exporters fuse and differentiate plain operations themselves
+    if _has_kernels(x) and not x.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous()  # the kernels know these two layouts
+
+    # Compilers differentiate the operations themselves, and without gradients nobody does.
+    if _is_traced() or not torch.is_grad_enabled():
         means, variances = _moments(x, of_batch)
         mean, invstd, _ = _statistics(layer, x, means, variances)
         return _affine(x, *_combined(layer._affine_maps(x, means), mean, invstd))
-
-    if _has_kernels(x) and not x.is_contiguous(memory_format=torch.channels_last):
-        x = x.contiguous()  # the kernels know these two layouts
 
     handover: dict[str, tuple] = {}
     passed, means, variances = _FirstPass.apply(x, of_batch, handover)
