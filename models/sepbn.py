@@ -524,7 +524,7 @@ def _over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tens
 class _Gather(torch.autograd.Function):
     """(D,) on every process -> (R, D) on all of them. Backward, a row's gradients are summed up.
 
-    ``torch.distributed.nn.functional.all_gather`` does the same, but refuses to be compiled.
+    ``torch.distributed.nn.functional.all_gather`` has the same gradients, but is deprecated.
     """
 
     @staticmethod
