@@ -205,8 +205,10 @@ class SepBatchNorm2d(nn.Module):
 
         weights = self._attention(x, means).flatten(1)  # (N, G K)
         sets = torch.stack((self.weight, self.bias), 1).to(means.dtype)  # (K, 2, C)
-        own = sets * self.membership  # (G, K, 2, C): zero outside the group's channels
-        return torch.mm(weights, own.flatten(0, 1).flatten(1)).unflatten(1, (2, -1))
+        if self.groups > 1:
+            own = sets * self.membership  # (G, K, 2, C): zero outside the group's channels
+            sets = own.flatten(0, 1)
+        return torch.mm(weights, sets.flatten(1)).unflatten(1, (2, -1))
 
     def _check_arguments(self, temperature: float) -> None:
         if self.num_sets < 1:
@@ -629,12 +631,15 @@ def _sums(dy: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         products = torch.empty_like(x)
         middle = centre[:, None, None].expand_as(x)
         torch.ops.aten.huber_loss_backward.out(dy, x, middle, 0, math.inf, grad_input=products)
-    else:
-        products = (x - centre[:, None, None]).mul_(dy)
+    else:  # products of 16-bit numbers are exact in 32 bits, so that the centre can wait
+        products = torch.addcmul(centre.new_zeros(1), dy, x)
 
     sums = centre.new_empty(len(x), 2, len(centre))
-    torch.sum(products, (2, 3), out=sums[:, 0])
-    torch.sum(dy, (2, 3), dtype=centre.dtype, out=sums[:, 1])
+    weighted, plain = sums.unbind(1)
+    torch.sum(products, (2, 3), out=weighted)
+    torch.sum(dy, (2, 3), dtype=centre.dtype, out=plain)
+    if x.dtype != centre.dtype:
+        weighted.addcmul_(plain, centre, value=-1)
     return sums
 
 

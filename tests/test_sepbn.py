@@ -28,11 +28,8 @@ class ManyBatchNorms(nn.Module):
 
     def __init__(self, layer: SepBatchNorm2d):
         super().__init__()
-        self.num_sets, self.groups, self.temperature = (
-            layer.num_sets,
-            layer.groups,
-            layer.temperature.item(),
-        )
+        self.num_sets, self.groups = layer.num_sets, layer.groups
+        self.temperature = layer.temperature.item()
         self.grid = layer.attention_grid or 1
         channels = layer.num_features
         self.norms = nn.ModuleList(
@@ -214,9 +211,8 @@ def test_accuracy_far_from_zero(path, layout, dtype, mean):
     x = (torch.randn(8, 16, 32, 32) + mean).to(dtype).contiguous(memory_format=layout)
     gradient = torch.randn(x.shape).to(dtype)
     for ours, theirs in zip(*worst_errors(x, gradient), strict=True):
-        assert (
-            ours <= 3 * theirs + 3e-7
-        )  # a few roundings: where BatchNorm is exact, the order of summing decides
+        # A few roundings: where BatchNorm is exact, the order of summing decides.
+        assert ours <= 3 * theirs + 3e-7
 
 
 def test_low_precision_keeps_the_shift_exact(path):
@@ -313,11 +309,8 @@ def test_gradient_reaches_the_input_only_through_what_was_asked(path):
     layer = make_layer(4)
     layer.weight.requires_grad_(False)
     layer(make_input(2, 4, 3, 3).detach()).square().sum().backward()
-    assert (
-        layer.weight.grad is None
-        and layer.bias.grad.abs().sum() > 0
-        and layer.fc1.weight.grad is not None
-    )
+    assert layer.weight.grad is None
+    assert layer.bias.grad.abs().sum() > 0 and layer.fc1.weight.grad is not None
 
 
 def test_memory_saved_for_backward():
@@ -342,15 +335,16 @@ def test_memory_saved_for_backward():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("dtype", "forward", "backward"),
+    ("dtype", "groups", "forward", "backward"),
     [
-        (torch.float32, Work(big=2, passes=3, small=20), Work(big=5, passes=10, small=18)),
-        (torch.bfloat16, Work(big=3, passes=5, small=20), Work(big=6, passes=12, small=18)),
+        (torch.float32, 1, Work(big=2, passes=3, small=19), Work(big=5, passes=10, small=16)),
+        (torch.float32, 2, Work(big=2, passes=3, small=20), Work(big=5, passes=10, small=18)),
+        (torch.bfloat16, 2, Work(big=3, passes=5, small=20), Work(big=5, passes=10, small=20)),
     ],
 )
-def test_work_where_no_kernels_are_made_for_it(dtype, forward, backward, layout):
+def test_work_where_no_kernels_are_made_for_it(dtype, groups, forward, backward, layout):
     """Passes over the map and small kernels are what the layer costs on a GPU."""
-    layer = SepBatchNorm2d(64, 3, 2, device="meta")
+    layer = SepBatchNorm2d(64, 3, groups, device="meta")
     x = torch.empty(8, 64, 32, 32, dtype=dtype, device="meta").contiguous(memory_format=layout)
     counted = count_step(layer, x)
     assert [counter.work for counter in counted] == [forward, backward]
@@ -487,10 +481,8 @@ def test_works_as_one_copied_file(tmp_path):
 class Compiled(nn.Module):
     def __init__(self, grid: int | None = None) -> None:
         super().__init__()
-        self.conv, self.norm = (
-            nn.Conv2d(3, 8, 3),
-            SepBatchNorm2d(8, 3, 2, attention_grid=grid, temperature=3.0),
-        )
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = SepBatchNorm2d(8, 3, 2, attention_grid=grid, temperature=3.0)
         nn.init.normal_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
