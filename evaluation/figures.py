@@ -216,7 +216,7 @@ def face_gallery(
             true = faces.crop_landmarks()[index].cpu().numpy()
             show_face(axes, faces, index)
             lines = np.stack([true, prediction[index]], axis=1)  # (P, 2 ends, 2)
-            axes.add_collection(LineCollection(lines, colors="gold", linewidths=0.6))
+            axes.add_collection(LineCollection(list(lines), colors="gold", linewidths=0.6))
             axes.scatter(
                 *true.T, s=9, facecolors="none", edgecolors="white", linewidths=0.8, label="true"
             )

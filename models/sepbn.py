@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -103,6 +104,12 @@ class SepBatchNorm2d(nn.Module):
         >>> weights = layer.attention(torch.randn(8, 64, 32, 32))  # (8, 2, 3)
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    temperature: Tensor
+    membership: Tensor
+
     def __init__(
         self,
         num_features: int,
@@ -126,7 +133,7 @@ class SepBatchNorm2d(nn.Module):
         self.affine, self.track_running_stats = affine, track_running_stats
         self.synchronized = False  # see synchronize_statistics
         self._check_arguments(temperature)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
 
         if affine:
             hidden = groups if attention_grid else max(1, int(reduction * num_features))
@@ -235,7 +242,7 @@ class SepBatchNorm2d(nn.Module):
     def _migrate_released(self, state_dict: dict, prefix: str) -> None:
         """Rewrite the released code's K BatchNorms, in place, as this layer's entries."""
         fields = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        sets = []
+        sets: list[list[Tensor]] = []
         while f"{prefix}bn.{len(sets)}.weight" in state_dict:
             names = [f"{prefix}bn.{len(sets)}.{field}" for field in fields]
             if any(name not in state_dict for name in names):
@@ -268,6 +275,9 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """
 
     synchronized = True
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and _is_distributed()):
@@ -335,14 +345,16 @@ def convert_batchnorm(
     replacements: dict[nn.Module, nn.Module] = {}  # a layer in several places stays one layer
     for parent in [nn.ModuleList([module]), *module.modules()]:
         for name, child in parent._modules.items():  # named_children() skips a second occurrence
-            if type(child) in exact:
+            if isinstance(child, exact):
                 if child not in replacements:
                     replacements[child] = _from_batchnorm(child, num_sets, groups, **options)
                 setattr(parent, name, replacements[child])
     return replacements.get(module, module)
 
 
-def _from_batchnorm(layer: nn.Module, num_sets: int, groups: int, **options) -> SepBatchNorm2d:
+def _from_batchnorm(
+    layer: nn.BatchNorm2d | nn.SyncBatchNorm, num_sets: int, groups: int, **options
+) -> SepBatchNorm2d:
     like = layer.weight if layer.affine else layer.running_mean
     if like is not None:
         options |= {"device": like.device, "dtype": like.dtype}
@@ -366,7 +378,7 @@ def _from_batchnorm(layer: nn.Module, num_sets: int, groups: int, **options) -> 
 # The layer: two passes over (N, C, H, W), all else on (N, C) and (C,) numbers
 
 
-def _normalize(layer: nn.Module, x: Tensor) -> Tensor:
+def _normalize(layer: SepBatchNorm2d | SynchronizedBatchNorm2d, x: Tensor) -> Tensor:
     """A layer's output: x normalised, then scaled and shifted by the layer's ``_affine_maps``."""
     of_batch = layer.training or not layer.track_running_stats
 
@@ -463,7 +475,12 @@ def _combined(affine: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Ten
     return scale, torch.addcmul(shift, scale, mean, value=-1)
 
 
-def _statistics(layer: nn.Module, x: Tensor, means: Tensor, variances: Tensor | None):
+def _statistics(
+    layer: SepBatchNorm2d | SynchronizedBatchNorm2d,
+    x: Tensor,
+    means: Tensor,
+    variances: Tensor | None,
+) -> tuple[Tensor, Tensor, int | Tensor | None]:
     """Mean and 1 / standard deviation of every channel, (C,), and the count of values behind them.
 
     From the instances' (N, C) means and variances, updating the running estimates; or, without
@@ -479,17 +496,18 @@ def _statistics(layer: nn.Module, x: Tensor, means: Tensor, variances: Tensor | 
     distances = means - mean
     var = torch.addcmul(variances, distances, distances).mean(0)
 
-    count = x.shape[0] * x.shape[2] * x.shape[3]
+    here = x.shape[0] * x.shape[2] * x.shape[3]
+    count: int | Tensor = here
     if layer.synchronized and _is_distributed():
-        mean, var, count = _over_processes(mean, var, count)
-    elif count < 2:
+        mean, var, count = _over_processes(mean, var, here)
+    elif here < 2:
         shape = tuple(x.shape)
         raise ValueError(f"expected more than 1 value per channel in training, got shape {shape}")
 
     if layer.training and layer.track_running_stats:
         with torch.no_grad():
             layer.num_batches_tracked.add_(1)
-            newest = layer.momentum
+            newest: float | Tensor | None = layer.momentum
             if newest is None:  # the average of all batches
                 newest = layer.num_batches_tracked.to(layer.running_mean.dtype).reciprocal()
 
@@ -616,13 +634,13 @@ def _sums(dy: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         parts = _instances(x)
         centres = centre.repeat(len(x)).view(len(parts), -1)
         ones, mask = torch.ones_like(centres[0]), (False, True, True)
-        sums = [
+        pairs = [
             torch.ops.aten.native_batch_norm_backward(
                 grad, part, ones, middle, ones, middle, ones, False, 0.0, mask
             )[1:]
             for grad, part, middle in zip(_instances(dy), parts, centres, strict=True)
         ]
-        weighted, plain = (torch.cat(each).view(x.shape[:2]) for each in zip(*sums, strict=True))
+        weighted, plain = (torch.cat(each).view(x.shape[:2]) for each in zip(*pairs, strict=True))
         if _is_wide_channels_last(x):
             plain = dy.sum((2, 3))  # the kernel, pixel after pixel, is several times as far off
         return torch.stack((weighted, plain), 1)
