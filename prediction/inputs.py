@@ -11,22 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset.crop import Box, patch_frame
+from dataset.crop import IMAGE_SUFFIXES, Box, patch_frame
 from utils.files import InputError, require_utf8
 
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
 
