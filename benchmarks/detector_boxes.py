@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from dataset.annotations import Annotation, read_official_list
-from dataset.crop import read_image
+from dataset.crop import intersection_over_union, read_image
 from prediction.detector import FaceDetector
 from prediction.predictor import LandmarkPredictor
 from utils.files import reports_input_errors
@@ -27,15 +27,6 @@ from utils.metrics import nme
 from utils.runtime import describe_machine, progress
 
 MIN_IOU = 0.5
-
-
-def intersection_over_union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of a box (4,) with others (M, 4), edges inclusive -> (M,)."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.prod(np.maximum(high - low + 1, 0), axis=1)
-    area = np.prod(box[2:] - box[:2] + 1) + np.prod(others[:, 2:] - others[:, :2] + 1, axis=1)
-
-    return shared / (area - shared)
 
 
 @reports_input_errors

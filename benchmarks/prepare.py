@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
-from dataset.createWFLW256 import Face, Source, prepare, read_source, wflw_source
+from dataset.createWFLW256 import Cut, prepare
+from dataset.sources import Face, Source, read_lists, wflw_lists
 from utils.files import InputError, reports_input_errors
 from utils.runtime import available_cores, describe_machine
 
@@ -87,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.pairs < 1 or args.workers < 1:
         parser.error("--pairs and --workers must be at least 1")
 
-    source = wflw_source(args.wflw)
-    faces = [face for split in read_source(source).faces.values() for face in split]
+    source = read_lists(*wflw_lists(args.wflw))
+    faces = [face for split in source.faces.values() for face in split]
     timed: dict[str, list[Timing]] = {"plain": [], "ours": []}
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -125,7 +126,7 @@ def time_once(source: Source, faces: list[Face], folder: Path, which: str, worke
     start, start_work = time.perf_counter(), time.process_time()
 
     if which == "ours":
-        prepare(source, folder, resample="nearest", workers=workers)
+        prepare(source, folder, Cut(), workers=workers)
     else:
         straightforward(faces, source.images, folder)
 

@@ -3,8 +3,8 @@ the line.
 
 Official line: 2P coordinates (x0 y0 x1 y1 ..., image px), the face box (x_min y_min x_max y_max,
 integers, inclusive), six 0/1 attributes, the image's name. P is that of a scheme, or comes from
-the number of fields: 98 (WFLW) or 68 (iBUG style). Crop-list line: P x, then P y (px of the 256 patch), then the patch's
-path, relative to the list or absolute.
+the number of fields: 98 (WFLW) or 68 (iBUG style). Crop-list line: P x, then P y (px of the 256
+patch), then the patch's path, relative to the list or absolute.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def read_crop_list(
     """Landmarks (N, P, 2) float64 in patch px, and the N patches' absolute paths, which are files
     that exist.
 
-    P is ``num_points``, or that of one of the built-in schemes. An empty list (a subset without faces) gives an array (0, 0, 2) and no paths.
+    P is ``num_points``, or that of one of the built-in schemes. An empty list (a subset without
+    faces) gives an array (0, 0, 2) and no paths.
     """
     path = Path(path)
     folder = path.resolve().parent

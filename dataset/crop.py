@@ -2,9 +2,9 @@
 image pixels.
 
 A patch is twice as large as the squared face box and 256 pixels wide; the network sees its central
-128 pixels, which are the bare box, or the box grown by a scale. Coordinates are (x, y); integers are pixel centres. "Patch px"
-are pixels of the 256 patch, "crop px" are patch px minus `CROP_OFFSET`, "image px" are pixels of
-the picture the box was given in.
+128 pixels, which are the bare box, or the box grown by a scale. Coordinates are (x, y); integers
+are pixel centres. "Patch px" are pixels of the 256 patch, "crop px" are patch px minus
+`CROP_OFFSET`, "image px" are pixels of the picture the box was given in.
 """
 
 from __future__ import annotations
@@ -158,6 +158,15 @@ def face_patch(
         interpolation = cv2.INTER_AREA if frame.side > PATCH_SIZE else cv2.INTER_LINEAR
 
     return cv2.resize(square, (PATCH_SIZE, PATCH_SIZE), interpolation=interpolation), frame
+
+
+def intersection_over_union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of a box (4,) with others (M, 4), edges inclusive -> (M,)."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    shared = np.prod(np.maximum(high - low + 1, 0), axis=1)
+    area = np.prod(box[2:] - box[:2] + 1) + np.prod(others[:, 2:] - others[:, :2] + 1, axis=1)
+
+    return shared / (area - shared)
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -122,7 +122,6 @@ def read_meta(data: Path) -> dict:
     return meta
 
 
-
 def read_landmarks(
     data: Path, split: str, meta: dict
 ) -> tuple[np.ndarray, list[Path], LandmarkScheme]:

@@ -220,8 +220,8 @@ def definition_to_keep(scheme: LandmarkScheme) -> dict[str, Any] | None:
 
 
 def own_scheme(record: Mapping[str, Any], where: Path | str) -> LandmarkScheme | None:
-    """The scheme of one's own that a ``meta.json`` or the config of a checkpoint defines; None where
-    the scheme is a built-in one. ``where`` is the file, for messages.
+    """The scheme of one's own that a ``meta.json`` or the config of a checkpoint defines; None
+    where the scheme is a built-in one. ``where`` is the file, for messages.
     """
     definition = record.get("scheme_definition")
 
@@ -238,8 +238,8 @@ def scheme_of_network(config: Mapping[str, Any], where: Path | str) -> LandmarkS
 
     if own is not None and own.num_points != num_points:
         raise InputError(
-            f"{where}: its scheme {own.name} has {own.num_points} points, its network {num_points}; "
-            "it is damaged"
+            f"{where}: its scheme {own.name} has {own.num_points} points, its network "
+            f"{num_points}; it is damaged"
         )
 
     return own or scheme_for(num_points)

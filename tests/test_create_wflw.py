@@ -130,7 +130,7 @@ def test_real_wflw_faces(shared_data, tmp_path, run_script):
 
 def test_real_68_point_faces(shared_data, tmp_path, run_script):
     """A sample with odd and unequal sides, and all boxes that cross the border."""
-    folder = shared_data / "p1_68pt"
+    folder = shared_data / "w300_68pt"
 
     for split in ("train", "test"):
         lines = (folder / f"list_68pt_rect_attr_{split}.txt").read_text().splitlines()
