@@ -114,6 +114,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
+        "--points",
+        type=int,
+        choices=(68,),
+        help="iBUG's 68 points of a network with WFLW's 98: 60 are the same points, the eight on "
+        "the eyelids are interpolated along the network's lids (default: the network's own points)",
+    )
+
+    parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
     )
 
@@ -176,7 +184,9 @@ def main(argv: list[str] | None = None) -> int:
 
     boxes_of = box_source(args, paths)
     checkpoint = args.checkpoint or newest_run()
-    predictor = LandmarkPredictor(checkpoint, device=args.device, batch_size=args.batch_size)
+    predictor = LandmarkPredictor(
+        checkpoint, device=args.device, batch_size=args.batch_size, points=args.points
+    )
     print(f"checkpoint {checkpoint}: {predictor.config['arm']}; {predictor.scheme.name}")
     make_folder(args.out)
 
@@ -200,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
 
     content = {
         "format": 1,
-        "scheme": predictor.scheme.name,
+        **describe_points(predictor),
         "checkpoint": str(checkpoint),
         "arm": predictor.config["arm"],
         "pixels": "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have "
@@ -225,6 +235,19 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     return 1 if tally.errors else 0
+
+
+def describe_points(predictor: LandmarkPredictor) -> dict:
+    """What the landmarks are, and which of them are not the network's own."""
+    from dataset.landmarks import EYELIDS_68
+
+    said = {"scheme": predictor.scheme.name, "box_scale": predictor.box_scale}
+
+    if predictor.scheme != predictor.network_scheme:
+        said["made_from"] = predictor.network_scheme.name
+        said["interpolated_along_the_eyelids"] = list(EYELIDS_68)
+
+    return said
 
 
 def newest_run() -> Path:

@@ -31,9 +31,12 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Settings besides the architecture that every config has, and which values they may have.
 SETTINGS = {
     "resample": lambda value: isinstance(value, str) and value in ("nearest", "area"),
+    "box_scale": lambda value: type(value) in (int, float) and 0 < value <= 10,
     "released_geometry": lambda value: isinstance(value, bool),
     "run": lambda value: isinstance(value, str) and value not in ("", "..") and "/" not in value,
 }
+# Settings that files of earlier versions do not have
+IMPLIED = {"attention_grid": None, "box_scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class LoadedModel:
     Args:
         model: in evaluation mode.
         config: settings it was trained with; always has norm, num_landmarks, width, sets, groups,
-            attention_grid, resample, released_geometry, run, arm (in words) and format_name
-            (``"own"`` or ``"released"``).
+            attention_grid, resample, box_scale, released_geometry, run, arm (in words) and
+            format_name (``"own"`` or ``"released"``).
         path: the file.
         name: name of the run, or the file's stem.
     """
@@ -151,8 +154,9 @@ def check_own(content: dict[str, Any], path: Path) -> None:
     if not isinstance(config, dict):
         raise InputError(f"{path}: its config is a {type(config).__name__}, no dict; {advice}")
 
+    config = IMPLIED | config
     names = (*(field.name for field in fields(Architecture)), *SETTINGS)
-    missing = [name for name in names if name not in {"attention_grid", *config}]
+    missing = [name for name in names if name not in config]
     if missing:
         raise InputError(f"{path}: its config lacks {', '.join(missing)}; {advice}")
 
@@ -250,7 +254,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 
     if own:
         check_own(content, path)
-        state, config = content["model"], {"attention_grid": None} | content["config"]
+        state, config = content["model"], IMPLIED | content["config"]
     else:
         check_weights(content, path)
         state, config = content, {}
@@ -314,6 +318,7 @@ def _bare_config(state: dict[str, torch.Tensor], path: Path) -> dict[str, Any]:
 
     return {
         "resample": "nearest",
+        "box_scale": 1.0,
         "released_geometry": not own,
         "run": path.stem,
         "format_name": "own" if own else "released",

@@ -245,7 +245,7 @@ def test_a_finished_set_is_left_alone(official_set, prepared_set, run_script):
     )
     assert (
         code == 1
-        and "holds a set of another source or resampling" in errors
+        and "holds a set of another resampling" in errors
         and errors.count("\n") == 1
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dataset.faces import FaceSet
+from dataset.landmarks import definition_to_keep
 from models import checkpoint
 from models.architecture import Architecture
 from training.config import TrainConfig
@@ -49,7 +50,9 @@ def run_record(
     return settings | {
         "arm": Architecture.from_config(settings).describe(),
         "scheme": train.scheme.name,
+        "scheme_definition": definition_to_keep(train.scheme),
         "resample": train.meta.get("resample", "nearest"),
+        "box_scale": train.meta.get("box_scale", 1.0),
         "faces": {"train": len(train), "test": len(test)},
         "fingerprint": train.fingerprint(),
         "device_type": device.type,
@@ -215,8 +218,9 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
     names = [
         setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE
     ]
-    names += ["device_type", "resample", "fingerprint"]
+    names += ["device_type", "resample", "scheme_definition", "fingerprint"]
     labels = {
+        "scheme_definition": "landmark scheme",
         "device_type": "kind of device",
         "resample": "resampling of the data",
         "fingerprint": "training faces",
