@@ -217,7 +217,7 @@ def test_boxes_about_the_landmarks(pts_set, tmp_path, run_script):
         low, high = points.min(axis=0), points.max(axis=0)
         assert (high - low).max() == pytest.approx(128 / 1.23, abs=3)
         centre = (64, 64 + 0.13 * 128 / 1.23)
-        np.testing.assert_allclose((low + high) / 2, centre, atol=2)
+        np.testing.assert_allclose((low + high) / 2, centre, atol=3)
 
 
 def test_boxes_of_wflw_are_laid_as_measured(shared_data):
