@@ -108,14 +108,15 @@ def list_path(data: Path, split: str, attribute: str | None = None) -> Path:
 
 
 def read_meta(data: Path) -> dict:
-    """The folder's ``meta.json``, with what a folder of released lists or of an earlier version
-    implies where it does not say.
+    """The folder's ``meta.json``; what a folder with released lists only implies where there is
+    none. Folders of earlier versions have no ``box_scale``, which means 1.
     """
     path = Path(data) / "meta.json"
-    implied = {"resample": "nearest", "box_scale": 1.0, "scheme_definition": None}
-    meta = implied | (read_json(path, advice="prepare the folder again") or {})
-    scale = meta["box_scale"]
+    meta = read_json(path, advice="prepare the folder again")
+    if meta is None:
+        return {"resample": "nearest"}
 
+    scale = meta.get("box_scale", 1.0)
     if type(scale) not in (int, float) or not BOX_SCALES[0] <= scale <= BOX_SCALES[1]:
         raise InputError(f"{path}: box_scale is {scale!r}, not a scale; prepare the folder again")
 

@@ -47,8 +47,6 @@ def protocol(
         "a share, 0 to 1",
     ]
 
-    warnings = []
-
     if faces.scheme == COMMON_60:
         lines.insert(
             1,
@@ -64,22 +62,36 @@ def protocol(
             f"Model {name}: {config['arm']}; {trained}; {model.path} ({config['format_name']} form)"
         )
 
-        if config["resample"] != here:
-            warnings.append(
-                f"{name} was trained on patches resampled by {config['resample']!r}, this data by "
-                f"{here!r}; their "
-                "landmarks differ by up to half a source pixel, so compare its NME on data "
-                "prepared like its own"
-            )
-
-        if config["box_scale"] != scale:
-            warnings.append(
-                f"{name} was trained on face boxes of {config['box_scale']:g} times their side, "
-                f"this data has {scale:g} times; compare its NME on data prepared with --box-scale "
-                f"{config['box_scale']:g}"
-            )
+    warnings = [
+        warning
+        for name, model in models.items()
+        for warning in _cut_otherwise(name, model.config, resample=here, box_scale=scale)
+    ]
 
     return lines, warnings
+
+
+def _cut_otherwise(
+    name: str, config: dict[str, Any], *, resample: str, box_scale: float
+) -> list[str]:
+    """Warnings where a model's own faces were cut in another way than the data."""
+    warnings = []
+
+    if config["resample"] != resample:
+        warnings.append(
+            f"{name} was trained on patches resampled by {config['resample']!r}, this data by "
+            f"{resample!r}; their landmarks differ by up to half a source pixel, so compare its "
+            "NME on data prepared like its own"
+        )
+
+    if config["box_scale"] != box_scale:
+        warnings.append(
+            f"{name} was trained on face boxes of {config['box_scale']:g} times their side, this "
+            f"data has {box_scale:g} times; compare its NME on data prepared with --box-scale "
+            f"{config['box_scale']:g}"
+        )
+
+    return warnings
 
 
 def count_points(scheme: LandmarkScheme) -> str:

@@ -442,7 +442,7 @@ def test_folders_and_checkpoints_of_earlier_versions(
     result = run_script(PREPARE, "--wflw", official_set, "--out", folder)
     assert result[0] == 0 and "already complete" in result[1]
     faces = load_faces(folder, "test")
-    assert faces.scheme == WFLW_98 and faces.meta["box_scale"] == 1.0
+    assert faces.scheme == WFLW_98 and faces.meta.get("box_scale", 1.0) == 1.0
 
     loaded = load_model(write_checkpoint(tmp_path / "run" / "final.pt"))
     assert loaded.config["box_scale"] == 1.0
