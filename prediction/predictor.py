@@ -14,7 +14,7 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,10 @@ from dataset.faces import central_crops
 from dataset.landmarks import scheme_for
 from models.checkpoint import LoadedModel, load_model
 from models.folding import fold_normalisation
+from utils.files import InputError
 from utils.runtime import select_device
 
+MOST_BOXES = 10_000  # in one picture; their patches take 2 GB
 HELD_BYTES = 256 << 20  # decoded pictures that may wait for a full batch
 
 
@@ -152,3 +154,18 @@ class LandmarkPredictor:
         landmarks = self.predict_patches(np.concatenate([shot.patches for shot in held]), frames)
         ends = np.cumsum([len(shot.frames) for shot in held])
         yield from zip(held, np.split(landmarks, ends[:-1]), strict=True)
+
+
+def cut_faces(
+    predictor: LandmarkPredictor, path: Path, image: np.ndarray, boxes_of: Callable
+) -> Shot:
+    """A picture with its faces cut out, boxes and scores being ``boxes_of(path, image)``.
+
+    Raises:
+        InputError: a box that cannot be cut out, or more boxes than memory holds patches.
+    """
+    boxes, scores = boxes_of(path, image)
+    if len(boxes) > MOST_BOXES:
+        raise InputError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
+
+    return Shot(path, image, boxes, scores, *predictor.cut(image, boxes))
