@@ -22,6 +22,7 @@ from dataset.annotations import Annotation, read_official_list
 from dataset.crop import read_image
 from prediction.detector import FaceDetector
 from prediction.predictor import LandmarkPredictor
+from prediction.tracking import overlap_ratios
 from utils.files import reports_input_errors
 from utils.metrics import nme
 from utils.runtime import describe_machine, progress
@@ -29,13 +30,20 @@ from utils.runtime import describe_machine, progress
 MIN_IOU = 0.5
 
 
-def intersection_over_union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of a box (4,) with others (M, 4), edges inclusive -> (M,)."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.prod(np.maximum(high - low + 1, 0), axis=1)
-    area = np.prod(box[2:] - box[:2] + 1) + np.prod(others[:, 2:] - others[:, :2] + 1, axis=1)
+def detected_boxes(
+    detector: FaceDetector, image: np.ndarray, boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The detection that overlaps each box (N, 4) most, itself where there is none: (N, 4), and
+    whether one was found (N,).
+    """
+    candidates, _ = detector(image)
+    if not len(candidates):
+        return boxes.copy(), np.zeros(len(boxes), bool)
 
-    return shared / (area - shared)
+    ratios = overlap_ratios(boxes, candidates)  # (N, M)
+    found = ratios.max(axis=1) >= MIN_IOU
+
+    return np.where(found[:, None], candidates[ratios.argmax(axis=1)], boxes), found
 
 
 @reports_input_errors
@@ -66,15 +74,13 @@ def main(argv: list[str] | None = None) -> int:
     for name, group in progress(by_image.items(), desc="pictures", unit="picture"):
         image = read_image(args.wflw / "WFLW_images" / name)
         boxes = np.array([face.box for face in group])
-        candidates, _ = detector(image)
+        chosen_boxes, hits = detected_boxes(detector, image, boxes)
         annotated += list(predictor(image, boxes))
+        detected += list(predictor(image, chosen_boxes))
         truth += [face.landmarks for face in group]
+        found += hits.tolist()
 
-        for box in boxes:
-            overlap = intersection_over_union(box, candidates)
-            found.append(overlap.max(initial=0) >= MIN_IOU)
-            chosen = candidates[overlap.argmax()] if found[-1] else box
-            detected += list(predictor(image, [chosen]))
+        for box, chosen in zip(boxes, chosen_boxes, strict=True):
             side = (box[2:] - box[:2] + 1).max()
             centre = (chosen[:2] + chosen[2:] - box[:2] - box[2:]) / 2 / side
             shifts.append([(chosen[2:] - chosen[:2] + 1).max() / side, *centre])
