@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_checkpoint
+from conftest import ROOT, load_script, write_checkpoint, write_official_set
 
-from evaluation.evaluate import find_checkpoints
+from dataset.annotations import read_official_list
+from dataset.crop import read_image
+from dataset.faces import load_faces
+from dataset.landmarks import IBUG_68, WFLW_98
+from evaluation.evaluate import face_errors, find_checkpoints, predict_landmarks
 from models.checkpoint import load_model, read, save
 from prediction.predictor import LandmarkPredictor
 
@@ -175,3 +179,139 @@ def test_torch_hub_loads_the_predictor_and_the_network(run, tmp_path):
 
     assert answers["mode"].tolist() == [False, True]
     assert answers["fresh"].tolist() == [2, 196] and answers["sets"] == 2
+
+
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in re.findall(r"-?\d+\.\d+", text)]
+
+
+def test_released_prints_errors_with_intervals_by_set_and_attribute(
+    run, prepared_set, run_script, tmp_path
+):
+    other = write_checkpoint(tmp_path / "other" / "final.pt", seed=1)
+    sets = ["--set", "drawn", prepared_set, "test", "--set", "more", prepared_set, "train"]
+    code, output, errors = run_script("benchmarks/released.py", run / "final.pt", other, *sets)
+    assert code == 0 and not errors
+
+    faces = load_faces(prepared_set, "test")
+    nmes = [
+        100 * face_errors(load_model(p).model, faces, device="cpu")
+        for p in (run / "final.pt", other)
+    ]
+    line = next(line for line in output.splitlines() if line.startswith("| drawn |"))
+    assert "| 8 |" in line
+    found = numbers(line)
+    assert found[0] == round(nmes[0].mean(), 2) and found[3] == round(nmes[1].mean(), 2)
+    assert abs(found[6] - (nmes[0] - nmes[1]).mean()) < 0.006
+    assert found[1] < found[0] < found[2] and found[7] < found[6] < found[8]
+
+    blur = faces.attributes[:, 5]
+    line = next(line for line in output.splitlines() if line.startswith("| drawn, blur |"))
+    assert f"| {blur.sum()} |" in line
+    if blur.any():
+        assert numbers(line)[0] == round(nmes[0][blur].mean(), 2)
+
+
+def test_released_tries_98_points_on_the_60_that_68_share(run, run_script, tmp_path):
+    official = write_official_set(tmp_path / "official68", train=2, test=3, num_points=68)
+    lists = official / "WFLW_annotations/list_98pt_rect_attr_train_test"
+    prepared = tmp_path / "prepared68"
+    options = ["--images", official / "WFLW_images", "--out", prepared]
+    options += ["--train-list", lists / "list_98pt_rect_attr_train.txt"]
+    options += ["--test-list", lists / "list_98pt_rect_attr_test.txt"]
+    assert run_script("dataset/createWFLW256.py", *options)[0] == 0
+
+    code, output, _ = run_script(
+        "benchmarks/released.py", run / "final.pt", "--set", "other", prepared, "test"
+    )
+    assert code == 0
+
+    # the same points by the contours' names, which both schemes share
+    pairs = []
+    for a, b in zip(WFLW_98.contours, IBUG_68.contours, strict=False):
+        ours, theirs = a.points, b.points
+        assert a.name == b.name
+        if a.name == "face contour":
+            ours = ours[::2]
+        elif "brow" in a.name:  # from the outer to the inner end, or back: the upper edge
+            ours = ours[:5]
+        elif "eye" in a.name:
+            ours, theirs = ours[::4], theirs[::3]
+
+        pairs += zip(ours, theirs, strict=True)
+
+    assert len(pairs) == 60
+    faces = load_faces(prepared, "test")
+    prediction = predict_landmarks(load_model(run / "final.pt").model, faces, device="cpu")
+    truth = faces.crop_landmarks().numpy()
+    errors = []
+    for points, true in zip(prediction, truth, strict=True):
+        apart = np.linalg.norm(true[36] - true[45])
+        errors.append(
+            100 * np.mean([np.linalg.norm(points[a] - true[b]) for a, b in pairs]) / apart
+        )
+
+    line = next(line for line in output.splitlines() if line.startswith("| other |"))
+    assert numbers(line)[0] == round(float(np.mean(errors)), 2)
+
+
+def test_released_sorts_drawn_faces_by_their_skin(run, run_script):
+    code, output, _ = run_script("benchmarks/released.py", run / "final.pt", "--tones", 12)
+    assert code == 0
+    counts = [
+        int(row.split("|")[2])
+        for row in output.splitlines()
+        if "°" in row and "n" not in row.split("|")[2]
+    ]
+    assert len(counts) == 6 and sum(counts) == 12
+
+
+def test_the_typology_angle_of_known_colours():
+    angle = load_script("benchmarks/released.py").typology_angle
+    # L* = 50 gives 0 whatever b* is; brighter skin is above, darker below
+    light, middle, dark = angle(
+        np.array([[205, 226, 255], [98, 117, 141], [30, 37, 54]], np.float32)
+    )
+    assert light > 55 and abs(middle) < 10 and dark < -30
+
+
+def test_released_compares_annotated_and_detected_boxes(run, official_set, run_script, monkeypatch):
+    lists = official_set / "WFLW_annotations/list_98pt_rect_attr_train_test"
+    annotations = read_official_list(lists / "list_98pt_rect_attr_test.txt")
+
+    class Detector:
+        """Finds every annotated face, in the annotated box; but none in the first picture."""
+
+        def __init__(self, path: Path) -> None:
+            pass
+
+        def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            boxes = [
+                face.box
+                for face in annotations
+                if face.image != annotations[0].image
+                and np.array_equal(read_image(official_set / "WFLW_images" / face.image), image)
+            ]
+            return np.array(boxes).reshape(-1, 4), np.ones(len(boxes))
+
+    script = load_script("benchmarks/released.py")
+    monkeypatch.setattr(script, "FaceDetector", Detector)
+    network = load_model(run / "final.pt")
+    pictures = [("drawn", lists / "list_98pt_rect_attr_test.txt", official_set / "WFLW_images")]
+    row = script.detector_table([network], Detector(Path()), pictures).splitlines()[-1]
+    found = sum(face.image != annotations[0].image for face in annotations)
+    assert f"{len(annotations)} faces | {found} |" in row
+    detected, annotated, difference = numbers(row)[0], numbers(row)[3], numbers(row)[6:]
+    assert detected == annotated and difference == [0, 0, 0]
+
+
+def test_jitter_is_printed_before_and_after(run, run_script):
+    code, output, errors = run_script(
+        "benchmarks/jitter.py", "--checkpoint", run / "final.pt", "--sigma", 5, "--faces", 1
+    )
+    assert code == 0, errors
+    rows = [line for line in output.splitlines() if line.startswith("| 5 |")]
+    assert [row.split("|")[2].strip() for row in rows] == ["still", "carried"]
+    for row in rows:
+        before, after = numbers(row)[:2]
+        assert 0 < after < before
