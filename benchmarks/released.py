@@ -81,7 +81,7 @@ def set_errors(networks: list[LoadedModel], faces: FaceSet) -> np.ndarray:
 
 
 def cell(mean: float, low: float, high: float) -> str:
-    return f"{mean:.2f} ({low:.2f} … {high:.2f})"
+    return f"{mean:.2f} ({low:.2f} … {high:.2f})".replace("-", "−")
 
 
 def row(name: str, errors: np.ndarray) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dataset.crop import MAX_BOX_SIDE
+from prediction.detector import overlaps
 from prediction.inputs import Video
 from prediction.predictor import LandmarkPredictor, Shot, cut_faces
 from utils.runtime import progress
 
+SLACK = 0.02  # of a box's side: landmarks that tremble by less leave its edges where they are
+MIN_SIDE = 8  # px; in a smaller box there is nothing to see
 MIN_OVERLAP = 0.3  # IoU of two boxes of one face in neighbouring frames, at least
 
 
@@ -46,12 +50,47 @@ def match_boxes(
     return matches
 
 
+@dataclass
+class _Face:
+    """A face that was found, and what became of it since."""
+
+    found_box: np.ndarray  # (4,) float64
+    found: np.ndarray  # (P, 2) landmarks in that box
+    box: np.ndarray  # (4,) float64, where it is now
+    landmarks: np.ndarray  # (P, 2) in that box
+
+    def carry(self) -> None:
+        """Move and scale the box about as the landmarks did, less what may be trembling."""
+        centre, other = self.found.mean(axis=0), self.landmarks.mean(axis=0)
+        size = max(float(np.linalg.norm(self.found - centre)), 1e-6)
+        growth = np.linalg.norm(self.landmarks - other) / size
+        target = ((self.found_box.reshape(2, 2) - centre) * growth + other).ravel()
+
+        change = target - self.box
+        slack = SLACK * max(self.box[2:] - self.box[:2])
+        self.box = self.box + np.sign(change) * np.maximum(np.abs(change) - slack, 0)
+
+    def whole_box(self) -> list[int]:
+        return [int(edge) for edge in np.rint(self.box).tolist()]
+
+    def can_be_seen(self, image: np.ndarray) -> bool:
+        """Whether the box is one that a face can have in the picture."""
+        if not np.isfinite(self.box).all():
+            return False
+
+        left, top, right, bottom = box = self.whole_box()
+        sides = right - left, bottom - top
+
+        return overlaps(box, image) and min(sides) >= MIN_SIDE and max(sides) < MAX_BOX_SIDE
+
+
 class FaceTracker:
     """Face boxes of a video's frames: searched for in every N-th, carried along by the landmarks
     in between.
 
     A carried box moves and grows as the landmarks did since it was found, so that a detector's own
-    way of laying boxes is kept. While no face is known, every frame is searched.
+    way of laying boxes is kept; it stands still where they only tremble. While no face is known,
+    every frame is searched.
 
     Args:
         find: image -> boxes (left, top, right, bottom) and their scores.
@@ -64,23 +103,20 @@ class FaceTracker:
         self._find = find
         self._every = every
         self._age = 0  # frames since the last search
-        self._found: list[tuple[np.ndarray, np.ndarray]] = []  # box, landmarks where it was found
-        self._now: list[np.ndarray] = []  # landmarks in the last frame
+        self._faces: list[_Face] = []
         self._searched: Sequence[Sequence[int]] | None = None  # boxes of this frame's search
 
     def boxes(self, image: np.ndarray) -> tuple[list[list[int]], list[float] | None]:
         """Boxes of the next frame, and scores where they were searched for."""
         self._age += 1
-        if self._now and self._age < self._every:
-            carried = [
-                (pair, box)
-                for pair, now in zip(self._found, self._now, strict=True)
-                if (box := _carry(*pair, now, image)) is not None
-            ]
-            if carried:
-                self._found = [pair for pair, _ in carried]
+        if self._age < self._every:
+            for face in self._faces:
+                face.carry()
+
+            self._faces = [face for face in self._faces if face.can_be_seen(image)]
+            if self._faces:
                 self._searched = None
-                return [box for _, box in carried], None
+                return [face.whole_box() for face in self._faces], None
 
         boxes, scores = self._find(image)
         self._age, self._searched = 0, boxes
@@ -90,31 +126,15 @@ class FaceTracker:
     def update(self, landmarks: np.ndarray) -> None:
         """The landmarks (N, P, 2), image px, of the boxes that :meth:`boxes` gave."""
         if self._searched is not None:
-            boxes = np.asarray(self._searched, np.float64).reshape(-1, 4)
-            self._found = list(zip(boxes, landmarks, strict=True))
+            self._faces = [
+                _Face(box, points, box, points)
+                for box, points in zip(
+                    np.array(self._searched, np.float64).reshape(-1, 4), landmarks, strict=True
+                )
+            ]
 
-        self._now = list(landmarks)
-
-
-def _carry(
-    box: np.ndarray, then: np.ndarray, now: np.ndarray, image: np.ndarray
-) -> list[int] | None:
-    """A box moved and scaled about as its landmarks were; None where no face can be."""
-    centre, other = then.mean(axis=0), now.mean(axis=0)
-    growth = np.linalg.norm(now - other) / max(np.linalg.norm(then - centre), 1e-6)
-    moved = (box.reshape(2, 2) - centre) * growth + other
-    if not np.isfinite(moved).all():
-        return None
-
-    left, top, right, bottom = np.rint(moved).ravel().tolist()
-    height, width = image.shape[:2]
-    inside = left < width and top < height and right >= 0 and bottom >= 0
-    if not inside or not 1 <= min(right - left, bottom - top):
-        return None
-    if max(right - left, bottom - top) >= MAX_BOX_SIDE:
-        return None
-
-    return [int(edge) for edge in (left, top, right, bottom)]
+        for face, points in zip(self._faces, landmarks, strict=True):
+            face.landmarks = points
 
 
 class VideoShots:

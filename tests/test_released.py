@@ -182,7 +182,7 @@ def test_torch_hub_loads_the_predictor_and_the_network(run, tmp_path):
 
 
 def numbers(text: str) -> list[float]:
-    return [float(word) for word in re.findall(r"-?\d+\.\d+", text)]
+    return [float(word) for word in re.findall(r"-?\d+\.\d+", text.replace("−", "-"))]
 
 
 def test_released_prints_errors_with_intervals_by_set_and_attribute(

@@ -148,19 +148,27 @@ def test_a_carried_box_moves_and_grows_with_the_landmarks():
 
     assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9])
     tracker.update((shape + [60, 75])[None])
-    boxes = [[40, 50, 79, 99]]  # nothing has moved yet
+    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], None)  # nothing has moved yet
 
-    for shift, growth, expected in (
-        ((10, -5), 1.0, [50, 45, 89, 94]),  # moved
-        ((0, 0), 2.0, [20, 25, 98, 123]),  # (x - 60) * 2 + 60, (y - 75) * 2 + 75
-    ):
-        assert tracker.boxes(IMAGE) == (boxes, None)
-        tracker.update((growth * shape + [60, 75] + shift)[None])
-        boxes = [expected]
+    # moved by (10, -5), of which 0.02 of the side, 49, is left for trembling: 10 - 0.98, -5 + 0.98
+    tracker.update((shape + [70, 70])[None])
+    assert tracker.boxes(IMAGE) == ([[49, 46, 88, 95]], None)
 
-    assert tracker.boxes(IMAGE) == (boxes, None) and len(given) == 1
+    # twice as large, (x - 60) * 2 + 60, (y - 75) * 2 + 75: 20 25 98 123, less 0.98 an edge
+    tracker.update((2 * shape + [60, 75])[None])
+    assert tracker.boxes(IMAGE) == ([[21, 26, 97, 122]], None) and len(given) == 1
+
     tracker.update((shape + [60, 75])[None])
     assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9]) and len(given) == 2
+
+
+def test_a_carried_box_stands_still_while_landmarks_tremble():
+    find, _ = searching([[40, 50, 79, 99]])
+    tracker, random = FaceTracker(find, 1000), np.random.default_rng(9)
+    shape = random.normal(60, 10, (98, 2))
+    for _ in range(50):
+        assert tracker.boxes(IMAGE)[0] == [[40, 50, 79, 99]]
+        tracker.update((shape + random.normal(0, 0.2, 2) + random.normal(0, 0.5, (98, 2)))[None])
 
 
 def test_every_frame_is_searched_while_no_face_is_known():
