@@ -2,7 +2,7 @@
 
     python benchmarks/jitter.py --checkpoint FILE
 
-Drawn faces, 60 frames each, 25 a second, Gaussian noise in every frame; the standard deviation of
+Drawn faces, 60 frames each, 25 a second, Gaussian noise in every frame. The standard deviation of
 every coordinate over the last 50 frames, averaged over points, in px, is measured without and with
 smoothing, for a box that stands still and for one that goes with the last landmarks.
 """
@@ -54,7 +54,7 @@ def landmarks_of_video(
 
 
 def jitter(landmarks: np.ndarray) -> float:
-    """Mean standard deviation over time of a video's coordinates, px, once the filter has settled."""
+    """Mean standard deviation over time of a video's coordinates, px, the filter having settled."""
     return float(landmarks[SETTLED:].std(axis=0).mean())
 
 

@@ -1,11 +1,11 @@
 """Make a finished run's network into a small file that may be given away.
 
-    python benchmarks/pack.py checkpoints/RUN --out checkpoints/sepbn16.pt --data DIR [--data DIR ...]
+    python benchmarks/pack.py checkpoints/RUN --out checkpoints/sepbn16.pt --data DIR
 
-Convolution kernels and matrices become floating point 16, vectors stay as they are. Of the settings
-only those that describe the network and its training are kept: no path, no command, no machine. With
---data, the NME on each prepared folder's test faces is measured before and after, and a file that
-changes it by more than 0.02 points is not written.
+Convolution kernels and matrices become floating point 16, vectors stay as they are. Of the
+settings only those that describe the network and its training are kept: no path, no command, no
+machine. With --data, the NME on each prepared folder's test faces is measured before and after,
+and a file that changes it by more than 0.02 points is not written.
 """
 
 from __future__ import annotations

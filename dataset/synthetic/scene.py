@@ -138,11 +138,10 @@ def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset())
     shading = shade_head(head, surface, light, rotation, skin.shine)
     uv = _head_uv(head, vertices, eyes, expression.gaze)
     canvas = _Canvas()
-    drawn = [
-        (view.see(surface @ rotation.T), head.triangles, uv, shading),
-        _ready(body, body_turn, view, light),
-    ]
-    canvas.draw(drawn + [_ready(piece, rotation, view, light) for piece in pieces], atlas)
+    drawn = [(view.see(surface @ rotation.T), head.triangles, uv, shading)]
+    drawn += [_ready(body, body_turn, view, light)]
+    drawn += [_ready(piece, rotation, view, light) for piece in pieces]
+    canvas.draw(drawn, atlas)
     if glasses is not None and glasses.opacity > 0.02:
         canvas.draw_glass(_ready(glasses.lenses, rotation, view, light), atlas, glasses.opacity)
 
