@@ -27,10 +27,15 @@ from models.checkpoint import FORMAT, LoadedModel, load_model, read, save
 from utils.files import InputError, atomic_write, reports_input_errors
 
 KEPT = (
-    *("norm", "num_landmarks", "scheme", "width", "sets", "groups", "attention_grid"),
-    *("resample", "released_geometry", "temperature", "mean_shape_init"),
-    *("epochs", "warmup_epochs", "batch_size", "lr", "momentum", "weight_decay", "seed"),
-    *("precision", "faces", "fingerprint"),
+    *("norm", "num_landmarks", "scheme", "scheme_definition", "width", "sets", "groups"),
+    *("attention_grid", "temperature", "resample", "box_scale", "released_geometry"),
+    *("mean_shape_init", "photometric", "epochs", "warmup_epochs", "batch_size", "lr", "momentum"),
+    *("weight_decay", "seed", "precision", "faces", "fingerprint"),
+)
+LEFT_OUT = (
+    *("run", "data", "init", "command", "commit", "machine", "arm", "device", "device_type"),
+    *("processes", "compile", "no_graph", "limit", "eval_every", "save_every", "keep_every"),
+    *("tensorboard",),
 )
 LARGEST_CHANGE = 0.02  # points of NME
 LARGEST_FILE = 12_000_000  # bytes
@@ -52,7 +57,14 @@ def pack(content: dict[str, Any], run: str) -> dict[str, Any]:
         if not torch.isfinite(tensor).all():
             raise InputError(f"{name} holds values that floating point 16 has no room for")
 
-    config = {name: content["config"][name] for name in KEPT if name in content["config"]}
+    settings = content["config"]
+    if unknown := sorted(set(settings) - {*KEPT, *LEFT_OUT}):
+        raise InputError(
+            f"nothing is known of its settings {', '.join(unknown)}: add them to KEPT or LEFT_OUT "
+            "in benchmarks/pack.py"
+        )
+
+    config = {name: settings[name] for name in KEPT if name in settings}
 
     return {"model": state, "config": config | {"run": run}, "format": FORMAT}
 

@@ -28,6 +28,7 @@ PRIVATE = {
     "machine": {"cpu": "somebody's"},
     "init": "/home/somebody/other.pt",
     "commit": "0" * 40,
+    "device": "auto",
 }
 
 
@@ -90,6 +91,15 @@ def test_what_cannot_be_packed_is_named(run, prepared_set, run_script, tmp_path)
     assert code == 1 and "fc1.weight" in errors and errors.count("\n") == 1 and not out.exists()
 
 
+def test_settings_that_nothing_is_known_of_are_not_packed(run, run_script, tmp_path):
+    content = read(run / "final.pt")
+    content["config"]["hostname"] = "somebodys"
+    save(run / "final.pt", content)
+    code, _, errors = run_script("benchmarks/pack.py", run, "--out", tmp_path / "x.pt")
+    assert code == 1 and "hostname" in errors and errors.count("\n") == 1
+    assert not (tmp_path / "x.pt").exists()
+
+
 def test_a_network_that_loses_too_much_is_not_written(run, prepared_set, run_script, tmp_path):
     content = read(run / "final.pt")
     # large numbers that cancel: their rounding does not
@@ -129,6 +139,14 @@ def test_training_starts_from_a_packed_network(
         assert trained[name].dtype == tensor.dtype
         if name.startswith(("conv", "fc")):
             assert torch.allclose(trained[name], tensor, atol=1e-6), name
+
+    # every setting that a run has is known, and the run's folder is not among those kept
+    again = tmp_path / "again.pt"
+    code, _, errors = run_script(
+        "benchmarks/pack.py", tmp_path / "checkpoints/sepbn", "--out", again
+    )
+    assert code == 0, errors
+    assert bytes(str(tmp_path), "ascii") not in again.read_bytes()
 
 
 HUB = """
