@@ -14,7 +14,8 @@ from prediction.inputs import Video
 from prediction.predictor import LandmarkPredictor, Shot, cut_faces
 from utils.runtime import progress
 
-SLACK = 0.02  # of a box's side: landmarks that tremble by less leave its edges where they are
+SLACK = 0.04  # of a box's side: landmarks that tremble by less leave its edges where they are
+FOLLOW = 0.5  # of the rest is done in a frame: what a network sees in a box depends on the box
 MIN_SIDE = 8  # px; in a smaller box there is nothing to see
 MIN_OVERLAP = 0.3  # IoU of two boxes of one face in neighbouring frames, at least
 
@@ -59,29 +60,27 @@ class _Face:
     box: np.ndarray  # (4,) float64, where it is now
     landmarks: np.ndarray  # (P, 2) in that box
 
-    def carry(self) -> None:
-        """Move and scale the box about as the landmarks did, less what may be trembling."""
+    def carry(self, image: np.ndarray) -> bool:
+        """Move and scale the box about as the landmarks did, less what may be trembling; whether
+        they are where a face in the picture can be.
+        """
         centre, other = self.found.mean(axis=0), self.landmarks.mean(axis=0)
         size = max(float(np.linalg.norm(self.found - centre)), 1e-6)
         growth = np.linalg.norm(self.landmarks - other) / size
         target = ((self.found_box.reshape(2, 2) - centre) * growth + other).ravel()
 
+        sides = target[2:] - target[:2]
+        if not (np.isfinite(target).all() and MIN_SIDE <= min(sides) <= max(sides) < MAX_BOX_SIDE):
+            return False
+
         change = target - self.box
         slack = SLACK * max(self.box[2:] - self.box[:2])
-        self.box = self.box + np.sign(change) * np.maximum(np.abs(change) - slack, 0)
+        self.box = self.box + FOLLOW * np.sign(change) * np.maximum(np.abs(change) - slack, 0)
+
+        return overlaps(target.tolist(), image) and overlaps(self.whole_box(), image)
 
     def whole_box(self) -> list[int]:
         return [int(edge) for edge in np.rint(self.box).tolist()]
-
-    def can_be_seen(self, image: np.ndarray) -> bool:
-        """Whether the box is one that a face can have in the picture."""
-        if not np.isfinite(self.box).all():
-            return False
-
-        left, top, right, bottom = box = self.whole_box()
-        sides = right - left, bottom - top
-
-        return overlaps(box, image) and min(sides) >= MIN_SIDE and max(sides) < MAX_BOX_SIDE
 
 
 class FaceTracker:
@@ -110,10 +109,7 @@ class FaceTracker:
         """Boxes of the next frame, and scores where they were searched for."""
         self._age += 1
         if self._age < self._every:
-            for face in self._faces:
-                face.carry()
-
-            self._faces = [face for face in self._faces if face.can_be_seen(image)]
+            self._faces = [face for face in self._faces if face.carry(image)]
             if self._faces:
                 self._searched = None
                 return [face.whole_box() for face in self._faces], None
