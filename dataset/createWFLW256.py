@@ -399,7 +399,7 @@ def detected_boxes(path: Path) -> Callable[[PtsFace], Any]:
     import cv2
     import numpy as np
 
-    from dataset.crop import intersection_over_union, read_image
+    from dataset.crop import overlap_ratios, read_image
     from dataset.pts import landmark_box
     from prediction.detector import FaceDetector
 
@@ -408,7 +408,7 @@ def detected_boxes(path: Path) -> Callable[[PtsFace], Any]:
 
     def box_of(face: PtsFace) -> Any:
         candidates, _ = detector(read_image(face.picture))
-        overlap = intersection_over_union(np.array(landmark_box(face.landmarks)), candidates)
+        (overlap,) = overlap_ratios(np.array([landmark_box(face.landmarks)]), candidates)
         if overlap.max(initial=0) < MIN_IOU:
             return None
 

@@ -160,13 +160,15 @@ def face_patch(
     return cv2.resize(square, (PATCH_SIZE, PATCH_SIZE), interpolation=interpolation), frame
 
 
-def intersection_over_union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of a box (4,) with others (M, 4), edges inclusive -> (M,)."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.prod(np.maximum(high - low + 1, 0), axis=1)
-    area = np.prod(box[2:] - box[:2] + 1) + np.prod(others[:, 2:] - others[:, :2] + 1, axis=1)
+def overlap_ratios(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (N, 4) with others (M, 4), edges inclusive -> (N, M)."""
+    boxes, others = (np.asarray(b, np.float64).reshape(-1, 4) for b in (boxes, others))
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
+    shared = np.prod(np.maximum(high - low + 1, 0), axis=-1)  # (N, M, 2) -> (N, M)
+    areas, other_areas = (np.prod(b[:, 2:] - b[:, :2] + 1, axis=1) for b in (boxes, others))
 
-    return shared / (area - shared)
+    return shared / (areas[:, None] + other_areas - shared)
 
 
 def read_image(path: str | Path) -> np.ndarray:

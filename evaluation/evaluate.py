@@ -234,8 +234,8 @@ class Evaluation:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Every run's ``final.pt`` (``last.pt`` where training has not finished) and every ``.pth``
-    below ``folder``.
+    """Every run's ``final.pt`` (``last.pt`` where training has not finished), the networks that
+    come with the code (``*.pt``), and every ``.pth`` below ``folder``.
     """
     own = {
         path.parent: path
@@ -243,7 +243,8 @@ def find_checkpoints(folder: Path) -> list[Path]:
         for path in sorted(folder.glob(f"*/{name}"))
     }
 
-    found = [own[run] for run in sorted(own)] + sorted(folder.rglob("*.pth"))
+    found = [own[run] for run in sorted(own)] + sorted(folder.glob("*.pt"))
+    found += sorted(folder.rglob("*.pth"))
 
     if not found:
         raise InputError(

@@ -26,6 +26,8 @@ from models.architecture import Architecture
 from utils.files import InputError, atomic_write
 
 FORMAT = 1
+# the SepBN network that comes with the code
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "sepbn16.pt"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Settings besides the architecture that every config has, and which values they may have.

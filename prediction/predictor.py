@@ -14,7 +14,7 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from models.folding import fold_normalisation
 from utils.files import InputError
 from utils.runtime import select_device
 
+MOST_BOXES = 10_000  # in one picture; their patches take 2 GB
 HELD_BYTES = 256 << 20  # decoded pictures that may wait for a full batch
 
 
@@ -180,3 +181,18 @@ def _scheme_of_answer(network: LandmarkScheme, points: int | None, path: Path) -
         f"{path}: {points} points cannot be made of its {network.num_points} ({network.name}); "
         "68 can be made of WFLW's 98"
     )
+
+
+def cut_faces(
+    predictor: LandmarkPredictor, path: Path, image: np.ndarray, boxes_of: Callable
+) -> Shot:
+    """A picture with its faces cut out, boxes and scores being ``boxes_of(path, image)``.
+
+    Raises:
+        InputError: a box that cannot be cut out, or more boxes than memory holds patches.
+    """
+    boxes, scores = boxes_of(path, image)
+    if len(boxes) > MOST_BOXES:
+        raise InputError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
+
+    return Shot(path, image, boxes, scores, *predictor.cut(image, boxes))

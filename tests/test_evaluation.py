@@ -312,8 +312,7 @@ def test_released_form_has_the_same_nme_as_our_own(run_script, prepared_set, fac
         {f"module.{name}": value for name, value in released_state_dict(model).items()}, released
     )
     expected, errors = (
-        face_errors(load_model(path).model, faces, device="cpu")
-        for path in (own, released)
+        face_errors(load_model(path).model, faces, device="cpu") for path in (own, released)
     )
     np.testing.assert_allclose(errors, expected, rtol=1e-6)
     code, output, _ = run_script("test.py", own, released, "--data", prepared_set)

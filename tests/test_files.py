@@ -150,7 +150,10 @@ def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "/x/y.pt"), "/x/y.pt: Permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x/y.pt"),
+            "/x/y.pt: Permission denied",
+        ),
         (OSError(errno.ENAMETOOLONG, "File name too long", b"nnn"), "nnn: File name too long"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
         (MemoryError(), "not enough memory"),
