@@ -130,7 +130,7 @@ def read_landmarks(
     the scheme of the P landmarks: that of ``meta``, or else the built-in one.
     """
     own, source = own_scheme(meta, data / "meta.json"), list_path(data, split)
-    landmarks, paths = read_crop_list(source, own and own.num_points)
+    landmarks, paths = read_crop_list(source, own.num_points if own else None)
     if not paths:
         raise InputError(f"{source} is empty: there is no face to use; prepare the folder again")
 

@@ -147,11 +147,12 @@ EYELIDS_68 = tuple(point for _, pair in _LIDS for point in pair)
 def _common_scheme() -> LandmarkScheme:
     """iBUG-68 without the eyelids, its landmarks numbered anew."""
     place = {point: i for i, point in enumerate(WFLW_OF_IBUG)}
+    right_eye, left_eye = IBUG_68.outer_eyes
 
     return LandmarkScheme(
         name="60 common points",
         mirror=tuple(place[IBUG_68.mirror[point]] for point in WFLW_OF_IBUG),
-        outer_eyes=tuple(place[point] for point in IBUG_68.outer_eyes),
+        outer_eyes=(place[right_eye], place[left_eye]),
         contours=tuple(
             Contour(c.name, tuple(place[p] for p in c.points if p in place), c.closed)
             for c in IBUG_68.contours
@@ -301,11 +302,12 @@ def _contours(content: Any, count: int) -> tuple[Contour, ...]:
     if not isinstance(content, list) or not content:
         raise InputError("contours must be a list of {name, points, closed}, at least one")
 
-    contours = []
+    contours: list[Contour] = []
 
     for number, item in enumerate(content):
         where = f"contours[{number}]"
-        item = {"closed": False} | item if isinstance(item, dict) else item
+        if isinstance(item, dict):
+            item = {"closed": False} | item
         _require_fields(item, ("name", "points", "closed"), where)
         _require_name(item["name"], f"{where}.name")
         points = item["points"]

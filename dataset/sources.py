@@ -81,7 +81,7 @@ def read_lists(
         raise InputError(f"image folder {images} does not exist")
 
     data = {split: read_list_bytes(path) for split, path in lists.items()}
-    points = scheme and scheme.num_points
+    points = scheme.num_points if scheme else None
     faces = {
         split: [
             Face(annotation, f"{path}, line {annotation.line}", f"{split}/WFLW{index:04d}.png")
@@ -121,7 +121,7 @@ def read_pts(
         rule: gives each face its box; faces without one are left out, and named in ``boxes``.
         scheme: None: the built-in scheme with as many points.
     """
-    points = scheme and scheme.num_points
+    points = scheme.num_points if scheme else None
     read = {split: read_folders(folders[split], points) for split in SPLITS}
     faces: dict[str, list[Face]] = {}
     missed: dict[str, list[str]] = {}
@@ -153,7 +153,7 @@ def read_pts(
 
 def _with_boxes(split: str, found: list[PtsFace], boxes: list[Box | None]) -> list[Face]:
     """The faces that have a box, numbered in their order."""
-    chosen = [pair for pair in zip(found, boxes, strict=True) if pair[1] is not None]
+    chosen = [(face, box) for face, box in zip(found, boxes, strict=True) if box is not None]
     flags = (False,) * len(ATTRIBUTES)
 
     return [

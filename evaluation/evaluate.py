@@ -21,6 +21,7 @@ from dataset.landmarks import (
     COMMON_60,
     IBUG_68,
     WFLW_98,
+    LandmarkScheme,
     points_within,
     scheme_of_network,
 )
@@ -60,6 +61,13 @@ class PickedPoints(nn.Module):
         return answer[:, self.points].flatten(1)
 
 
+def _common_points(scheme: LandmarkScheme) -> tuple[int, ...]:
+    points = points_within(scheme, COMMON_60)
+    assert points is not None, "other schemes are refused when models are loaded"
+
+    return points
+
+
 def on_common_points(
     models: dict[str, LoadedModel], faces: FaceSet
 ) -> tuple[dict[str, LoadedModel], FaceSet]:
@@ -72,12 +80,10 @@ def on_common_points(
         return models, faces
 
     picked = {
-        name: replace(
-            model, model=PickedPoints(model.model, points_within(schemes[name], COMMON_60))
-        )
+        name: replace(model, model=PickedPoints(model.model, _common_points(schemes[name])))
         for name, model in models.items()
     }
-    landmarks = faces.landmarks[:, list(points_within(faces.scheme, COMMON_60))]
+    landmarks = faces.landmarks[:, list(_common_points(faces.scheme))]
 
     return picked, replace(faces, landmarks=landmarks, scheme=COMMON_60)
 

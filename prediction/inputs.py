@@ -78,8 +78,9 @@ class BoxTable:
 
     def _add(self, row: dict, line: int) -> None:
         try:
-            left, top, right, bottom = box = tuple(int(row[name]) for name in BOX_COLUMNS[1:])
-            patch_frame((left, top, right, bottom))  # refuses a box without area
+            left, top, right, bottom = (int(row[name]) for name in BOX_COLUMNS[1:])
+            box = (left, top, right, bottom)
+            patch_frame(box)  # refuses a box without area
         except (TypeError, ValueError):
             raise InputError(
                 f"{self.path}, line {line}: x0, y0, x1, y1 must be four whole numbers"

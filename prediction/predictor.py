@@ -90,7 +90,7 @@ class LandmarkPredictor:
         self.scheme = _scheme_of_answer(self.network_scheme, points, loaded.path)
         self.seconds = 0.0
         # in the crops' own memory order, channels last: a third of the time on a CPU at batch 1
-        self._model = fold_normalisation(loaded.model).to(
+        self._model = fold_normalisation(loaded.model).to(  # type: ignore[call-overload]
             self.device, memory_format=torch.channels_last
         )
 
