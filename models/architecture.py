@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -37,9 +37,15 @@ class Architecture:
         """The architecture that a run's settings ask for; what concerns SepBN alone may be
         absent.
         """
-        sepbn = config["norm"] == "sepbn"
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: config.get(name) for name in (names if sepbn else names[:3])})
+        size: dict[str, Any] = {name: config.get(name) for name in ("num_landmarks", "width")}
+        if config["norm"] != "sepbn":
+            return cls(config["norm"], **size)
+
+        options: dict[str, Any] = {
+            name: config.get(name) for name in ("sets", "groups", "attention_grid")
+        }
+
+        return cls("sepbn", **size, **options)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> Architecture:
@@ -56,7 +62,8 @@ class Architecture:
             raise ValueError(f"fc2.weight has {coordinates} rows, not two for every landmark")
 
         # The last stage tells the two kinds of attention apart at every width.
-        layer, size = f"bn{NUM_STAGES}", {"num_landmarks": coordinates // 2, "width": width}
+        layer = f"bn{NUM_STAGES}"
+        size: dict[str, Any] = {"num_landmarks": coordinates // 2, "width": width}
 
         if f"{layer}.fc1.weight" in state:
             return cls("sepbn", **size, **_sepbn_size(state, layer, width))
@@ -68,6 +75,8 @@ class Architecture:
         size = {"num_landmarks": self.num_landmarks, "width": self.width}
         if self.norm != "sepbn":
             return Baseline(self.norm, **size)
+
+        assert self.sets is not None and self.groups is not None
 
         return BaselineSepDyBN(
             self.sets, self.groups, temperature, attention_grid=self.attention_grid, **size
@@ -110,7 +119,7 @@ class Architecture:
         return text, "not a published setting"
 
 
-def _sepbn_size(state: Mapping[str, Tensor], layer: str, width: int) -> dict[str, int | None]:
+def _sepbn_size(state: Mapping[str, Tensor], layer: str, width: int) -> dict[str, Any]:
     """Sets, groups and grid of a SepBN module, in our form or the released one (a list ``bn``)."""
     if f"{layer}.weight" in state:
         sets = _shape(state, f"{layer}.weight", (None, None))[0]

@@ -26,14 +26,19 @@ from models.architecture import Architecture
 from utils.files import InputError, atomic_write
 
 FORMAT = 1
+# the SepBN network that comes with the code
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "sepbn16.pt"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Settings besides the architecture that every config has, and which values they may have.
 SETTINGS = {
     "resample": lambda value: isinstance(value, str) and value in ("nearest", "area"),
+    "box_scale": lambda value: type(value) in (int, float) and 0 < value <= 10,
     "released_geometry": lambda value: isinstance(value, bool),
     "run": lambda value: isinstance(value, str) and value not in ("", "..") and "/" not in value,
 }
+# Settings that files of earlier versions do not have
+IMPLIED = {"attention_grid": None, "box_scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class LoadedModel:
     Args:
         model: in evaluation mode.
         config: settings it was trained with; always has norm, num_landmarks, width, sets, groups,
-            attention_grid, resample, released_geometry, run, arm (in words) and format_name
-            (``"own"`` or ``"released"``).
+            attention_grid, resample, box_scale, released_geometry, run, arm (in words) and
+            format_name (``"own"`` or ``"released"``).
         path: the file.
         name: name of the run, or the file's stem.
     """
@@ -151,8 +156,9 @@ def check_own(content: dict[str, Any], path: Path) -> None:
     if not isinstance(config, dict):
         raise InputError(f"{path}: its config is a {type(config).__name__}, no dict; {advice}")
 
+    config = IMPLIED | config
     names = (*(field.name for field in fields(Architecture)), *SETTINGS)
-    missing = [name for name in names if name not in {"attention_grid", *config}]
+    missing = [name for name in names if name not in config]
     if missing:
         raise InputError(f"{path}: its config lacks {', '.join(missing)}; {advice}")
 
@@ -250,7 +256,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 
     if own:
         check_own(content, path)
-        state, config = content["model"], {"attention_grid": None} | content["config"]
+        state, config = content["model"], IMPLIED | content["config"]
     else:
         check_weights(content, path)
         state, config = content, {}
@@ -277,7 +283,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 
     load_weights(model, state, path)
     # Channels last is the order of the crops: a third of the time of a batch of one on a CPU.
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     return LoadedModel(model, config, path, config["run"])
 
@@ -314,6 +320,7 @@ def _bare_config(state: dict[str, torch.Tensor], path: Path) -> dict[str, Any]:
 
     return {
         "resample": "nearest",
+        "box_scale": 1.0,
         "released_geometry": not own,
         "run": path.stem,
         "format_name": "own" if own else "released",

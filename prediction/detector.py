@@ -10,8 +10,21 @@ import cv2
 import numpy as np
 
 from dataset.crop import Box
+from prediction.fetching import RemoteFile, fetch_once
 from utils.files import InputError, require_utf8
 from utils.runtime import silent_libraries
+
+YUNET = RemoteFile(
+    "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/"
+    "face_detection_yunet/face_detection_yunet_2023mar.onnx",
+    "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+)
+
+
+def yunet_path() -> Path:
+    """YuNet's file in the cache folder, fetched at the first call."""
+    otherwise = "name one with --detector, or say where the faces are with --box or --whole"
+    return fetch_once(YUNET, otherwise=otherwise)
 
 
 def inclusive_box(x: float, y: float, width: float, height: float) -> Box:

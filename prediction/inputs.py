@@ -12,23 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset.crop import Box, patch_frame
+from dataset.crop import IMAGE_SUFFIXES, Box, patch_frame
 from utils.files import InputError, read_bytes, require_utf8
 from utils.runtime import silent_libraries
 
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
 
@@ -91,8 +78,9 @@ class BoxTable:
 
     def _add(self, row: dict, line: int) -> None:
         try:
-            left, top, right, bottom = box = tuple(int(row[name]) for name in BOX_COLUMNS[1:])
-            patch_frame((left, top, right, bottom))  # refuses a box without area
+            left, top, right, bottom = (int(row[name]) for name in BOX_COLUMNS[1:])
+            box = (left, top, right, bottom)
+            patch_frame(box)  # refuses a box without area
         except (TypeError, ValueError):
             raise InputError(
                 f"{self.path}, line {line}: x0, y0, x1, y1 must be four whole numbers"

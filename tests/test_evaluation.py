@@ -136,10 +136,10 @@ def test_an_empty_subset_is_a_dash_in_the_table():
     )
     assert summary["blur"]["faces"] == 0 and np.isnan(summary["blur"]["nme_percent"])
     table = tables.accuracy_table(
-        [evaluate.Evaluation("m", None, None, errors, summary, {})], summary
+        [evaluate.Evaluation("m", None, None, errors, summary, {})], summary, "98 points"
     )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert rows[0] == ["model", "metric", "full (2)", "blur (0)"]
+    assert rows[0] == ["model", "metric, 98 points", "full (2)", "blur (0)"]
     assert rows[2:5] == [
         ["m", "NME %", "11.00", "–"],
         ["m", "FR@0.1 %", "50.00", "–"],

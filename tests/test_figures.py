@@ -255,3 +255,11 @@ def test_visualize_refuses_what_it_cannot_use(run_script, prepared_set, tmp_path
         and errors.count("\n") == 1
         and "nowhere" in errors
     )
+
+
+def test_models_whose_names_differ_in_odd_characters_only_get_files_of_their_own():
+    names = ["a b", "a_b", "A b", "c", "a_b_2"]
+    stems = figures.file_stems(names)
+
+    assert stems[0] == "a_b" and stems[3] == "c"
+    assert len({stem.lower() for stem in stems}) == len(names)

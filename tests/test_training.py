@@ -152,6 +152,32 @@ def test_a_stopped_run_resumes_bit_for_bit(train, monkeypatch, step, number):
     assert_same_ending("straight", "stopped")
 
 
+def test_photometric_training_is_another_training_and_resumes_bit_for_bit(train, monkeypatch):
+    assert train("--run", "plain")[0] == 0
+    assert train("--run", "straight", "--photometric")[0] == 0
+    assert not torch.equal(weights("plain")["fc2.weight"], weights("straight")["fc2.weight"])
+
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3)
+        train("--run", "stopped", "--photometric")
+
+    assert train("--run", "stopped", "--resume", "--photometric")[0] == 0
+    assert_same_ending("straight", "stopped")
+
+
+def test_a_run_saved_before_a_setting_existed_had_its_default(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3)
+        train()
+
+    saved = torch.load("checkpoints/baseline/last.pt", weights_only=True)
+    del saved["config"]["photometric"]
+    torch.save(saved, "checkpoints/baseline/last.pt")
+    code, _, errors = train("--resume", "--photometric")
+    assert code == 1 and "--photometric was False, is True" in errors
+    assert train("--resume")[0] == 0
+
+
 def test_rows_past_the_checkpoint_are_cut(train, monkeypatch):
     assert train("--run", "straight")[0] == 0
     with monkeypatch.context() as patch:
@@ -485,47 +511,6 @@ def test_temperature_and_learning_rate_are_read_at_every_step(prepared_set):
         before = step.model.fc2.weight.detach().clone()
         step()
         moved.append((step.model.fc2.weight - before).abs().sum().item())
-
-    assert moved[0] == 0 and moved[2] > 5 * moved[1] > 0
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_captured_graph_trains_like_eager_steps_and_follows_the_learning_rate(prepared_set):
-    steps = []
-
-    for graph in (False, True):
-        torch.manual_seed(0)
-        model = build_model(
-            {"norm": "sepbn", "width": 2, "num_landmarks": 98, "sets": 3, "groups": 2}
-        ).cuda()
-        config = TrainConfig(
-            norm="sepbn", width=2, epochs=4, batch_size=4, lr=0.02, warmup_epochs=1.0
-        )
-        steps.append(TrainingStep(model, load_faces(prepared_set, "train"), config, graph=graph))
-
-    for epoch in range(2):
-        for step in steps:
-            step.start_epoch(epoch)
-            for _ in range(step.iterations):
-                step()
-
-        assert abs(steps[0].mean_loss() - steps[1].mean_loss()) < 1e-3
-
-    eager, replayed = (step.model.state_dict() for step in steps)
-
-    for name in eager:
-        assert torch.allclose(eager[name].float(), replayed[name].float(), rtol=1e-3, atol=1e-4), (
-            name
-        )
-
-    moved = []
-
-    for rate in (0.0, 1e-3, 1e-2):
-        steps[1].start_epoch(2)
-        steps[1].rates.fill_(rate)
-        before = steps[1].model.fc2.weight.detach().clone()
-        steps[1]()
-        moved.append((steps[1].model.fc2.weight - before).abs().sum().item())
 
     assert moved[0] == 0 and moved[2] > 5 * moved[1] > 0
 

@@ -75,6 +75,9 @@ class TrainConfig:
     mean_shape_init: bool = _option(
         False, "start the last bias at the mean shape of the training faces"
     )
+    photometric: bool = _option(
+        False, "also change colours, sharpness and noise of training faces, and cover parts of them"
+    )
     tensorboard: bool = _option(
         False, "also write TensorBoard event files (needs the package tensorboard)"
     )

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from dataset.faces import FaceSet
+from dataset.landmarks import definition_to_keep
 from models import checkpoint
 from models.architecture import Architecture
 from training.config import TrainConfig
@@ -59,7 +60,9 @@ def run_record(
     return settings | {
         "arm": Architecture.from_config(settings).describe(),
         "scheme": train.scheme.name,
+        "scheme_definition": definition_to_keep(train.scheme),
         "resample": train.meta.get("resample", "nearest"),
+        "box_scale": train.meta.get("box_scale", 1.0),
         "faces": {"train": len(train), "test": len(test)},
         "fingerprint": train.fingerprint(),
         "device_type": device.type,
@@ -243,11 +246,14 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
     Settings in ``TrainConfig.FREE`` cannot change the result and may differ; what ``record`` lacks
     is not compared.
     """
+    # A run saved before a setting existed had its default.
+    saved = {setting.name: setting.default for setting in fields(TrainConfig)} | saved
     names = [
         setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE
     ]
-    names += ["device_type", "resample", "fingerprint"]
+    names += ["device_type", "resample", "scheme_definition", "fingerprint"]
     labels = {
+        "scheme_definition": "landmark scheme",
         "device_type": "kind of device",
         "resample": "resampling of the data",
         "fingerprint": "training faces",

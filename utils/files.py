@@ -43,7 +43,7 @@ def describe_os_error(error: OSError, path: str | os.PathLike) -> InputError:
         errno.EEXIST: "a file is in the way where a folder is needed; choose another folder",
         errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
         errno.ELOOP: "links in its path lead in a circle; choose another path",
-    }.get(error.errno, error.strerror or str(error))
+    }.get(error.errno or 0, error.strerror or str(error))
     return InputError(f"cannot write {path}: {advice}")
 
 
@@ -123,7 +123,7 @@ class _NamedTarget(io.FileIO):
         super().__init__(descriptor, "w")
         self._path = path
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
