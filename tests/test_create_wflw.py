@@ -87,7 +87,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".patches"
+        if path.is_file() and ".patches" not in path.name
     }
 
 
