@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -63,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
 
     checkpoints = args.checkpoint or [default_checkpoint()]
     require_free_port(args.port)
+
+    # Leave by the way out, also while networks are loaded, so that the folder goes.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     with tempfile.TemporaryDirectory(prefix="sepbn-demo-") as folder:
         keep_to_this_machine(folder)

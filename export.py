@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import logging
 import sys
 import warnings
@@ -33,10 +34,10 @@ TOLERANCE = 1e-3  # crop px
 CROP_RULE = (
     "inclusive integer box; the shorter side grows at both ends to a square, by d//2 at its low "
     "and d//2 + d%2 at its "
-    "high edge; an odd side grows by 1 at right and bottom; what is outside the image is black "
-    "before scaling; a patch "
-    "of twice the side S, from (left - S//2, top - S//2), is resampled to 256x256 and its central "
-    "128x128 are the crop"
+    "high edge; an odd side grows by 1 at right and bottom; the square then grows about its centre "
+    "to the side S = 2 * round(side * box_scale / 2), a half rounded to even; what is outside the "
+    "image is black before scaling; a patch of twice the side S, from (left - S//2, top - S//2), "
+    "is resampled to 256x256 and its central 128x128 are the crop"
 )
 
 
@@ -136,9 +137,9 @@ def add_metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
 
     from dataset.crop import CROP_SIZE
     from dataset.faces import PIXEL_MEAN, PIXEL_SCALE
-    from dataset.landmarks import scheme_for
+    from dataset.landmarks import define, scheme_of_network
 
-    scheme = scheme_for(loaded.config["num_landmarks"])
+    scheme = scheme_of_network(loaded.config, loaded.path)
 
     entries = {
         "input_size": CROP_SIZE,
@@ -147,9 +148,11 @@ def add_metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
         "output": "x0 y0 x1 y1 ... in pixels of the crop; integers are pixel centres; may lie "
         "outside the crop",
         "scheme": scheme.name,
+        "scheme_definition": json.dumps(define(scheme)),
         "outer_eyes": f"{scheme.outer_eyes[0]} {scheme.outer_eyes[1]}",
         "crop_rule": CROP_RULE,
         "resample": loaded.config["resample"],
+        "box_scale": loaded.config["box_scale"],
         "run": loaded.name,
         "arm": loaded.config["arm"],
     }

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from prediction.predictor import LandmarkPredictor, Shot
+    from prediction.tracking import VideoShots
 
 
 LARGEST_EDGE = 10**9  # px; no picture is as large
-MOST_BOXES = 10_000  # in one picture; their patches take 2 GB
 
 
 class Tally:
@@ -62,10 +62,32 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="trained network (default: the newest finished run, checkpoints/*/final.pt)",
+        help="trained network (default: the newest finished run, checkpoints/*/final.pt; else the "
+        "SepBN network that comes with the code)",
     )
 
-    source = parser.add_mutually_exclusive_group(required=True)
+    add_box_options(parser)
+    add_video_options(parser)
+    add_output_options(parser)
+
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
+    )
+
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=64,
+        help="faces at once, over pictures and frames (default: %(default)s)",
+    )
+
+    return parser
+
+
+def add_box_options(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_argument_group(
+        "where the faces are", "default: YuNet finds them; its file is fetched once"
+    ).add_mutually_exclusive_group()
 
     source.add_argument(
         "--box",
@@ -93,9 +115,32 @@ def build_parser() -> argparse.ArgumentParser:
         "--detector",
         type=Path,
         metavar="ONNX",
-        help="YuNet of the OpenCV Zoo: face_detection_yunet_2023mar.onnx",
+        help="YuNet of the OpenCV Zoo, face_detection_yunet_2023mar.onnx, in a file of your own",
     )
 
+
+def add_video_options(parser: argparse.ArgumentParser) -> None:
+    videos = parser.add_argument_group("videos")
+
+    videos.add_argument(
+        "--smooth",
+        action="store_true",
+        help="a One-Euro filter for every point: its cutoff is 1 Hz at rest and grows by 10 Hz "
+        "for every face side a second of speed (which is smoothed at 1 Hz); a moving point lags "
+        "1.6 %% of the face's side at most",
+    )
+
+    videos.add_argument(
+        "--detect-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="frames from one search for faces to the next; in between, boxes go with the last "
+        "landmarks, and scores are null (default: %(default)s)",
+    )
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
@@ -109,30 +154,28 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("json", "pts"),
         default="json",
         help="pts: landmarks.json and a .pts file a face (of several: _face0, _face1, …), "
-        "pixels counted from 1 as "
-        "iBUG does (default: %(default)s)",
+        "pixels counted from 1 as iBUG does (default: %(default)s)",
     )
 
     parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
-    )
-
-    parser.add_argument(
-        "--batch-size",
+        "--points",
         type=int,
-        default=64,
-        help="faces at once, over pictures and frames (default: %(default)s)",
+        choices=(68,),
+        help="iBUG's 68 points of a network with WFLW's 98: 60 are the same points, the eight on "
+        "the eyelids are interpolated along the network's lids (default: the network's own points)",
     )
 
-    return parser
 
-
-@reports_input_errors
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The options; those that can be wrong without a look at any file leave with a usage error."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error("--batch-size must be at least 1")
+    if args.detect_every < 1:
+        parser.error("--detect-every must be at least 1")
+    if args.detect_every > 1 and (args.box or args.boxes or args.whole):
+        parser.error("--detect-every is for a detector's boxes; leave out --box, --boxes, --whole")
 
     for left, top, right, bottom in args.box or []:
         if max(map(abs, (left, top, right, bottom))) > LARGEST_EDGE:
@@ -143,19 +186,16 @@ def main(argv: list[str] | None = None) -> int:
                 "bottom"
             )
 
-    import cv2
+    return args
 
+
+def find_inputs(args: argparse.Namespace, tally: Tally) -> list[Path]:
+    """Pictures and videos, each once; those that the options do not suit leave with a usage
+    error.
+    """
     from prediction.inputs import expand_input, is_video
-    from prediction.outputs import output_names
-    from prediction.predictor import LandmarkPredictor
-    from utils.runtime import keep_freed_memory
 
-    keep_freed_memory()
-    # this script names broken files itself
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-    tally = Tally()
     paths: list[Path] = []
-
     for entry in args.inputs:
         try:
             paths += expand_input(entry)
@@ -163,34 +203,105 @@ def main(argv: list[str] | None = None) -> int:
             tally.refuse(entry, error)
 
     paths = list(dict.fromkeys(paths))
-    if not paths:
-        return 1
+    wrong_usage = build_parser().error
     if args.format == "pts" and any(map(is_video, paths)):
-        parser.error("--format pts is for pictures; a video gets a .jsonl file")
+        wrong_usage("--format pts is for pictures; a video gets a .jsonl file")
+
+    if (args.smooth or args.detect_every > 1) and paths and not any(map(is_video, paths)):
+        wrong_usage("--smooth and --detect-every are for videos; there is none among the inputs")
 
     if os.path.realpath(args.out) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
-        parser.error(
+        wrong_usage(
             f"--out {args.out} is a folder of the inputs; choose another, so that nothing is "
             "overwritten"
         )
 
+    return paths
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+
+    import cv2
+
+    from prediction.predictor import LandmarkPredictor
+    from utils.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    # this script names broken files itself
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
+    tally = Tally()
+    paths = find_inputs(args, tally)
+    if not paths:
+        return 1
+
     boxes_of = box_source(args, paths)
-    checkpoint = args.checkpoint or newest_run()
-    predictor = LandmarkPredictor(checkpoint, device=args.device, batch_size=args.batch_size)
+    checkpoint = args.checkpoint or default_checkpoint()
+    predictor = LandmarkPredictor(
+        checkpoint, device=args.device, batch_size=args.batch_size, points=args.points
+    )
     print(f"checkpoint {checkpoint}: {predictor.config['arm']}; {predictor.scheme.name}")
     make_folder(args.out)
 
     started = time.perf_counter()
+    entries = predict_all(args, predictor, paths, boxes_of, tally)
+    write_summary(args.out, checkpoint, predictor, entries, tally)
+    report(tally, time.perf_counter() - started, predictor.seconds, args.out)
+
+    return 1 if tally.errors else 0
+
+
+def default_checkpoint() -> Path:
+    """The newest finished run, else the network that comes with the code."""
+    from models.checkpoint import SHIPPED
+
+    finished = sorted(Path("checkpoints").glob("*/final.pt"), key=lambda path: path.stat().st_mtime)
+    if finished:
+        return finished[-1]
+
+    if not SHIPPED.is_file():
+        raise InputError(
+            f"no finished run under checkpoints/, and {SHIPPED} is missing; train one, or name a "
+            "file with --checkpoint"
+        )
+
+    print("no finished run under checkpoints/: the SepBN network that comes with the code is taken")
+
+    return SHIPPED
+
+
+def predict_all(
+    args: argparse.Namespace,
+    predictor: LandmarkPredictor,
+    paths: list[Path],
+    boxes_of: Callable,
+    tally: Tally,
+) -> list[dict]:
+    """Write what belongs to each input; return their entries for landmarks.json."""
+    from prediction.inputs import is_video
+    from prediction.outputs import output_names
+    from prediction.tracking import VideoShots
+
     outputs = {path: args.out / name for path, name in zip(paths, output_names(paths), strict=True)}
     pictures = {path: output for path, output in outputs.items() if not is_video(path)}
     entries = predict_pictures(predictor, pictures, boxes_of, tally, pts=args.format == "pts")
 
     for path in filter(is_video, paths):
         try:
-            entries.append(predict_video(predictor, path, outputs[path], boxes_of, tally))
+            video = VideoShots(predictor, path, boxes_of, every=args.detect_every)
+            entries.append(predict_video(video, outputs[path], tally, smooth=args.smooth))
         except InputError as error:
             tally.refuse(path, error)
 
+    return entries
+
+
+def write_summary(
+    out: Path, checkpoint: Path, predictor: LandmarkPredictor, entries: list[dict], tally: Tally
+) -> None:
+    """Write landmarks.json."""
     described = {entry["file"] for entry in entries}
     refused = [
         {"file": str(path), "error": message}
@@ -200,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
 
     content = {
         "format": 1,
-        "scheme": predictor.scheme.name,
+        **describe_points(predictor),
         "checkpoint": str(checkpoint),
         "arm": predictor.config["arm"],
         "pixels": "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have "
@@ -208,67 +319,76 @@ def main(argv: list[str] | None = None) -> int:
         "files": entries + refused,
     }
 
-    with atomic_write(args.out / "landmarks.json", "w") as file:
+    with atomic_write(out / "landmarks.json", "w") as file:
         json.dump(content, file)
 
-    seconds = time.perf_counter() - started
+
+def report(tally: Tally, seconds: float, in_network: float, out: Path) -> None:
     print(
         f"pictures or frames: {tally.pictures}, faces: {tally.faces}, seconds: {seconds:.1f}; "
-        f"results in {args.out}"
+        f"results in {out}"
     )
 
     if tally.faces:
-        network = tally.faces / predictor.seconds
         print(
-            f"{tally.faces / seconds:.1f} faces/s with reading and writing, {network:.1f} faces/s "
-            "in the network"
+            f"{tally.faces / seconds:.1f} faces/s with reading and writing, "
+            f"{tally.faces / in_network:.1f} faces/s in the network"
         )
 
-    return 1 if tally.errors else 0
 
+def describe_points(predictor: LandmarkPredictor) -> dict:
+    """What the landmarks are, and which of them are not the network's own."""
+    from dataset.landmarks import EYELIDS_68
 
-def newest_run() -> Path:
-    """The newest finished run."""
-    finished = sorted(Path("checkpoints").glob("*/final.pt"), key=lambda path: path.stat().st_mtime)
-    if not finished:
-        raise InputError(
-            "no finished run under checkpoints/; train one, or name a file with --checkpoint"
-        )
-    return finished[-1]
+    said = {"scheme": predictor.scheme.name, "box_scale": predictor.box_scale}
+
+    if predictor.scheme != predictor.network_scheme:
+        said["made_from"] = predictor.network_scheme.name
+        said["interpolated_along_the_eyelids"] = list(EYELIDS_68)
+
+    return said
 
 
 def box_source(args: argparse.Namespace, paths: list[Path]) -> Callable:
     """(path, image) -> boxes [[left, top, right, bottom], ...], and scores or None, as the options
     ask for.
     """
-    from prediction.detector import FaceDetector, overlaps
-    from prediction.inputs import BoxTable
+    from prediction.detector import FaceDetector, yunet_path
 
     if args.box:
         return lambda path, image: (args.box, None)
     if args.whole:
         return lambda path, image: ([[0, 0, image.shape[1] - 1, image.shape[0] - 1]], None)
-    if args.detector:
-        detector = FaceDetector(args.detector)
-        return lambda path, image: tuple(result.tolist() for result in detector(image))
+    if args.boxes:
+        return boxes_from_table(args.boxes, paths)
 
-    table = BoxTable(args.boxes)
+    detector = FaceDetector(args.detector or yunet_path())
+
+    return lambda path, image: tuple(result.tolist() for result in detector(image))
+
+
+def boxes_from_table(source: Path, paths: list[Path]) -> Callable:
+    """(path, image) -> the boxes of that path in the table ``source``, and None."""
+    from prediction.detector import overlaps
+    from prediction.inputs import BoxTable
+
+    table = BoxTable(source)
 
     if unused := table.unused(paths):
         print(
-            f"note: {args.boxes}: {len(unused)} lines name none of the inputs; the first is line "
+            f"note: {source}: {len(unused)} lines name none of the inputs; the first is line "
             f"{unused[0]}"
         )
 
     def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
         rows = table.boxes_of(path)
         if not rows:
-            raise InputError(f"{path}: no row in the table {args.boxes}")
+            raise InputError(f"{path}: no row in the table {source}")
 
         for box, line in rows:
             if not overlaps(box, image):
                 raise InputError(
-                    f"{path}: the box in {args.boxes}, line {line} lies outside the picture"
+                    f"{path}: the box in {source}, line {line} lies outside the picture"
                 )
         return [list(box) for box, _ in rows], None
 
@@ -288,6 +408,7 @@ def predict_pictures(
     """
     from dataset.crop import read_image
     from prediction.outputs import draw_faces, face_name, write_jpeg, write_pts
+    from prediction.predictor import cut_faces
     from utils.runtime import progress
 
     def shots() -> Iterator[Shot]:
@@ -329,58 +450,45 @@ def predict_pictures(
     return entries
 
 
-def predict_video(
-    predictor: LandmarkPredictor, path: Path, output: Path, boxes_of: Callable, tally: Tally
-) -> dict:
+def predict_video(shots: VideoShots, output: Path, tally: Tally, *, smooth: bool) -> dict:
     """Write a video's overlay and its rows, one a frame; return its entry for landmarks.json."""
-    from prediction.inputs import Video
     from prediction.outputs import atomic_video, draw_faces
-    from utils.runtime import progress
+    from prediction.smoothing import LandmarkSmoother
 
-    video = Video(path)
+    rate = shots.video.fps
+    smoother = LandmarkSmoother(rate) if smooth else None
     rows = output.with_name(f"{output.name}.jsonl")
-    frames = progress(video, desc=path.name, total=video.announced or None, unit="frame")
-    shots = (cut_faces(predictor, path, frame, boxes_of) for frame in frames)
     count = faces = 0
 
     with (
         atomic_write(rows, "w") as file,
-        atomic_video(output.with_name(f"{output.name}_overlay.mp4"), video.fps) as overlay,
+        atomic_video(output.with_name(f"{output.name}_overlay.mp4"), rate) as overlay,
     ):
-        for shot, landmarks in predictor.stream(shots):
+        for shot, landmarks in shots:
+            if smoother is not None:
+                landmarks = smoother(shot.boxes, landmarks)
+
             file.write(
                 json.dumps({"frame": count, "faces": describe_faces(shot, landmarks)}) + "\n"
             )
-            overlay.write(draw_faces(shot.image, landmarks, predictor.scheme, boxes=shot.boxes))
+            overlay.write(draw_faces(shot.image, landmarks, shots.scheme, boxes=shot.boxes))
             tally.count(shot)
             count += 1
             faces += len(landmarks)
 
     if not faces:
-        tqdm.write(f"{path}: no face")
+        tqdm.write(f"{shots.path}: no face")
 
     height, width = shot.image.shape[:2]
 
     return {
-        "file": str(path),
+        "file": str(shots.path),
         "width": width,
         "height": height,
         "rows": rows.name,
         "frames": count,
-        "frames_per_second": video.fps,
+        "frames_per_second": rate,
     }
-
-
-def cut_faces(
-    predictor: LandmarkPredictor, path: Path, image: np.ndarray, boxes_of: Callable
-) -> Shot:
-    from prediction.predictor import Shot
-
-    boxes, scores = boxes_of(path, image)
-    if len(boxes) > MOST_BOXES:
-        raise InputError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
-
-    return Shot(path, image, boxes, scores, *predictor.cut(image, boxes))
 
 
 def describe_faces(shot: Shot, landmarks: np.ndarray) -> list[dict]:

@@ -57,11 +57,13 @@ def main(argv: list[str] | None = None) -> int:
 
     keep_freed_memory()
     run = {"device": select_device(arguments.device), "batch_size": arguments.batch_size}
-    out = make_folder(arguments.out) if arguments.out else None
     paths = arguments.checkpoints or evaluate.find_checkpoints(Path("checkpoints"))
     faces = load_faces(arguments.data, "test")
     models = evaluate.load_models(paths, faces, asked_for=bool(arguments.checkpoints))
+    models, faces = evaluate.on_common_points(models, faces)
     masks = subsets(faces)
+    mean_shape = evaluate.mean_shape_summary(arguments.data, faces)
+    out = make_folder(arguments.out) if arguments.out else None
 
     protocol, warnings = tables.protocol(arguments.data, faces, models)
     print(*protocol, "", sep="\n")
@@ -69,8 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"warning: {warning}", file=sys.stderr)
 
     results = [evaluate.evaluate(loaded, name, faces, **run) for name, loaded in models.items()]
-    mean_shape = evaluate.mean_shape_summary(arguments.data, faces)
-    sections = [tables.accuracy_table(results, mean_shape)]
+    sections = [tables.accuracy_table(results, mean_shape, tables.count_points(faces.scheme))]
     if mean_shape is None:
         sections.append(f"The mean shape's row is left out: {arguments.data} has no training list.")
 
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     content = {
         "protocol": protocol,
         "warnings": warnings,
+        "points": tables.count_points(faces.scheme),
         "data": faces.meta,
         "machine": describe_machine(run["device"]),
         "models": {

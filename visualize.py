@@ -13,8 +13,7 @@ from pathlib import Path
 from utils.files import make_folder, reports_input_errors
 
 
-@reports_input_errors
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -28,7 +27,13 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("results"), metavar="DIR", help="folder for the PNGs"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    arguments = parser.parse_args(argv)
+
+    return parser.parse_args(argv)
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
 
     from dataset.faces import load_faces
     from evaluation import attention, figures

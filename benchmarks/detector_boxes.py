@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from dataset.annotations import Annotation, read_official_list
-from dataset.crop import read_image
+from dataset.crop import overlap_ratios, read_image
 from prediction.detector import FaceDetector
 from prediction.predictor import LandmarkPredictor
 from utils.files import reports_input_errors
@@ -29,17 +29,40 @@ from utils.runtime import describe_machine, progress
 MIN_IOU = 0.5
 
 
-def intersection_over_union(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of a box (4,) with others (M, 4), edges inclusive -> (M,)."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.prod(np.maximum(high - low + 1, 0), axis=1)
-    area = np.prod(box[2:] - box[:2] + 1) + np.prod(others[:, 2:] - others[:, :2] + 1, axis=1)
+def detected_boxes(
+    detector: FaceDetector, image: np.ndarray, boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The detection that overlaps each box (N, 4) most, itself where there is none: (N, 4), and
+    whether one was found (N,).
+    """
+    candidates, _ = detector(image)
+    if not len(candidates):
+        return boxes.copy(), np.zeros(len(boxes), bool)
 
-    return shared / (area - shared)
+    ratios = overlap_ratios(boxes, candidates)  # (N, M)
+    found = ratios.max(axis=1) >= MIN_IOU
+
+    return np.where(found[:, None], candidates[ratios.argmax(axis=1)], boxes), found
 
 
-@reports_input_errors
-def main(argv: list[str] | None = None) -> int:
+def shift(box: np.ndarray, other: np.ndarray) -> list[float]:
+    """The other box's side, and the offset of its centre (x, y), in sides of ``box``."""
+    side = (box[2:] - box[:2] + 1).max()
+    centre = (other[:2] + other[2:] - box[:2] - box[2:]) / 2 / side
+
+    return [(other[2:] - other[:2] + 1).max() / side, *centre.tolist()]
+
+
+def by_image(faces: list[Annotation]) -> dict[str, list[Annotation]]:
+    """The faces of each image, in the list's order."""
+    groups: dict[str, list[Annotation]] = {}
+    for face in faces:
+        groups.setdefault(face.image, []).append(face)
+
+    return groups
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Share of faces that a detector finds, and NME with its boxes."
     )
@@ -49,35 +72,32 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--detector", type=Path, required=True, metavar="ONNX", help="YuNet")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args(argv)
 
+    return parser.parse_args(argv)
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     faces = read_official_list(
         args.wflw / "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
     )
-    by_image: dict[str, list[Annotation]] = {}
-    for face in faces:
-        by_image.setdefault(face.image, []).append(face)
-
+    groups = by_image(faces)
     detector = FaceDetector(args.detector)
     predictor = LandmarkPredictor(args.checkpoint, device=args.device)
     truth, annotated, detected, found, shifts = [], [], [], [], []
 
-    for name, group in progress(by_image.items(), desc="pictures", unit="picture"):
+    for name, group in progress(groups.items(), desc="pictures", unit="picture"):
         image = read_image(args.wflw / "WFLW_images" / name)
         boxes = np.array([face.box for face in group])
-        candidates, _ = detector(image)
-        annotated += list(predictor(image, boxes))
-        truth += [face.landmarks for face in group]
+        chosen, hits = detected_boxes(detector, image, boxes)
 
-        for box in boxes:
-            overlap = intersection_over_union(box, candidates)
-            found.append(overlap.max(initial=0) >= MIN_IOU)
-            chosen = candidates[overlap.argmax()] if found[-1] else box
-            detected += list(predictor(image, [chosen]))
-            side = (box[2:] - box[:2] + 1).max()
-            centre = (chosen[:2] + chosen[2:] - box[:2] - box[2:]) / 2 / side
-            shifts.append([(chosen[2:] - chosen[:2] + 1).max() / side, *centre])
+        annotated += list(predictor(image, boxes))
+        detected += list(predictor(image, chosen))
+        truth += [face.landmarks for face in group]
+        found += hits.tolist()
+        shifts += list(map(shift, boxes, chosen))
 
     hit = np.array(found)
     with_annotated, with_detected = (
@@ -85,21 +105,17 @@ def main(argv: list[str] | None = None) -> int:
         for p in (annotated, detected)
     )
     ratio, x, y = np.array(shifts)[hit].T
-    print(
-        ", ".join(
-            f"{key} {value}" for key, value in describe_machine().items() if value is not None
-        )
-    )
 
+    machine = describe_machine()
+    print(", ".join(f"{key} {value}" for key, value in machine.items() if value is not None))
     print(f"checkpoint {args.checkpoint}: {predictor.config['arm']}")
     print(
-        f"n = {len(faces)} test faces in {len(by_image)} images, "
+        f"n = {len(faces)} test faces in {len(groups)} images, "
         f"found (IoU >= {MIN_IOU}): {hit.sum()} ({hit.mean():.1%})"
     )
     print(
         f"detected / annotated side {ratio.mean():.2f} ± {ratio.std():.2f}, centre offset in "
-        "sides: "
-        f"x {x.mean():+.3f} ± {x.std():.3f}, y {y.mean():+.3f} ± {y.std():.3f}"
+        f"sides: x {x.mean():+.3f} ± {x.std():.3f}, y {y.mean():+.3f} ± {y.std():.3f}"
     )
     print(f"NME, annotated boxes, all faces      {with_annotated.mean():.2%}")
     print(f"NME, annotated boxes, faces found    {with_annotated[hit].mean():.2%}")

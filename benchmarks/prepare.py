@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
-from dataset.createWFLW256 import Face, prepare, read_source, wflw_source
+from dataset.createWFLW256 import Cut, prepare
+from dataset.sources import Face, Source, read_lists, wflw_lists
 from utils.files import InputError, reports_input_errors
 from utils.runtime import available_cores, describe_machine
 
@@ -86,41 +88,60 @@ def main(argv: list[str] | None = None) -> int:
     if args.pairs < 1 or args.workers < 1:
         parser.error("--pairs and --workers must be at least 1")
 
-    source = wflw_source(args.wflw)
-    faces = [face for split in read_source(source).faces.values() for face in split]
-    ratios, rates, work = [], {"plain": [], "ours": []}, {"plain": [], "ours": []}
+    source = read_lists(*wflw_lists(args.wflw))
+    faces = [face for split in source.faces.values() for face in split]
+    timed: dict[str, list[Timing]] = {"plain": [], "ours": []}
 
     with tempfile.TemporaryDirectory() as scratch:
-        ours, theirs = Path(scratch, "ours"), Path(scratch, "theirs")
+        folders = {which: Path(scratch, which) for which in timed}
 
         for pair in range(-1, args.pairs):  # the first pair only warms the file cache
-            seconds = {}
-
             for which in ("plain", "ours") if pair % 2 else ("ours", "plain"):
-                folder = ours if which == "ours" else theirs
-                shutil.rmtree(folder, ignore_errors=True)
-                for split in () if which == "ours" else ("train", "test"):
-                    (folder / split).mkdir(parents=True)
+                taken = time_once(source, faces, folders[which], which, workers=args.workers)
+                timed[which] += [taken] if pair >= 0 else []
 
-                start, start_work = time.perf_counter(), time.process_time()
+        size_ratio = compare(folders["ours"], folders["plain"], faces)
+        kilobytes = size(folders["plain"], faces) / len(faces) / 1e3
 
-                if which == "ours":
-                    prepare(source, ours, resample="nearest", workers=args.workers)
-                else:
-                    straightforward(faces, source.images, theirs)
+    report(timed, faces, workers=args.workers, kilobytes=kilobytes, size_ratio=size_ratio)
 
-                seconds[which] = time.perf_counter() - start
+    return 0
 
-                if pair >= 0:
-                    rates[which].append(len(faces) / seconds[which])
-                    work[which].append((time.process_time() - start_work) / len(faces) * 1e3)
 
-            if pair >= 0:
-                ratios.append(seconds["plain"] / seconds["ours"])
+@dataclass(frozen=True)
+class Timing:
+    """One preparation of all faces."""
 
-        size_ratio = compare(ours, theirs, faces)
-        kilobytes = size(theirs, faces) / len(faces) / 1e3
+    seconds: float
+    work: float  # seconds of processor time
 
+
+def time_once(source: Source, faces: list[Face], folder: Path, which: str, workers: int) -> Timing:
+    """Prepare all faces into an empty folder, by the plain loop or by ours."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if which == "plain":
+        for split in ("train", "test"):
+            (folder / split).mkdir(parents=True)
+
+    start, start_work = time.perf_counter(), time.process_time()
+
+    if which == "ours":
+        prepare(source, folder, Cut(), workers=workers)
+    else:
+        straightforward(faces, source.images, folder)
+
+    return Timing(time.perf_counter() - start, time.process_time() - start_work)
+
+
+def report(
+    timed: dict[str, list[Timing]],
+    faces: list[Face],
+    *,
+    workers: int,
+    kilobytes: float,
+    size_ratio: float,
+) -> None:
+    """Print medians of both ways and of the pairs' ratios; ``kilobytes`` are those of a patch."""
     print(
         ", ".join(
             f"{key} {value}" for key, value in describe_machine().items() if value is not None
@@ -128,22 +149,25 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     print(
-        f"{len(faces)} faces in {len({f.annotation.image for f in faces})} images, {args.workers} "
+        f"{len(faces)} faces in {len({f.annotation.image for f in faces})} images, {workers} "
         "workers"
     )
 
     for name, which, factor in (("plain loop", "plain", 1), ("prepare", "ours", size_ratio)):
-        rate, cpu = statistics.median(rates[which]), statistics.median(work[which])
+        rate = statistics.median(len(faces) / taken.seconds for taken in timed[which])
+        cpu = statistics.median(taken.work / len(faces) * 1e3 for taken in timed[which])
         print(
             f"{name:10} {rate:8.1f} faces/s {cpu:8.2f} ms processor time "
             f"{kilobytes * factor:8.1f} kB a patch"
         )
 
+    ratios = [
+        plain.seconds / ours.seconds
+        for plain, ours in zip(timed["plain"], timed["ours"], strict=True)
+    ]
     spread = f"median of {len(ratios)} pairs ({min(ratios):.2f} to {max(ratios):.2f})"
     print(f"speed-up   {statistics.median(ratios):8.2f} x, {spread}")
     print(f"file size  {size_ratio:8.2f} x, same pixels")
-
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,13 +1,22 @@
 """What SepBN costs beside BatchNorm, and beside the K BatchNorms that it replaces.
 
     python benchmarks/sepbn.py [--device cpu] [--pairs 3] [--quick] [--system-allocator]
+    python benchmarks/sepbn.py --against FILE [...]
+    python benchmarks/sepbn.py --ways
 
-The networks or layers of a row run in turn, the order changing from pair to pair; a row reports the median of the
-pairs' ratios, their range and both median times. Sizes are the published ones: Vanilla CNN of width 64 on 128 x 128
-crops, K = 3 sets, G = 2 groups. A training step is forward, mean absolute error, backward and SGD with momentum. bf16
-means autocast for networks, and bfloat16 input to the layer alone. Freed memory is kept, as in training; with
---system-allocator it goes back to the system as in a plain script, which every fresh tensor then pays for: that makes
-large layers slower and fewer tensors an advantage. Takes about six minutes on two cores.
+The networks or layers of a row run in turn, the order changing from pair to pair; a row reports the
+median of the pairs' ratios, their range and both median times. Sizes are the published ones:
+Vanilla CNN of width 64 on 128 x 128 crops, K = 3 sets, G = 2 groups. A training step is forward,
+mean absolute error, backward and SGD with momentum. bf16 means autocast for networks, and bfloat16
+input to the layer alone. Freed memory is kept, as in training; with --system-allocator it goes back
+to the system as in a plain script, which every fresh tensor then pays for: that makes large layers
+slower and fewer tensors an advantage. Takes about six minutes on two cores.
+
+With --against, a row is SepBN over the SepBN of FILE, another version of models/sepbn.py. To
+compare with a commit: git show COMMIT:models/sepbn.py > FILE
+
+With --ways, a row is one of the layer's passes over the map by plain operations, over the same pass
+by ATen's BatchNorm kernels: what models/sepbn.py chooses between on CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +27,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,16 +37,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Baseline, BaselineSepDyBN, SepBatchNorm2d, VanillaCNN
+from benchmarks.kernels import load_layer_file
+from models import SepBatchNorm2d, VanillaCNN, sepbn
 from utils.files import reports_input_errors
 from utils.runtime import describe_machine, keep_freed_memory, select_device
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OPTIONS = {"groups": 2, "temperature": 30.0}
+
+Norm = Callable[[int], nn.Module]  # makes a layer for a number of channels
+Run = Callable[[], None]
 
 
 class ManyBatchNorms(nn.Module):
-    """The construction that SepBN replaces: K BatchNorms of one input, stacked, weighted and summed (G = 1)."""
+    """The construction that SepBN replaces: K BatchNorms, stacked, weighted and summed (G = 1)."""
 
     def __init__(self, channels: int, num_sets: int = 3, temperature: float = 30.0):
         super().__init__()
@@ -67,7 +83,8 @@ class Setting:
         return model.to(self.device).to(memory_format=LAYOUTS[self.layout])
 
     def random(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, device=self.device).to(dtype).contiguous(memory_format=LAYOUTS[self.layout])
+        values = torch.randn(shape, device=self.device).to(dtype)
+        return values.contiguous(memory_format=LAYOUTS[self.layout])
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bf16")
@@ -76,8 +93,8 @@ class Setting:
         return f"{self.dtype}, {self.layout}"
 
 
-def training_step(model: nn.Module, batch: int, setting: Setting) -> Callable[[], None]:
-    model = setting.prepare(model)
+def training_step(norm: Norm, batch: int, setting: Setting) -> Run:
+    model = setting.prepare(VanillaCNN(norm))
     x = setting.random(batch, 3, 128, 128)
     target = torch.randn(batch, 196, device=setting.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
@@ -93,8 +110,8 @@ def training_step(model: nn.Module, batch: int, setting: Setting) -> Callable[[]
     return step
 
 
-def inference(model: nn.Module, batch: int, setting: Setting) -> Callable[[], None]:
-    model = setting.prepare(model).eval()
+def inference(norm: Norm, batch: int, setting: Setting) -> Run:
+    model = setting.prepare(VanillaCNN(norm)).eval()
     x = setting.random(batch, 3, 128, 128)
 
     @torch.inference_mode()
@@ -105,9 +122,9 @@ def inference(model: nn.Module, batch: int, setting: Setting) -> Callable[[], No
     return run
 
 
-def layer_pass(layer: nn.Module, setting: Setting, *, compiled: bool) -> Callable[[], None]:
+def layer_pass(norm: Norm, setting: Setting, *, compiled: bool) -> Run:
     """Forward and backward of one layer on 8 x 64 x 128 x 128."""
-    layer = setting.prepare(layer)
+    layer = setting.prepare(norm(64))
     x = setting.random(8, 64, 128, 128, dtype=DTYPES[setting.dtype]).requires_grad_()
     gradient = setting.random(8, 64, 128, 128, dtype=DTYPES[setting.dtype])
     call = torch.compile(layer) if compiled else layer
@@ -120,9 +137,9 @@ def layer_pass(layer: nn.Module, setting: Setting, *, compiled: bool) -> Callabl
     return run
 
 
-def saved_bytes(model: nn.Module, setting: Setting) -> int:
-    """Bytes of the storages that the forward pass keeps for the backward pass, each counted once."""
-    model = setting.prepare(model)
+def saved_bytes(norm: Norm, setting: Setting) -> int:
+    """Bytes of the storages that the forward pass keeps for the backward pass, each once."""
+    model = setting.prepare(VanillaCNN(norm))
     x = setting.random(8, 3, 128, 128)
     storages: dict[int, int] = {}
 
@@ -130,13 +147,14 @@ def saved_bytes(model: nn.Module, setting: Setting) -> int:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), setting.autocast():
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, setting.autocast():
         output = model(x)
     del output  # kept until here, so that no storage's address is used twice
     return sum(storages.values())
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
+def seconds(run: Run, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -146,64 +164,141 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def report(what: str, goal: str, values: tuple[str, ...]) -> None:
-    print(f"| {what} | {goal} | {' | '.join(values)} |", flush=True)
+@dataclass(frozen=True)
+class Table:
+    """Prints rows of first / second; ``goals`` only where the second is what goals speak of."""
+
+    device: torch.device
+    goals: bool
+
+    def report(self, what: str, goal: str, values: tuple[str, ...]) -> None:
+        print(f"| {what} | {goal if self.goals else '-'} | {' | '.join(values)} |", flush=True)
+
+    def compare(self, what: str, goal: str, pair: tuple[Run, ...], *, pairs: int) -> None:
+        """Time the two of a pair in turn and print their row."""
+        for run in pair * 2:  # compilation, allocation, caches
+            seconds(run, self.device)
+
+        times: tuple[list[float], list[float]] = ([], [])
+        for number in range(pairs):
+            for which in (0, 1) if number % 2 else (1, 0):
+                times[which].append(seconds(pair[which], self.device))
+
+        ratios = [first / second for first, second in zip(*times, strict=True)]
+        first, second = (statistics.median(t) * 1e3 for t in times)
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        times_ms = f"{first:.1f} / {second:.1f} ms"
+        self.report(what, goal, (f"{statistics.median(ratios):.3f}", spread, times_ms))
 
 
-def compare(what: str, goal: str, pair: tuple[Callable[[], None], ...], *, device: torch.device, pairs: int) -> None:
-    """Time the two of a pair in turn and print a row with first / second."""
-    for run in pair * 2:  # compilation, allocation, caches
-        seconds(run, device)
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(pairs):
-        for which in (0, 1) if number % 2 else (1, 0):
-            times[which].append(seconds(pair[which], device))
-    ratios = [first / second for first, second in zip(*times, strict=True)]
-    first, second = (statistics.median(t) * 1e3 for t in times)
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    report(what, goal, (f"{statistics.median(ratios):.3f}", spread, f"{first:.1f} / {second:.1f} ms"))
+def compare_in(setting: Setting, norms: tuple[Norm, Norm], table: Table, pairs: int) -> None:
+    """All rows of one setting: layer, inference, training step, memory."""
+    for compiled, goal in ((False, "≤ 1.5"), (True, "≤ 1.2")):
+        pair = tuple(layer_pass(norm, setting, compiled=compiled) for norm in norms)
+        how = "compiled" if compiled else "eager"
+        table.compare(f"layer, {how}, {setting}", goal, pair, pairs=4 * pairs)
+
+    for batch, effort in ((1, 4 * pairs), (32, pairs)):
+        pair = tuple(inference(norm, batch, setting) for norm in norms)
+        table.compare(f"inference, batch {batch}, {setting}", "≤ 1.05", pair, pairs=effort)
+
+    for batch in (8, 32):
+        pair = tuple(training_step(norm, batch, setting) for norm in norms)
+        table.compare(f"training step, batch {batch}, {setting}", "≤ 1.05", pair, pairs=pairs)
+
+    first, second = (saved_bytes(norm, setting) for norm in norms)
+    sizes = f"{first / 1e6:.1f} / {second / 1e6:.1f} MB"
+    what = f"bytes saved for backward, batch 8, {setting}"
+    table.report(what, "≤ 1.05", (f"{first / second:.3f}", "-", sizes))
 
 
-def sepbn(num_sets: int = 3) -> VanillaCNN:
-    return BaselineSepDyBN(num_sets, 2, 30.0)
+def compare_constructions(setting: Setting, table: Table, pairs: int) -> None:
+    """What more sets cost, and what the K BatchNorms cost that SepBN replaces."""
+    many, one = (partial(SepBatchNorm2d, num_sets=k, **OPTIONS) for k in (8, 1))
+    pair = tuple(training_step(norm, 8, setting) for norm in (many, one))
+    what = f"training step, batch 8, K = 8 / K = 1, {setting}"
+    table.compare(what, "≤ 1.03", pair, pairs=pairs)
+
+    ours = partial(SepBatchNorm2d, num_sets=3, **OPTIONS)
+    pair = tuple(training_step(norm, 32, setting) for norm in (ManyBatchNorms, ours))
+    what = f"training step, batch 32, 3 BatchNorms / SepBN, {setting}"
+    table.compare(what, "≥ 2.2", pair, pairs=pairs)
+
+
+def compare_ways(setting: Setting, table: Table, pairs: int) -> None:
+    """The four passes over two maps, each by plain operations and by ATen's kernels."""
+    for shape in ((8, 64, 128, 128), (8, 2048, 4, 4)):
+        x, dy = (setting.random(*shape, dtype=DTYPES[setting.dtype]) for _ in range(2))
+        scale, shift = torch.rand(shape[:2]), torch.rand(shape[:2])
+        slope, centre = torch.rand(shape[1]), torch.rand(shape[1])
+        passes = {
+            "moments": partial(sepbn._moments, x, True),
+            "affine": partial(sepbn._affine, x, scale, shift),
+            "sums": partial(sepbn._sums, dy, x, centre),
+            "input gradient": partial(sepbn._input_gradient, dy, x, scale, slope, shift),
+        }
+
+        for name, run in passes.items():
+            plain = mock.patch.object(sepbn, "_has_kernels", lambda x: False)(run)
+            kernels = mock.patch.object(sepbn, "_is_wide_channels_last", lambda x: False)(run)
+            what = f"{name}, plain / kernels, {'x'.join(map(str, shape))}, {setting}"
+            table.compare(what, "-", (plain, kernels), pairs=4 * pairs)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="SepBN against BatchNorm: time and memory, training and inference."
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--pairs", type=int, default=3, help="pairs a row, four times as many of short ones"
+    )
+    parser.add_argument("--quick", action="store_true", help="fp32 in NCHW only")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="another version of models/sepbn.py, in place of BatchNorm",
+    )
+    parser.add_argument(
+        "--ways", action="store_true", help="each pass by plain operations and by ATen's kernels"
+    )
+    parser.add_argument(
+        "--system-allocator",
+        action="store_true",
+        help="let freed memory go, as a plain script does",
+    )
+    return parser.parse_args(argv)
 
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="SepBN against BatchNorm: time and memory, training and inference.")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--pairs", type=int, default=3, help="pairs a row, four times as many of short ones")
-    parser.add_argument("--quick", action="store_true", help="fp32 in NCHW only")
-    parser.add_argument("--system-allocator", action="store_true", help="let freed memory go, as a plain script does")
-    args = parser.parse_args(argv)
+    args = parse_arguments(argv)
     device = select_device(args.device)
     if not args.system_allocator:
         keep_freed_memory()
     torch.manual_seed(0)
-    few, many = {"device": device, "pairs": args.pairs}, {"device": device, "pairs": 4 * args.pairs}
-    settings = [Setting(device, dtype, layout) for dtype in DTYPES for layout in LAYOUTS]
-    print(", ".join(f"{key} {value}" for key, value in describe_machine().items() if value is not None))
-    print(f"freed memory {'given back' if args.system_allocator else 'kept'}, medians of paired ratios")
+
+    other = nn.BatchNorm2d
+    if args.against:
+        other = partial(load_layer_file(args.against).SepBatchNorm2d, num_sets=3, **OPTIONS)
+    norms = (partial(SepBatchNorm2d, num_sets=3, **OPTIONS), other)
+    table = Table(device, goals=args.against is None)
+
+    machine = describe_machine().items()
+    print(", ".join(f"{key} {value}" for key, value in machine if value is not None))
+    kept = "given back" if args.system_allocator else "kept"
+    print(f"freed memory {kept}, medians of paired ratios, {args.pairs} pairs")
     print("| what | goal | ratio | range | times |\n|---|---|---|---|---|")
+
+    settings = [Setting(device, dtype, layout) for dtype in DTYPES for layout in LAYOUTS]
     for setting in settings[:1] if args.quick else settings:
-        for compiled, goal in ((False, "≤ 1.5"), (True, "≤ 1.2")):
-            layers = (SepBatchNorm2d(64, 3, 2), nn.BatchNorm2d(64))
-            pair = tuple(layer_pass(layer, setting, compiled=compiled) for layer in layers)
-            compare(f"layer, {'compiled' if compiled else 'eager'}, {setting}", goal, pair, **many)
-        for batch, effort in ((1, many), (32, few)):
-            pair = tuple(inference(model, batch, setting) for model in (sepbn(), Baseline()))
-            compare(f"inference, batch {batch}, {setting}", "≤ 1.05", pair, **effort)
-        for batch in (8, 32):
-            pair = tuple(training_step(model, batch, setting) for model in (sepbn(), Baseline()))
-            compare(f"training step, batch {batch}, {setting}", "≤ 1.05", pair, **few)
-        saved = [saved_bytes(model, setting) for model in (sepbn(), Baseline())]
-        sizes = f"{saved[0] / 1e6:.1f} / {saved[1] / 1e6:.1f} MB"
-        report(f"bytes saved for backward, batch 8, {setting}", "≤ 1.05", (f"{saved[0] / saved[1]:.3f}", "-", sizes))
-    setting = settings[0]
-    pair = tuple(training_step(model, 8, setting) for model in (sepbn(8), sepbn(1)))
-    compare(f"training step, batch 8, K = 8 / K = 1, {setting}", "≤ 1.03", pair, **few)
-    pair = tuple(training_step(model, 32, setting) for model in (VanillaCNN(ManyBatchNorms), sepbn()))
-    compare(f"training step, batch 32, 3 BatchNorms / SepBN, {setting}", "≥ 2.2", pair, **few)
+        if args.ways:
+            compare_ways(setting, table, args.pairs)
+        else:
+            compare_in(setting, norms, table, args.pairs)
+    if not (args.against or args.ways):
+        compare_constructions(settings[0], table, args.pairs)
     return 0
 
 

@@ -212,76 +212,69 @@ def speed(data: str, pairs: int) -> None:
         report(f"speed, ours in {'bf16' if bf16 else 'fp32'}, batch {batch_size}", times)
 
 
+class Killing:
+    """Runs of one short training in a folder of their own."""
+
+    SETTINGS = "--width 4 --epochs 12 --lr 0.02 --limit 64 --save-every 0.002"
+
+    def __init__(self, data: str, folder: str) -> None:
+        self.data, self.folder = str(Path(data).resolve()), Path(folder)
+        self.quiet = {
+            "cwd": folder,
+            "env": os.environ | {"OMP_NUM_THREADS": "1"},
+            "stdout": subprocess.DEVNULL,
+        }
+
+    def command(self, run: str) -> list[str]:
+        """The command that starts a run, or goes on with it."""
+        script = str(ROOT / "trainBaselineSepDyBN.py")
+        where = ["--data", self.data, "--run", run, "--resume"]
+
+        return [sys.executable, script, *self.SETTINGS.split(), *where]
+
+    def finish(self, run: str) -> None:
+        """Let a run train to its end."""
+        subprocess.run(self.command(run), check=True, **self.quiet)
+
+    def kill(self, run: str, seconds: float) -> bool:
+        """Kill a new run after some seconds -> whether it was still at work."""
+        process = subprocess.Popen(self.command(run), **self.quiet)
+        time.sleep(seconds)
+        at_work = process.poll() is None
+        process.kill()
+        process.wait()
+
+        return at_work
+
+    def ending(self, run: str) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+        """Weights and log of a finished run, the log without its two columns of times."""
+        path = self.folder / "checkpoints" / run
+        with (path / "log.csv").open() as file:
+            rows = [row[:-2] for row in csv.reader(file)]
+
+        return read(path / "final.pt")["model"], rows
+
+
 def kills(data: str, count: int) -> None:
     """Kill runs at random moments, resume them, compare weights and log with those of an
     undisturbed run.
     """
-    settings = [
-        "--width",
-        "4",
-        "--epochs",
-        "12",
-        "--lr",
-        "0.02",
-        "--limit",
-        "64",
-        "--save-every",
-        "0.002",
-    ]
-
-    script = str(ROOT / "trainBaselineSepDyBN.py")
     moments = random.Random(0)
+    equal, landed = 0, 0
 
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-        def command(run: str) -> list[str]:
-            return [
-                sys.executable,
-                script,
-                "--data",
-                str(Path(data).resolve()),
-                *settings,
-                "--run",
-                run,
-                "--resume",
-            ]
-
-        def ending(run: str) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
-            path = Path(folder) / "checkpoints" / run
-            with (path / "log.csv").open() as file:
-                rows = [row[:-2] for row in csv.reader(file)]  # the last two columns are times
-            return read(path / "final.pt")["model"], rows
-
+        killing = Killing(data, folder)
         began = time.monotonic()
-        subprocess.run(
-            command("alone"), cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL
-        )
+        killing.finish("alone")
         whole = time.monotonic() - began
-        weights, rows = ending("alone")
-        equal, landed = 0, 0
+        weights, rows = killing.ending("alone")
 
         for i in range(count):
-            process = subprocess.Popen(
-                command(f"killed{i}"), cwd=folder, env=environment, stdout=subprocess.DEVNULL
-            )
-            time.sleep(moments.uniform(0.3, 0.95) * whole)
-            landed += process.poll() is None
-            process.kill()
-            process.wait()
-
-            subprocess.run(
-                command(f"killed{i}"),
-                cwd=folder,
-                env=environment,
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-
-            other, other_rows = ending(f"killed{i}")
-            equal += rows == other_rows and all(
-                torch.equal(weights[name], other[name]) for name in weights
-            )
+            landed += killing.kill(f"killed{i}", moments.uniform(0.3, 0.95) * whole)
+            killing.finish(f"killed{i}")
+            other, other_rows = killing.ending(f"killed{i}")
+            same_weights = all(torch.equal(weights[name], other[name]) for name in weights)
+            equal += rows == other_rows and same_weights
 
     print(
         f"kills: {count} runs, {landed} killed while they ran, {equal} ended bit-equal, no "

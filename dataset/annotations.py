@@ -2,9 +2,9 @@
 the line.
 
 Official line: 2P coordinates (x0 y0 x1 y1 ..., image px), the face box (x_min y_min x_max y_max,
-integers, inclusive), six 0/1 attributes, the image's name. P comes from the number of fields: 98
-(WFLW) or 68 (iBUG style). Crop-list line: P x, then P y (px of the 256 patch), then the patch's
-path, relative to the list or absolute.
+integers, inclusive), six 0/1 attributes, the image's name. P is that of a scheme, or comes from
+the number of fields: 98 (WFLW) or 68 (iBUG style). Crop-list line: P x, then P y (px of the 256
+patch), then the patch's path, relative to the list or absolute.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset.crop import patch_frame
-from dataset.landmarks import scheme_for
-from utils.files import InputError, atomic_write
+from dataset.landmarks import SCHEMES
+from utils.files import InputError, atomic_write, read_bytes
 
 # order of the list's flags
 ATTRIBUTES = (
@@ -31,6 +31,7 @@ ATTRIBUTES = (
     "occlusion",
     "blur",
 )
+LARGEST = 10**6  # px; no picture reaches so far
 _EXTRA_FIELDS = 4 + len(ATTRIBUTES) + 1  # box, attributes, image name
 
 
@@ -47,28 +48,26 @@ class Annotation:
 
 def read_list_bytes(path: str | Path) -> bytes:
     """A list as it stands on the disk, or comes through a pipe, which can be read only once."""
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"list {path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"list {path} cannot be read: {error.strerror}") from None
+    return read_bytes(path, "list")
 
 
-def read_official_list(path: str | Path, data: bytes | None = None) -> list[Annotation]:
+def read_official_list(
+    path: str | Path, data: bytes | None = None, *, num_points: int | None = None
+) -> list[Annotation]:
     """The faces of an official list, in its order; an empty list, or lines of different kinds, is
     an InputError.
 
     Args:
         path: the list.
         data: its bytes, where they were read already; ``path`` is then for messages only.
+        num_points: landmarks of a face; None: as many as one of the built-in schemes has.
     """
     path = Path(path)
     faces: list[Annotation] = []
 
     for number, text in _lines(path, read_list_bytes(path) if data is None else data):
         try:
-            face = _parse_official(text, number)
+            face = _parse_official(text, number, num_points)
             if faces and len(face.landmarks) != len(faces[0].landmarks):
                 raise InputError(
                     f"{len(face.landmarks)} points, but line {faces[0].line} has "
@@ -86,11 +85,14 @@ def read_official_list(path: str | Path, data: bytes | None = None) -> list[Anno
     return faces
 
 
-def read_crop_list(path: str | Path) -> tuple[np.ndarray, list[Path]]:
+def read_crop_list(
+    path: str | Path, num_points: int | None = None
+) -> tuple[np.ndarray, list[Path]]:
     """Landmarks (N, P, 2) float64 in patch px, and the N patches' absolute paths, which are files
     that exist.
 
-    An empty list (a subset without faces) gives an array (0, 0, 2) and no paths.
+    P is ``num_points``, or that of one of the built-in schemes. An empty list (a subset without
+    faces) gives an array (0, 0, 2) and no paths.
     """
     path = Path(path)
     folder = path.resolve().parent
@@ -100,7 +102,7 @@ def read_crop_list(path: str | Path) -> tuple[np.ndarray, list[Path]]:
 
     for number, text in _lines(path, read_list_bytes(path)):
         try:
-            points = points or _count_points(text)
+            points = points or _count_points(text, num_points)
             fields = text.split(maxsplit=2 * points)  # a path may hold spaces
 
             if len(fields) <= 2 * points:
@@ -167,14 +169,16 @@ def _numbers(fields: Sequence[str]) -> list[float]:
 
         if not math.isfinite(value):
             raise InputError(f"coordinate {field!r} is not finite")
+        if abs(value) > LARGEST:
+            raise InputError(f"coordinate {field!r} lies beyond {LARGEST:,} px")
 
         values.append(value)
 
     return values
 
 
-def _parse_official(text: str, number: int) -> Annotation:
-    fields = _official_fields(text)
+def _parse_official(text: str, number: int, num_points: int | None) -> Annotation:
+    fields = _official_fields(text, num_points)
     points = (len(fields) - _EXTRA_FIELDS) // 2
 
     coordinates = _numbers(fields[: 2 * points])
@@ -202,10 +206,10 @@ def _parse_official(text: str, number: int) -> Annotation:
     )
 
 
-def _official_fields(text: str) -> list[str]:
+def _official_fields(text: str, num_points: int | None) -> list[str]:
     """The fields of an official line; the last, the image's name, may hold spaces."""
     words = len(text.split())
-    counts = [2 * points + _EXTRA_FIELDS for points in (98, 68)]
+    counts = {2 * points + _EXTRA_FIELDS: points for points in _possible(num_points)}
     if words in counts:
         return text.split()
 
@@ -218,7 +222,13 @@ def _official_fields(text: str) -> list[str]:
         if words > count and set(flags) <= {"0", "1"} and all(map(_is_whole, box)):
             return fields
 
-    raise InputError(f"{words} fields, expected 207 (98 points) or 147 (68 points)")
+    wanted = " or ".join(f"{count} ({points} points)" for count, points in counts.items())
+    raise InputError(f"{words} fields, expected {wanted}")
+
+
+def _possible(num_points: int | None) -> tuple[int, ...]:
+    """Numbers of landmarks that a face may have."""
+    return tuple(SCHEMES) if num_points is None else (num_points,)
 
 
 def _is_whole(field: str) -> bool:
@@ -228,7 +238,7 @@ def _is_whole(field: str) -> bool:
         return False
 
 
-def _count_points(text: str) -> int:
+def _count_points(text: str, num_points: int | None) -> int:
     """Number of points of a crop-list line: half the number of leading numbers."""
     count = 0
     for field in text.split():
@@ -239,9 +249,9 @@ def _count_points(text: str) -> int:
 
         count += 1
 
-    try:
-        return scheme_for(count // 2 if count % 2 == 0 else -1).num_points
-    except InputError:
-        raise InputError(
-            f"{count} numbers before the patch's path, expected 196 (98 points) or 136 (68 points)"
-        ) from None
+    possible = _possible(num_points)
+    if count % 2 or count // 2 not in possible:
+        wanted = " or ".join(f"{2 * points} ({points} points)" for points in possible)
+        raise InputError(f"{count} numbers before the patch's path, expected {wanted}")
+
+    return count // 2

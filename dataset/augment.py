@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dataset import photometric
 from dataset.crop import CROP_OFFSET, CROP_SIZE, PATCH_SIZE
 from dataset.faces import FaceSet, scale_pixels
 
@@ -44,11 +45,13 @@ class Epoch:
         order: (N,) int64, the face at each position of the epoch.
         matrices: (N, 2, 3) float32, by face: crop pixel -> patch pixel, for the warp.
         targets: (N, P, 2) float32, by face: augmented landmarks in crop pixels.
+        looks: (N, D) float32, by face: photometric parameters; D is 0 where there are none.
     """
 
     order: torch.Tensor
     matrices: torch.Tensor
     targets: torch.Tensor
+    looks: torch.Tensor
 
 
 def draw(num_faces: int, *, seed: int, epoch: int) -> tuple[np.ndarray, Draws]:
@@ -98,7 +101,14 @@ def patch_to_crop(
     return mirror @ window @ shear @ rotation
 
 
-def draw_epoch(faces: FaceSet, *, seed: int, epoch: int, released_geometry: bool = False) -> Epoch:
+def draw_epoch(
+    faces: FaceSet,
+    *,
+    seed: int,
+    epoch: int,
+    released_geometry: bool = False,
+    photometric_changes: bool = False,
+) -> Epoch:
     """Everything random about one epoch, on the device of the faces.
 
     Args:
@@ -107,6 +117,7 @@ def draw_epoch(faces: FaceSet, *, seed: int, epoch: int, released_geometry: bool
         epoch: number of the epoch, from 0.
         released_geometry: labels as in the released code: rotated about 128 instead of 127.5 and
             mirrored by 128 - x instead of 127 - x. The pixels stay as they are.
+        photometric_changes: also change colours, sharpness and noise, and cover parts.
     """
     order, draws = draw(len(faces), seed=seed, epoch=epoch)
     pixel_maps = patch_to_crop(draws)
@@ -128,10 +139,15 @@ def draw_epoch(faces: FaceSet, *, seed: int, epoch: int, released_geometry: bool
 
     matrices = np.linalg.inv(pixel_maps)[:, :2].astype(np.float32)
 
+    looks = torch.zeros(len(faces), 0)
+    if photometric_changes:
+        looks = photometric.pack(photometric.draw(len(faces), seed=seed, epoch=epoch))
+
     return Epoch(
         order=torch.from_numpy(order).to(targets.device),
         matrices=torch.from_numpy(matrices).to(targets.device),
         targets=targets,
+        looks=looks.to(targets.device),
     )
 
 
@@ -143,8 +159,8 @@ def warp(patches: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         matrices: (B, 2, 3) float32, crop pixel -> patch pixel.
 
     Returns:
-        (B, 3, 128, 128) float32 network input, in channels-last memory order. Where a matrix maps
-        pixel centres to pixel centres, the values are the patch's own, bit for bit.
+        (B, 3, 128, 128) float32 grey values 0 to 255, in channels-last memory order. Where a matrix
+        maps pixel centres to pixel centres, the values are the patch's own, bit for bit.
     """
     # Normalised coordinates of grid_sample without align_corners, (2 x + 1) / 256 - 1, are exact in
     # float32 at pixel centres, because 256 is a power of two.
@@ -158,7 +174,7 @@ def warp(patches: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     pixels = patches.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
     crops = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
-    return scale_pixels(crops.contiguous(memory_format=torch.channels_last))
+    return crops.contiguous(memory_format=torch.channels_last)
 
 
 def batch(faces: FaceSet, epoch: Epoch, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,5 +189,11 @@ def batch(faces: FaceSet, epoch: Epoch, index: torch.Tensor) -> tuple[torch.Tens
         (B, 3, 128, 128) float32 input and (B, 2 P) float32 targets x0 y0 x1 y1 ... in crop pixels.
     """
     # index_select copies whole faces; indexing with a tensor took fifteen times as long on a CPU.
-    images = warp(faces.patches.index_select(0, index), epoch.matrices.index_select(0, index))
-    return images, epoch.targets.index_select(0, index).flatten(1)  # (B, P, 2) -> (B, 2P)
+    crops = warp(faces.patches.index_select(0, index), epoch.matrices.index_select(0, index))
+
+    if epoch.looks.shape[1]:
+        crops = photometric.apply(crops, epoch.looks.index_select(0, index))
+
+    targets = epoch.targets.index_select(0, index).flatten(1)  # (B, P, 2) -> (B, 2P)
+
+    return scale_pixels(crops), targets

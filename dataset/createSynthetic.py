@@ -23,7 +23,13 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.files import InputError, atomic_write, make_folder, reports_input_errors  # noqa: E402
+from utils.files import (  # noqa: E402
+    InputError,
+    atomic_write,
+    make_folder,
+    read_json,
+    reports_input_errors,
+)
 
 LISTS = Path("WFLW_annotations") / "list_98pt_rect_attr_train_test"
 # as in synthetic/face.py, which takes seconds to import
@@ -33,6 +39,7 @@ SWITCHES = (
     "occluders",
     "backgrounds",
 )
+MOST_FACES = 1_000_000  # of one split
 _STATE = "synthetic.json"  # says which data set a folder holds, or was going to hold
 
 
@@ -74,8 +81,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
 
     args = parser.parse_args(argv)
-    if args.train < 1 or args.test < 1:
-        parser.error("--train and --test must be at least 1")
+    if not (1 <= args.train <= MOST_FACES and 1 <= args.test <= MOST_FACES):
+        parser.error(f"--train and --test must be 1 to {MOST_FACES:,}")
     if args.seed < 0 or args.workers < 0:
         parser.error("--seed and --workers must not be negative")
 
@@ -89,20 +96,9 @@ def _claim(folder: Path, wanted: dict[str, Any]) -> bool:
     make_folder(folder)
     state = folder / _STATE
 
-    try:
-        found = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
-        others = found is None and any(folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be read ({error.strerror}); choose another --out"
-        ) from None
-    except ValueError:
-        found, others = "damaged", False
+    found = read_json(state, advice=f"remove {folder} or choose another --out")
 
-    if found is not None and not isinstance(found, dict):
-        raise InputError(f"{state}: is damaged; remove {folder} or choose another --out")
-
-    if others:
+    if found is None and any(folder.iterdir()):
         raise InputError(f"{folder}: holds other files; choose an empty or new folder for --out")
 
     if found is not None and found.get("content") != wanted:

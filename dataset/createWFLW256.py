@@ -1,7 +1,9 @@
-"""Prepare WFLW, or any set in WFLW's line layout: 256 x 256 face patches, crop lists and meta.json.
+"""Prepare WFLW, any set in WFLW's line layout, or folders of pictures with `.pts` files (300W):
+256 x 256 face patches, crop lists and meta.json.
 
     python dataset/createWFLW256.py --wflw DIR
     python dataset/createWFLW256.py --images DIR --train-list FILE --test-list FILE --out DIR
+    python dataset/createWFLW256.py --pts-train DIR ... --pts-test DIR ... --out DIR
 
 The output folder holds train/WFLW0000.png ..., test/WFLW0000.png ... (numbered by the line's index
 in the official list), WFLW256_train.txt, WFLW256_test.txt, one WFLW256_test_<attribute>.txt per
@@ -18,7 +20,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,16 +33,17 @@ from utils.files import (
     atomic_write,
     describe_os_error,
     make_folder,
+    read_json,
     reports_input_errors,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from dataset.annotations import Annotation
+    from dataset.pts import PtsFace
+    from dataset.sources import BoxRule, Face, Source
 
 DEFAULT_OUT = Path("dataset/WFLW256")
-SPLITS = ("train", "test")
 # From this patch side (image px) on, PNGs are stored, not deflated: with it 463 WFLW faces take
 # 1.21 times the space of OpenCV's default compression; a set of large faces only would take about
 # 1.75 times.
@@ -48,111 +51,46 @@ STORED_SIDE = 288
 # signature, and the first chunk as far as the size, which is 256 x 256
 PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\x01\0\0\0\x01\0"
 FINISHED, UNFINISHED = "meta.json", ".partial.json"
+# what meta.json of an earlier version does not say
+IMPLIED = {"scheme_definition": None, "box_scale": 1.0, "boxes": {"from": "list"}}
+# how its settings are called
+WORDS = {"resample": "resampling", "box_scale": "box scale", "boxes": "kind of boxes"} | (
+    dict.fromkeys(("num_points", "scheme_definition"), "scheme")
+)
+MIN_IOU = 0.4  # of a detection with the box about the landmarks, for it to be that face's
 
 
-class Source(NamedTuple):
-    """Where a data set comes from: the image folder and the official list of each split."""
+class Cut(NamedTuple):
+    """How patches are cut."""
 
-    images: Path
-    lists: dict[str, Path]
-
-
-class Lists(NamedTuple):
-    """What the official lists say."""
-
-    faces: dict[str, list[Face]]  # of each split
-    digests: dict[str, str]  # SHA-256 of each list's bytes
+    resample: str = "nearest"
+    box_scale: float = 1.0  # side of the square that the network sees over that of the face box
 
 
-class Face(NamedTuple):
-    """One patch to write."""
-
-    annotation: Annotation
-    source: Path  # the official list, for messages
-    patch: str  # path relative to the output folder
-
-
-def wflw_source(folder: Path) -> Source:
-    """The parts of an unpacked WFLW download."""
-    if not folder.is_dir():
-        raise InputError(f"WFLW folder {folder} does not exist")
-
-    lists = folder / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
-
-    return Source(
-        folder / "WFLW_images",
-        {split: lists / f"list_98pt_rect_attr_{split}.txt" for split in SPLITS},
-    )
-
-
-def read_source(source: Source) -> Lists:
-    """The faces of both splits, checked as far as it goes without decoding an image.
-
-    Each list is read once, since it may come through a pipe: its digest is of what was parsed.
-    """
-    from dataset.annotations import read_list_bytes, read_official_list
-
-    if not source.images.is_dir():
-        raise InputError(f"image folder {source.images} does not exist")
-
-    data = {split: read_list_bytes(path) for split, path in source.lists.items()}
-    faces = {
-        split: [
-            Face(annotation, path, f"{split}/WFLW{index:04d}.png")
-            for index, annotation in enumerate(read_official_list(path, data[split]))
-        ]
-        for split, path in source.lists.items()
-    }
-
-    train, test = (len(faces[split][0].annotation.landmarks) for split in SPLITS)
-
-    if train != test:
-        raise InputError(
-            f"{source.lists['train']} has {train} points a face, but {source.lists['test']} has "
-            f"{test}"
-        )
-
-    for face in (*faces["train"], *faces["test"]):
-        image = source.images / face.annotation.image
-        if not os.path.isfile(image):
-            raise InputError(
-                f"{face.source}, line {face.annotation.line}: image {image} does not exist"
-            )
-
-    return Lists(faces, {split: hashlib.sha256(data[split]).hexdigest() for split in SPLITS})
-
-
-def describe_settings(source: Source, lists: Lists, resample: str) -> dict[str, Any]:
+def describe_settings(source: Source, cut: Cut) -> dict[str, Any]:
     """What the patches and lists depend on; no folder of this disk in it, so the data may move."""
-    from dataset.landmarks import scheme_for
-
-    num_points = len(lists.faces["train"][0].annotation.landmarks)
+    from dataset.landmarks import definition_to_keep
 
     return {
         "format": 1,
-        "scheme": scheme_for(num_points).name,
-        "num_points": num_points,
-        "resample": resample,
-        "source": {
-            # a pipe is called otherwise every time
-            split: {
-                "list": path.name if path.is_file() else "(pipe)",
-                "sha256": lists.digests[split],
-            }
-            for split, path in source.lists.items()
-        },
+        "scheme": source.scheme.name,
+        "num_points": source.scheme.num_points,
+        "scheme_definition": definition_to_keep(source.scheme),
+        "resample": cut.resample,
+        "box_scale": cut.box_scale,
+        "boxes": source.boxes,
+        "source": source.origin,
     }
 
 
-def prepare(
-    source: Source, out: Path, *, resample: str, workers: int
-) -> tuple[dict[str, Any], int]:
+def prepare(source: Source, out: Path, cut: Cut, *, workers: int) -> tuple[dict[str, Any], int]:
     """Write the prepared set to `out`; returns its meta data and how many patches had to be
     written.
     """
-    lists = read_source(source)
-    faces = lists.faces
-    settings = describe_settings(source, lists, resample)
+    from dataset.sources import SPLITS
+
+    faces = source.faces
+    settings = describe_settings(source, cut)
     finished = _claim_folder(out, settings)
     everything = [*faces["train"], *faces["test"]]
     damaged = _damaged([out / face.patch for face in everything], workers)
@@ -172,8 +110,8 @@ def prepare(
     for split in SPLITS:
         make_folder(out / split)
 
-    write_patches(missing, source.images, out, resample=resample, workers=workers)
-    _write_lists(members, out, resample)
+    write_patches(missing, source.images, out, cut, workers=workers)
+    _write_lists(members, out, cut)
     meta = settings | {"counts": counts}
     _write_json(out / FINISHED, meta)
     (out / UNFINISHED).unlink(missing_ok=True)
@@ -182,7 +120,7 @@ def prepare(
 
 
 def write_patches(
-    faces: Iterable[Face], images: Path, out: Path, *, resample: str, workers: int
+    faces: Iterable[Face], images: Path, out: Path, cut: Cut, *, workers: int
 ) -> None:
     """Cut and write the patches of `faces`; each image is decoded once, on `workers` threads."""
     from utils.runtime import progress
@@ -197,7 +135,7 @@ def write_patches(
 
     try:
         jobs = [
-            pool.submit(_write_image_patches, images / name, group, out, resample=resample)
+            pool.submit(_write_image_patches, images / name, group, out, cut)
             for name, group in by_image.items()
         ]
         with progress(desc="patches", total=total, unit="face") as bar:
@@ -237,7 +175,7 @@ def encode_png(patch: np.ndarray, side: int) -> bytes:
     return cv2.imencode(".png", patch, settings)[1].tobytes()
 
 
-def _write_image_patches(image_path: Path, faces: list[Face], out: Path, *, resample: str) -> int:
+def _write_image_patches(image_path: Path, faces: list[Face], out: Path, cut: Cut) -> int:
     """Write the patches of all `faces` in one image; returns their number."""
     from dataset.crop import face_patch, read_image
 
@@ -248,9 +186,9 @@ def _write_image_patches(image_path: Path, faces: list[Face], out: Path, *, resa
             if image is None:
                 image = read_image(image_path)
 
-            patch, frame = face_patch(image, face.annotation.box, resample)
+            patch, frame = face_patch(image, face.annotation.box, *cut)
         except InputError as error:
-            raise InputError(f"{face.source}, line {face.annotation.line}: {error}") from None
+            raise InputError(f"{face.where}: {error}") from None
 
         _write_patch(out / face.patch, encode_png(patch, frame.side))
 
@@ -325,12 +263,19 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     Patches of an unfinished run are kept if they belong to the same settings and removed if not; a
     finished set of other settings, and a folder that is not ours, stay as they are.
     """
+    from dataset.sources import SPLITS
+
     finished, unfinished = _read_json(out / FINISHED), _read_json(out / UNFINISHED)
 
+    if unfinished is not None:
+        unfinished = IMPLIED | unfinished
+
     if finished is not None:
-        if {key: finished.get(key) for key in settings} != settings:
+        different = [k for k in settings if (IMPLIED | finished).get(k) != settings[k]]
+        if different:
+            words = dict.fromkeys(WORDS.get(key, key) for key in different)
             raise InputError(
-                f"{out} holds a set of another source or resampling; choose another --out or "
+                f"{out} holds a set of another {', '.join(words)}; choose another --out or "
                 "delete it"
             )
 
@@ -375,7 +320,7 @@ def _with_subsets(faces: dict[str, list[Face]]) -> dict[str, list[Face]]:
     return members
 
 
-def _write_lists(members: dict[str, list[Face]], out: Path, resample: str) -> None:
+def _write_lists(members: dict[str, list[Face]], out: Path, cut: Cut) -> None:
     """Write the crop list of each split and test subset."""
     import numpy as np
 
@@ -384,7 +329,7 @@ def _write_lists(members: dict[str, list[Face]], out: Path, resample: str) -> No
 
     for name, chosen in members.items():
         points = [
-            patch_frame(f.annotation.box, resample).to_patch(f.annotation.landmarks) for f in chosen
+            patch_frame(f.annotation.box, *cut).to_patch(f.annotation.landmarks) for f in chosen
         ]
         write_crop_list(out / _list_name(name), np.array(points), [face.patch for face in chosen])
 
@@ -396,24 +341,9 @@ def _list_name(name: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where the file is missing."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); choose another --out"
-        ) from None
-    except ValueError:
-        content = None
-
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} is damaged; delete the folder {path.parent} and run this again, or choose "
-            "another --out"
-        )
-
-    return content
+    return read_json(
+        path, advice=f"delete the folder {path.parent} and run this again, or choose another --out"
+    )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -421,11 +351,82 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.write(json.dumps(content, indent=2) + "\n")
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Cut 256 x 256 face patches and write crop lists, from WFLW or from lists "
-        "in WFLW's line layout."
-    )
+def box_rule(args: argparse.Namespace) -> BoxRule:
+    """How faces of `.pts` folders get their boxes, as the options ask for."""
+    from dataset.sources import BoxRule, landmark_boxes
+
+    if args.boxes is not None:
+        return BoxRule(table_boxes(args), _name_and_digest("table", args.boxes))
+    if args.detector is not None:
+        box_of = detected_boxes(args.detector)
+        return BoxRule(box_of, _name_and_digest("detector", args.detector))
+
+    return landmark_boxes()
+
+
+def table_boxes(args: argparse.Namespace) -> Callable[[PtsFace], Any]:
+    """The box of each face from a table like predict.py's, which must have a row for it."""
+    from prediction.inputs import BoxTable
+
+    table = BoxTable(args.boxes)
+
+    def box_of(face: PtsFace) -> Any:
+        rows = table.boxes_of(face.picture)
+        if len(rows) != 1:
+            raise InputError(f"{len(rows)} rows for {face.picture.name} in {args.boxes}, not one")
+
+        return rows[0][0]
+
+    return box_of
+
+
+def detected_boxes(path: Path) -> Callable[[PtsFace], Any]:
+    """YuNet's box of each face: the one that fits the landmarks best, None where none fits."""
+    import cv2
+    import numpy as np
+
+    from dataset.crop import overlap_ratios, read_image
+    from dataset.pts import landmark_box
+    from prediction.detector import FaceDetector
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    detector = FaceDetector(path)
+
+    def box_of(face: PtsFace) -> Any:
+        candidates, _ = detector(read_image(face.picture))
+        (overlap,) = overlap_ratios(np.array([landmark_box(face.landmarks)]), candidates)
+        if overlap.max(initial=0) < MIN_IOU:
+            return None
+
+        return tuple(candidates[overlap.argmax()].tolist())
+
+    return box_of
+
+
+def _name_and_digest(kind: str, path: Path) -> dict[str, str]:
+    """What meta.json says of a file that boxes come from."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    return {"from": kind, "file": path.name, "sha256": digest}
+
+
+def read_source(args: argparse.Namespace) -> Source:
+    """What the options ask to prepare."""
+    from dataset.landmarks import read_scheme
+    from dataset.sources import read_lists, read_pts, wflw_lists
+
+    scheme = None if args.scheme is None else read_scheme(args.scheme)
+
+    if args.pts_train is not None:
+        return read_pts({"train": args.pts_train, "test": args.pts_test}, box_rule(args), scheme)
+    if args.wflw is not None:
+        return read_lists(*wflw_lists(args.wflw), scheme)
+
+    return read_lists(args.images, {"train": args.train_list, "test": args.test_list}, scheme)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is prepared."""
     parser.add_argument(
         "--wflw", type=Path, metavar="DIR", help="folder with WFLW_images and WFLW_annotations"
     )
@@ -438,6 +439,49 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--test-list", type=Path, metavar="FILE", help="with --images: official list for testing"
     )
+
+    parser.add_argument(
+        "--pts-train",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="instead of lists: folders for training whose pictures have a .pts file each (300W)",
+    )
+    parser.add_argument(
+        "--pts-test", type=Path, nargs="+", metavar="DIR", help="the same for testing"
+    )
+
+    boxes = parser.add_mutually_exclusive_group()
+    boxes.add_argument(
+        "--boxes",
+        type=Path,
+        metavar="CSV",
+        help="with --pts-train: face boxes, a line a picture, header file,x0,y0,x1,y1 (default: "
+        "laid about the landmarks as WFLW lays its own, side 1.23 of their longer extent, centre "
+        "0.13 of it higher)",
+    )
+    boxes.add_argument(
+        "--detector",
+        type=Path,
+        metavar="ONNX",
+        help="with --pts-train: face boxes from YuNet; faces that it misses are named and left out",
+    )
+
+    parser.add_argument(
+        "--scheme",
+        type=Path,
+        metavar="JSON",
+        help="landmark scheme of your own, see docs/data.md (default: WFLW's 98 or iBUG's 68 "
+        "points, by their number)",
+    )
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Cut 256 x 256 face patches and write crop lists, from WFLW, from lists in "
+        "WFLW's line layout, or from folders of pictures with .pts files."
+    )
+    _add_sources(parser)
 
     parser.add_argument(
         "--out",
@@ -456,18 +500,43 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
 
     parser.add_argument(
+        "--box-scale",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="what the network sees is the squared face box, grown about its centre to S times "
+        "its side, from 0.5 to 3 (default: 1.0, as released)",
+    )
+
+    parser.add_argument(
         "--workers", type=int, metavar="N", help="threads (default: one per available core)"
     )
     args = parser.parse_args(argv)
-    custom = (args.images, args.train_list, args.test_list)
-    if args.wflw is not None and any(part is not None for part in custom):
-        parser.error("--wflw and --images/--train-list/--test-list exclude each other")
-    if args.wflw is None and not all(part is not None for part in (*custom, args.out)):
-        parser.error("give --wflw DIR, or all of --images, --train-list, --test-list and --out")
+    _check_sources(parser, args)
+
+    if not 0.5 <= args.box_scale <= 3:  # nan neither
+        parser.error("--box-scale must be from 0.5 to 3")
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
 
     return args
+
+
+def _check_sources(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """One kind of source, and all of its options."""
+    kinds = {
+        "--wflw": (args.wflw,),
+        "--images, --train-list, --test-list": (args.images, args.train_list, args.test_list),
+        "--pts-train, --pts-test": (args.pts_train, args.pts_test),
+    }
+    begun = [name for name, parts in kinds.items() if any(part is not None for part in parts)]
+
+    if len(begun) != 1:
+        parser.error("give one of " + "; ".join(kinds) + (", not several" if begun else ""))
+    if begun != ["--wflw"] and None in (*kinds[begun[0]], args.out):
+        parser.error(f"give all of {begun[0]} and --out")
+    if args.pts_train is None and (args.boxes or args.detector):
+        parser.error("--boxes and --detector are for --pts-train; lists have boxes of their own")
 
 
 @reports_input_errors
@@ -475,17 +544,15 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     from utils.runtime import available_cores
 
-    if args.wflw is not None:
-        source = wflw_source(args.wflw)
-    else:
-        source = Source(args.images, {"train": args.train_list, "test": args.test_list})
-
     out = args.out or DEFAULT_OUT
 
     try:
-        meta, written = prepare(
-            source, out, resample=args.resample, workers=args.workers or available_cores()
-        )
+        source = read_source(args)
+        for split, names in source.boxes.get("missed", {}).items():
+            print(f"{len(names)} {split} faces were not found and are left out: {' '.join(names)}")
+
+        cut = Cut(args.resample, args.box_scale)
+        meta, written = prepare(source, out, cut, workers=args.workers or available_cores())
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command carries on from here") from None
 

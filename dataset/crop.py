@@ -2,9 +2,9 @@
 image pixels.
 
 A patch is twice as large as the squared face box and 256 pixels wide; the network sees its central
-128 pixels, which are the bare box. Coordinates are (x, y); integers are pixel centres. "Patch px"
-are pixels of the 256 patch, "crop px" are patch px minus `CROP_OFFSET`, "image px" are pixels of
-the picture the box was given in.
+128 pixels, which are the bare box, or the box grown by a scale. Coordinates are (x, y); integers
+are pixel centres. "Patch px" are pixels of the 256 patch, "crop px" are patch px minus
+`CROP_OFFSET`, "image px" are pixels of the picture the box was given in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.files import InputError
+from utils.files import InputError, read_bytes
+from utils.runtime import silent_libraries
 
 PATCH_SIZE = 256
 CROP_SIZE = 128
@@ -24,6 +25,20 @@ RESAMPLINGS = ("nearest", "area")
 Box = tuple[int, int, int, int]  # left, top, right, bottom; image px, edges inclusive
 # px; the patch of a larger box would take gigabytes, and such a box is a slip in practice
 MAX_BOX_SIDE = 10_000
+BOX_SCALES = (0.5, 3.0)  # smallest and largest scale of a box
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".png",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+)
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,12 @@ class PatchFrame:
         return 0.5 if self.resample == "area" else 0.0
 
 
-def patch_frame(box: Box, resample: str = "nearest") -> PatchFrame:
+def patch_frame(box: Box, resample: str = "nearest", scale: float = 1.0) -> PatchFrame:
     """The frame of the patch around `box` = (left, top, right, bottom), integer image px, edges
     inclusive.
 
-    The box is made square by growing its shorter side, then even, then doubled about its centre.
+    The box is made square by growing its shorter side, then even; the square grows about its centre
+    to `scale` times its side, rounded to an even number, and is doubled about its centre.
     """
     if resample not in RESAMPLINGS:
         raise ValueError(f"resample must be one of {RESAMPLINGS}, not {resample!r}")
@@ -82,8 +98,14 @@ def patch_frame(box: Box, resample: str = "nearest") -> PatchFrame:
         )
 
     width, height = right - left + 1, bottom - top + 1
-    if max(width, height) > MAX_BOX_SIDE:
-        raise InputError(f"face box {left} {top} {right} {bottom} is larger than {MAX_BOX_SIDE} px")
+    if max(width, height) * max(scale, 1) > MAX_BOX_SIDE:
+        times = "" if scale == 1 else f" times {scale:g}"
+        raise InputError(
+            f"face box {left} {top} {right} {bottom}{times} is larger than {MAX_BOX_SIDE} px"
+        )
+
+    if max(width, height) * scale < 1:
+        raise InputError(f"face box {left} {top} {right} {bottom} times {scale:g} has no area")
 
     grow = abs(width - height) // 2  # at the low edge; the odd pixel goes to the high edge
 
@@ -95,11 +117,14 @@ def patch_frame(box: Box, resample: str = "nearest") -> PatchFrame:
     square = max(width, height)
     square += square % 2  # an odd side grows at the right and at the bottom
 
+    grow = round(square * scale / 2) - square // 2  # at every edge, so the centre stays
+    left, top, square = left - grow, top - grow, square + 2 * grow
+
     return PatchFrame(left - square // 2, top - square // 2, 2 * square, resample)
 
 
 def face_patch(
-    image: np.ndarray, box: Box, resample: str = "nearest"
+    image: np.ndarray, box: Box, resample: str = "nearest", scale: float = 1.0
 ) -> tuple[np.ndarray, PatchFrame]:
     """The patch (256, 256, 3) of the face in `box` of `image` (H, W, 3) uint8, and its frame; black
     outside the image.
@@ -107,7 +132,7 @@ def face_patch(
     "nearest" is `cv2.resize` with INTER_NEAREST. "area" averages when it shrinks, and interpolates
     linearly (centres aligned too) when it enlarges. The channel order stays as it is.
     """
-    frame = patch_frame(box, resample)
+    frame = patch_frame(box, resample, scale)
     height, width = image.shape[:2]
 
     if box[0] >= width or box[1] >= height or box[2] < 0 or box[3] < 0:
@@ -136,31 +161,43 @@ def face_patch(
     return cv2.resize(square, (PATCH_SIZE, PATCH_SIZE), interpolation=interpolation), frame
 
 
+def overlap_ratios(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (N, 4) with others (M, 4), edges inclusive -> (N, M)."""
+    boxes, others = (np.asarray(b, np.float64).reshape(-1, 4) for b in (boxes, others))
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
+    shared = np.prod(np.maximum(high - low + 1, 0), axis=-1)  # (N, M, 2) -> (N, M)
+    areas, other_areas = (np.prod(b[:, 2:] - b[:, :2] + 1, axis=1) for b in (boxes, others))
+
+    return shared / (areas[:, None] + other_areas - shared)
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """An image file as (H, W, 3) uint8 BGR, turned as its EXIF orientation says; a damaged one is
     an InputError.
 
     16-bit images keep their upper eight bits, grey becomes three equal channels, alpha is dropped.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"image {path} cannot be read: {error.strerror}") from None
+    data = read_bytes(path, "image")
 
     # OpenCV fills what a truncated JPEG lacks with grey; its end mark FF D9 cannot occur within the
     # pixel data.
     truncated = data[:2] == b"\xff\xd8" and data.find(b"\xff\xd9", len(data) // 2) < 0
 
-    try:
-        image = (
-            None
-            if truncated or not data
-            else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        )
-    except cv2.error:  # e.g. more pixels than OpenCV's limit
-        image = None
-
+    image = None if truncated else decode(data)
     if image is None:
         raise InputError(f"image {path} is damaged, or of a kind that OpenCV does not read")
 
     return image
+
+
+def decode(data: bytes) -> np.ndarray | None:
+    """The picture (H, W, 3) uint8 BGR in a file's bytes; None where OpenCV does not read it."""
+    if not data:
+        return None
+
+    try:
+        with silent_libraries():
+            return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # e.g. more pixels than OpenCV's limit
+        return None

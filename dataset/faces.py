@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from dataset.annotations import ATTRIBUTES, read_crop_list
-from dataset.crop import CROP_OFFSET, CROP_SIZE
-from dataset.landmarks import LandmarkScheme, scheme_for
+from dataset.crop import BOX_SCALES, CROP_OFFSET, CROP_SIZE
+from dataset.landmarks import LandmarkScheme, own_scheme, scheme_for
 from dataset.patches import open_patches
 from utils.files import InputError, read_json
 
@@ -109,11 +109,32 @@ def list_path(data: Path, split: str, attribute: str | None = None) -> Path:
 
 def read_meta(data: Path) -> dict:
     """The folder's ``meta.json``; what a folder with released lists only implies where there is
-    none.
+    none. Folders of earlier versions have no ``box_scale``, which means 1.
     """
-    meta = read_json(Path(data) / "meta.json", advice="prepare the folder again")
+    path = Path(data) / "meta.json"
+    meta = read_json(path, advice="prepare the folder again")
+    if meta is None:
+        return {"resample": "nearest"}
 
-    return {"resample": "nearest"} if meta is None else meta
+    scale = meta.get("box_scale", 1.0)
+    if type(scale) not in (int, float) or not BOX_SCALES[0] <= scale <= BOX_SCALES[1]:
+        raise InputError(f"{path}: box_scale is {scale!r}, not a scale; prepare the folder again")
+
+    return meta
+
+
+def read_landmarks(
+    data: Path, split: str, meta: dict
+) -> tuple[np.ndarray, list[Path], LandmarkScheme]:
+    """Landmarks (N, P, 2) float64 in patch px and N patches of one of a folder's crop lists, and
+    the scheme of the P landmarks: that of ``meta``, or else the built-in one.
+    """
+    own, source = own_scheme(meta, data / "meta.json"), list_path(data, split)
+    landmarks, paths = read_crop_list(source, own.num_points if own else None)
+    if not paths:
+        raise InputError(f"{source} is empty: there is no face to use; prepare the folder again")
+
+    return landmarks, paths, own or scheme_for(landmarks.shape[1])
 
 
 def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> FaceSet:
@@ -137,11 +158,8 @@ def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> Fac
             "python dataset/createWFLW256.py, or name another folder with --data"
         )
 
-    landmarks, paths = read_crop_list(source)
-    if not paths:
-        raise InputError(f"{source} is empty: there is no face to use; prepare the folder again")
-
-    scheme = scheme_for(landmarks.shape[1])
+    meta = read_meta(data)
+    landmarks, paths, scheme = read_landmarks(data, split, meta)
     if split == "test":
         _require_eye_distance(source, landmarks, scheme)
 
@@ -155,7 +173,7 @@ def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> Fac
         scheme=scheme,
         attributes=attributes[:count],
         paths=paths[:count],
-        meta=read_meta(data),
+        meta=meta,
         sums=sums,
     )
 
@@ -188,7 +206,7 @@ def _memberships(data: Path, split: str, landmarks: np.ndarray, paths: list[Path
         if not source.is_file():
             continue
 
-        for points, path in zip(*read_crop_list(source), strict=True):
+        for points, path in zip(*read_crop_list(source, landmarks.shape[1]), strict=True):
             if path not in row and not row_of_points:
                 row_of_points = {points.tobytes(): i for i, points in enumerate(landmarks)}
 

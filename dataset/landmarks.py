@@ -1,14 +1,22 @@
 """Landmark schemes: which point is what. Nothing else in the code knows the number of a landmark.
 
+WFLW's 98 and iBUG's 68 points are built in; any other scheme comes from a JSON file (`read_scheme`)
+and travels with prepared sets and checkpoints as their ``scheme_definition``.
+
 Pixel convention everywhere: integer coordinates are pixel centres; the mirror of x in a crop w wide
 is w - 1 - x.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from utils.files import InputError
+import numpy as np
+
+from utils.files import InputError, read_json
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class LandmarkScheme:
     Args:
         name: name of the scheme.
         mirror: entry i is the landmark that lands at i when the face is mirrored (an involution).
-        outer_eyes: the two outer eye corners; their distance normalises the NME.
+        outer_eyes: the two landmarks whose distance normalises the NME: the outer eye corners.
         contours: groups of landmarks, together all P of them.
     """
 
@@ -115,9 +123,76 @@ IBUG_68 = LandmarkScheme(
 
 SCHEMES = {scheme.num_points: scheme for scheme in (WFLW_98, IBUG_68)}
 
+# iBUG landmark -> the WFLW landmark that is the same point of a face. WFLW's face contour is twice
+# as dense; its lids have three points between the corners, iBUG's two, and none of these agree.
+WFLW_OF_IBUG = (
+    {i: 2 * i for i in _run(0, 16)}
+    | dict(zip(_run(17, 26), (*_run(33, 37), *_run(42, 46)), strict=True))
+    | dict(zip(_run(27, 35), _run(51, 59), strict=True))
+    | {36: 60, 39: 64, 42: 68, 45: 72}
+    | dict(zip(_run(48, 67), _run(76, 95), strict=True))
+)
+
+# The WFLW landmarks of each lid, from corner to corner, and the two iBUG landmarks on it, which lie
+# at a third and at two thirds of the way.
+_LIDS = (
+    ((60, 61, 62, 63, 64), (37, 38)),
+    ((64, 65, 66, 67, 60), (40, 41)),
+    ((68, 69, 70, 71, 72), (43, 44)),
+    ((72, 73, 74, 75, 68), (46, 47)),
+)
+EYELIDS_68 = tuple(point for _, pair in _LIDS for point in pair)
+
+
+def _common_scheme() -> LandmarkScheme:
+    """iBUG-68 without the eyelids, its landmarks numbered anew."""
+    place = {point: i for i, point in enumerate(WFLW_OF_IBUG)}
+    right_eye, left_eye = IBUG_68.outer_eyes
+
+    return LandmarkScheme(
+        name="60 common points",
+        mirror=tuple(place[IBUG_68.mirror[point]] for point in WFLW_OF_IBUG),
+        outer_eyes=(place[right_eye], place[left_eye]),
+        contours=tuple(
+            Contour(c.name, tuple(place[p] for p in c.points if p in place), c.closed)
+            for c in IBUG_68.contours
+        ),
+    )
+
+
+COMMON_60 = _common_scheme()
+
+
+def points_within(scheme: LandmarkScheme, wanted: LandmarkScheme) -> tuple[int, ...] | None:
+    """Where the landmarks of ``wanted`` stand in ``scheme``; None where they are no part of it."""
+    if scheme.name == wanted.name and scheme.num_points == wanted.num_points:
+        return tuple(range(scheme.num_points))
+    if wanted == COMMON_60 and scheme in (WFLW_98, IBUG_68):
+        return tuple(WFLW_OF_IBUG.values() if scheme == WFLW_98 else WFLW_OF_IBUG)
+
+    return None
+
+
+def to_ibug_68(points: np.ndarray) -> np.ndarray:
+    """iBUG's 68 landmarks of WFLW's 98, (..., 98, 2) -> (..., 68, 2).
+
+    60 are the same points. The eight of ``EYELIDS_68`` are interpolated along WFLW's five points of
+    their lid, a third and two thirds of the way from corner to corner.
+    """
+    found = np.empty((*points.shape[:-2], 68, 2), points.dtype)
+    found[..., list(WFLW_OF_IBUG), :] = points[..., list(WFLW_OF_IBUG.values()), :]
+
+    for lid, pair in _LIDS:
+        for place, position in zip(pair, (4 / 3, 8 / 3), strict=True):  # of the lid's 4 steps
+            before = int(position)
+            a, b = points[..., lid[before], :], points[..., lid[before + 1], :]
+            found[..., place, :] = a + (position - before) * (b - a)
+
+    return found
+
 
 def scheme_for(num_points: int) -> LandmarkScheme:
-    """The scheme with ``num_points`` landmarks.
+    """The built-in scheme with ``num_points`` landmarks.
 
     Raises:
         InputError: no scheme has that many.
@@ -126,4 +201,156 @@ def scheme_for(num_points: int) -> LandmarkScheme:
         return SCHEMES[num_points]
     except KeyError:
         known = ", ".join(f"{s.num_points} ({s.name})" for s in SCHEMES.values())
-        raise InputError(f"no landmark scheme has {num_points} points; known: {known}") from None
+        raise InputError(
+            f"no landmark scheme has {num_points} points; known: {known}; prepare the faces with "
+            "--scheme FILE.json for points of your own"
+        ) from None
+
+
+def define(scheme: LandmarkScheme) -> dict[str, Any]:
+    """A scheme as plain values, of which :func:`scheme_from_definition` makes it again."""
+    contours = [asdict(contour) | {"points": list(contour.points)} for contour in scheme.contours]
+    lists = {"mirror": list(scheme.mirror), "outer_eyes": list(scheme.outer_eyes)}
+
+    return {"name": scheme.name, **lists, "contours": contours}
+
+
+def definition_to_keep(scheme: LandmarkScheme) -> dict[str, Any] | None:
+    """What a prepared set keeps of its scheme beside name and number: nothing of a built-in one."""
+    return None if scheme in SCHEMES.values() else define(scheme)
+
+
+def own_scheme(record: Mapping[str, Any], where: Path | str) -> LandmarkScheme | None:
+    """The scheme of one's own that a ``meta.json`` or the config of a checkpoint defines; None
+    where the scheme is a built-in one. ``where`` is the file, for messages.
+    """
+    definition = record.get("scheme_definition")
+
+    try:
+        return None if definition is None else scheme_from_definition(definition)
+    except InputError as error:
+        raise InputError(f"{where}: its scheme_definition is damaged: {error}") from None
+
+
+def scheme_of_network(config: Mapping[str, Any], where: Path | str) -> LandmarkScheme:
+    """The scheme of the landmarks that a network answers with, from its checkpoint's config."""
+    num_points = config["num_landmarks"]
+    own = own_scheme(config, where)
+
+    if own is not None and own.num_points != num_points:
+        raise InputError(
+            f"{where}: its scheme {own.name} has {own.num_points} points, its network "
+            f"{num_points}; it is damaged"
+        )
+
+    return own or scheme_for(num_points)
+
+
+def read_scheme(path: str | Path) -> LandmarkScheme:
+    """A scheme from a JSON file, which holds what :func:`define` gives.
+
+    Raises:
+        InputError: missing, no JSON, or no scheme: names the file and the field.
+    """
+    content = read_json(path, advice="write it again, see docs/data.md")
+    if content is None:
+        raise InputError(f"scheme {path} does not exist")
+
+    try:
+        return scheme_from_definition(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def scheme_from_definition(content: Any) -> LandmarkScheme:
+    """The inverse of :func:`define`, for content that may be wrong anywhere."""
+    fields = ("name", "mirror", "outer_eyes", "contours")
+    _require_fields(content, fields, "the scheme")
+    name, mirror = content["name"], content["mirror"]
+    _require_name(name, "name")
+
+    if not isinstance(mirror, list) or len(mirror) < 2:
+        raise InputError("mirror must be a list with an entry for each point, 2 or more")
+
+    count = len(mirror)
+    _require_points(mirror, count, "mirror")
+
+    for point, partner in enumerate(mirror):
+        if mirror[partner] != point:
+            raise InputError(
+                f"mirror is no involution: point {point} goes to {partner}, but {partner} goes to "
+                f"{mirror[partner]}"
+            )
+
+    eyes = content["outer_eyes"]
+    if not isinstance(eyes, list) or len(eyes) != 2:
+        raise InputError("outer_eyes must be a list of the two points that normalise the NME")
+
+    _require_points(eyes, count, "outer_eyes")
+    if eyes[0] == eyes[1]:
+        raise InputError(f"outer_eyes names point {eyes[0]} twice; it must be two points")
+
+    scheme = LandmarkScheme(name, tuple(mirror), tuple(eyes), _contours(content["contours"], count))
+    if scheme.name in {known.name for known in (*SCHEMES.values(), COMMON_60)}:
+        raise InputError(f"name {name!r} is that of a built-in scheme; choose another")
+
+    return scheme
+
+
+def _contours(content: Any, count: int) -> tuple[Contour, ...]:
+    """Contours that together hold all ``count`` points."""
+    if not isinstance(content, list) or not content:
+        raise InputError("contours must be a list of {name, points, closed}, at least one")
+
+    contours: list[Contour] = []
+
+    for number, item in enumerate(content):
+        where = f"contours[{number}]"
+        if isinstance(item, dict):
+            item = {"closed": False} | item
+        _require_fields(item, ("name", "points", "closed"), where)
+        _require_name(item["name"], f"{where}.name")
+        points = item["points"]
+
+        if not isinstance(points, list) or not points:
+            raise InputError(f"{where}.points must be a list of points, at least one")
+
+        _require_points(points, count, f"{where}.points")
+        twice = next((point for point in points if points.count(point) > 1), None)
+
+        if twice is not None:
+            raise InputError(f"contour {item['name']!r} names point {twice} twice")
+        if not isinstance(item["closed"], bool):
+            raise InputError(f"{where}.closed is {item['closed']!r}; it must be true or false")
+
+        contours.append(Contour(item["name"], tuple(points), item["closed"]))
+
+    missing = sorted(set(range(count)) - {p for contour in contours for p in contour.points})
+    if missing:
+        raise InputError(f"no contour holds point {missing[0]}; every point must be in one")
+
+    return tuple(contours)
+
+
+def _require_fields(content: Any, fields: tuple[str, ...], what: str) -> None:
+    if not isinstance(content, dict):
+        raise InputError(f"{what} must be an object with {', '.join(fields)}")
+
+    for name in fields:
+        if name not in content:
+            raise InputError(f"{what} lacks {name}")
+    for name in content:
+        if name not in fields:
+            raise InputError(f"{what} has an unknown field {name!r}; known: {', '.join(fields)}")
+
+
+def _require_name(name: Any, what: str) -> None:
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise InputError(f"{what} is {name!r}; it must be a text of one line")
+
+
+def _require_points(points: list, count: int, what: str) -> None:
+    """Refuse what is no list of landmarks of a scheme with ``count``."""
+    for point in points:
+        if type(point) is not int or not 0 <= point < count:
+            raise InputError(f"{what} names point {point!r}; points are 0 to {count - 1}")

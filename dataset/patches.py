@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset.crop import PATCH_SIZE
+from dataset.crop import PATCH_SIZE, decode
 from utils.files import InputError, describe_os_error
 from utils.runtime import available_cores, note, progress
 
@@ -173,14 +173,11 @@ def _decode(source: Path, paths: list[Path], keep: Callable[[int, np.ndarray], N
 
 def _read_patch(path: Path, where: str) -> np.ndarray:
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+        pixels = decode(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{where} is missing; prepare the folder again") from None
     except OSError as error:
         raise InputError(f"{where} cannot be read ({error.strerror})") from None
-    except cv2.error:
-        pixels = None
 
     if pixels is None:
         raise InputError(f"{where} is not a readable picture; prepare the folder again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import webbrowser
 
@@ -44,7 +43,6 @@ def launch(page: gr.Blocks, port: int, *, browser: bool) -> None:
     """Serve the page until the process is stopped."""
     system = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"])
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     _, address, _ = page.launch(
         server_name=HOST,

@@ -82,7 +82,8 @@ def _timings(
     while time.perf_counter() < warm_up:
         one_pass()
 
-    timings, begin = [], time.perf_counter()
+    timings: list[float] = []
+    begin = time.perf_counter()
 
     while len(timings) < at_least or (
         time.perf_counter() - begin < seconds and len(timings) < 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from dataset.annotations import ATTRIBUTES, read_crop_list
+from dataset.annotations import ATTRIBUTES
 from dataset.crop import CROP_OFFSET
-from dataset.faces import FaceSet, central_crops, list_path
+from dataset.faces import FaceSet, central_crops, list_path, read_landmarks
+from dataset.landmarks import (
+    COMMON_60,
+    IBUG_68,
+    WFLW_98,
+    LandmarkScheme,
+    points_within,
+    scheme_of_network,
+)
 from evaluation.cost import measure_speed, model_cost
 from models.checkpoint import LoadedModel, load_model
 from utils.files import InputError
@@ -27,14 +35,57 @@ RESAMPLES = 10_000  # of the bootstrap
 
 
 def require_same_points(loaded: LoadedModel, faces: FaceSet) -> None:
-    """Refuse a model that was trained for another number of landmarks than the data has."""
-    expected, found = loaded.config["num_landmarks"], faces.landmarks.shape[1]
-    if expected != found:
+    """Refuse a model that was trained for other landmarks than the data has."""
+    scheme = scheme_of_network(loaded.config, loaded.path)
+    if points_within(scheme, faces.scheme) is None:
+        advice = "evaluate it on data of its own scheme"
+        if (scheme, faces.scheme) == (WFLW_98, IBUG_68):
+            advice = "test.py CHECKPOINT, with the file named, evaluates it on 60 common points"
+
         raise InputError(
-            f"{loaded.path}: the model predicts {expected} landmarks, the data has {found} "
-            f"({faces.scheme.name}); "
-            "evaluate it on data of its own scheme"
+            f"{loaded.path}: the model predicts {scheme.num_points} landmarks ({scheme.name}), the "
+            f"data has {faces.scheme.num_points} ({faces.scheme.name}); {advice}"
         )
+
+
+class PickedPoints(nn.Module):
+    """A network's answer for some of its landmarks: (N, 2P) -> (N, 2 len(points))."""
+
+    def __init__(self, model: nn.Module, points: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model, self.points = model, list(points)
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        answer = self.model(crops).unflatten(1, (-1, 2))  # (N, 2P) -> (N, P, 2)
+
+        return answer[:, self.points].flatten(1)
+
+
+def _common_points(scheme: LandmarkScheme) -> tuple[int, ...]:
+    points = points_within(scheme, COMMON_60)
+    assert points is not None, "other schemes are refused when models are loaded"
+
+    return points
+
+
+def on_common_points(
+    models: dict[str, LoadedModel], faces: FaceSet
+) -> tuple[dict[str, LoadedModel], FaceSet]:
+    """Models and faces reduced to the landmarks that all of them share: as they are where all have
+    the same, the 60 common points where a model with WFLW's 98 is among them and the faces have
+    iBUG's 68.
+    """
+    schemes = {name: scheme_of_network(m.config, m.path) for name, m in models.items()}
+    if all(points_within(scheme, faces.scheme) for scheme in schemes.values()):
+        return models, faces
+
+    picked = {
+        name: replace(model, model=PickedPoints(model.model, _common_points(schemes[name])))
+        for name, model in models.items()
+    }
+    landmarks = faces.landmarks[:, list(_common_points(faces.scheme))]
+
+    return picked, replace(faces, landmarks=landmarks, scheme=COMMON_60)
 
 
 def predict_landmarks(
@@ -189,8 +240,8 @@ class Evaluation:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Every run's ``final.pt`` (``last.pt`` where training has not finished) and every ``.pth``
-    below ``folder``.
+    """Every run's ``final.pt`` (``last.pt`` where training has not finished), the networks that
+    come with the code (``*.pt``), and every ``.pth`` below ``folder``.
     """
     own = {
         path.parent: path
@@ -198,7 +249,8 @@ def find_checkpoints(folder: Path) -> list[Path]:
         for path in sorted(folder.glob(f"*/{name}"))
     }
 
-    found = [own[run] for run in sorted(own)] + sorted(folder.rglob("*.pth"))
+    found = [own[run] for run in sorted(own)] + sorted(folder.glob("*.pt"))
+    found += sorted(folder.rglob("*.pth"))
 
     if not found:
         raise InputError(
@@ -213,15 +265,17 @@ def find_checkpoints(folder: Path) -> list[Path]:
 def load_models(paths: list[Path], faces: FaceSet, *, asked_for: bool) -> dict[str, LoadedModel]:
     """The models by distinct names; that of a run that has not finished says so.
 
-    A file the user ``asked_for`` must fit the data; one that was merely found is left out with a
-    warning.
+    A file the user ``asked_for`` must fit the data, or share the 60 common points with it; one that
+    was merely found and does not fit is left out with a warning.
     """
     models = []
 
     for path in dict.fromkeys(paths):
         try:
             loaded = load_model(path)
-            require_same_points(loaded, faces)
+            scheme = scheme_of_network(loaded.config, path)
+            if not (asked_for and (scheme, faces.scheme) == (WFLW_98, IBUG_68)):
+                require_same_points(loaded, faces)
             models.append(loaded)
         except InputError as error:
             if asked_for:
@@ -265,8 +319,13 @@ def mean_shape_summary(data: Path, faces: FaceSet) -> dict[str, dict[str, float]
     if not source.is_file():
         return None
 
+    landmarks, _, scheme = read_landmarks(data, "train", faces.meta)
+    points = points_within(scheme, faces.scheme)
+    if points is None:
+        raise InputError(f"{source}: its landmarks are not those of the test list; prepare again")
+
     # (N, P, 2) patch px -> (P, 2) crop px
-    mean = read_crop_list(source)[0].mean(axis=0) - CROP_OFFSET
+    mean = landmarks[:, list(points)].mean(axis=0) - CROP_OFFSET
     target = faces.crop_landmarks().cpu().numpy()
 
     return summarize(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, patheffects
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -216,7 +217,7 @@ def face_gallery(
             true = faces.crop_landmarks()[index].cpu().numpy()
             show_face(axes, faces, index)
             lines = np.stack([true, prediction[index]], axis=1)  # (P, 2 ends, 2)
-            axes.add_collection(LineCollection(lines, colors="gold", linewidths=0.6))
+            axes.add_collection(LineCollection(list(lines), colors="gold", linewidths=0.6))
             axes.scatter(
                 *true.T, s=9, facecolors="none", edgecolors="white", linewidths=0.8, label="true"
             )
@@ -274,15 +275,31 @@ def write_evaluation(
         "robustness": robustness_curves(curves, min(len(faces), ROBUSTNESS_FACES)),
     }
 
-    for e in evaluations:
+    stems = file_stems([e.name for e in evaluations])
+    for e, stem in zip(evaluations, stems, strict=True):
         order = np.argsort(e.errors)  # NaN last: among the worst
         middle = max(0, (len(order) - 6) // 2)
         rows = [("worst: ", order[::-1][:6]), ("median: ", order[middle : middle + 6])]
         title = f"{e.name}: worst and median faces (dashed: what the network sees)"
         gallery = face_gallery(faces, e.prediction, e.errors, rows=rows, title=title)
-        figures["faces_" + re.sub(r"[^A-Za-z0-9._-]+", "_", e.name)] = gallery
+        figures[f"faces_{stem}"] = gallery
 
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def file_stems(names: list[str]) -> list[str]:
+    """Models' names as parts of file names, each another, also where capitals do not count."""
+    stems: list[str] = []
+
+    for name in names:
+        stem = plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+        number = 1
+        while stem.lower() in (taken.lower() for taken in stems):
+            number += 1
+            stem = f"{plain}_{number}"
+        stems.append(stem)
+
+    return stems
 
 
 def show_face(axes, faces: FaceSet, index: int) -> None:
@@ -461,11 +478,38 @@ def set_usage(model: nn.Module, weights: np.ndarray) -> Figure:
     """Are all sets used, and are they different? Entropy, mean weights and relative distances,
     module by module.
     """
-    modules = sepbn_modules(model)
-    _, count, groups, sets = weights.shape
-    at = np.arange(count)
+    names, sets = list(sepbn_modules(model)), weights.shape[3]
     figure = Figure(figsize=(13, 5), layout="constrained")
     by_entropy, by_set, by_distance = figure.subplots(1, 3)
+
+    _draw_entropy_and_use(by_entropy, by_set, weights)
+    if sets > 1:
+        _draw_distances(by_distance, model)
+
+    by_entropy.set(ylim=(-0.04, 1.04), ylabel="entropy / log K: 0 one set alone, 1 all sets alike")
+    by_entropy.set_title("Entropy of the attention\n(median, 5–95 % of the faces)", fontsize=11)
+    by_set.set(ylim=(-0.04, 1.04), ylabel="attention weight, mean over faces")
+    by_set.set_title("Use of the sets\n(grey: 1 / K)", fontsize=11)
+    by_distance.set(ylabel="distance of two sets / their mean length")
+    by_distance.set_ylim(bottom=-0.02)
+    by_distance.set_title(
+        "Difference of the sets\n(mean and range over pairs of sets)", fontsize=11
+    )
+
+    for axes in (by_entropy, by_set, by_distance):
+        axes.set_xticks(np.arange(len(names)), names)
+        axes.set_xlabel("SepBN module, front to back")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+
+    return figure
+
+
+def _draw_entropy_and_use(by_entropy: Axes, by_set: Axes, weights: np.ndarray) -> None:
+    """Entropy of the attention and mean weight of every set, by module, from (N, M, G, K)."""
+    _, count, groups, sets = weights.shape
+    at = np.arange(count)
     colours = colormaps[COLOURS](np.linspace(0, 0.8, max(2, groups, sets)))
     # (N, M, G)
     entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=3) / np.log(max(2, sets))
@@ -486,41 +530,22 @@ def set_usage(model: nn.Module, weights: np.ndarray) -> Figure:
 
     by_set.axhline(1 / sets, color="0.6", linewidth=1, zorder=0)
 
+
+def _draw_distances(axes: Axes, model: nn.Module) -> None:
+    """Relative distances of the sets' scales and of their shifts, by module."""
+    modules = sepbn_modules(model).values()
+    at = np.arange(len(modules))
+    colours = colormaps[COLOURS]((0.0, 0.8))
+
     for i, (parameter, label) in enumerate({"weight": "scale γ", "bias": "shift β"}.items()):
-        values = [
-            getattr(module, parameter).detach().double().cpu().numpy()
-            for module in modules.values()
-        ]
+        values = [getattr(module, parameter).detach().double().cpu().numpy() for module in modules]
         pairs = np.stack([relative_distances(one) for one in values])  # (M, pairs)
-
-        if sets > 1:
-            middle = pairs.mean(axis=1)
-            reach, spot = (
-                (middle - pairs.min(axis=1), pairs.max(axis=1) - middle),
-                at + 0.1 * (i - 0.5),
-            )
-            by_distance.errorbar(
-                spot, middle, reach, fmt=("o-", "s--")[i], color=colours[-i], capsize=3, label=label
-            )
-
-    by_entropy.set(ylim=(-0.04, 1.04), ylabel="entropy / log K: 0 one set alone, 1 all sets alike")
-    by_entropy.set_title("Entropy of the attention\n(median, 5–95 % of the faces)", fontsize=11)
-    by_set.set(ylim=(-0.04, 1.04), ylabel="attention weight, mean over faces")
-    by_set.set_title("Use of the sets\n(grey: 1 / K)", fontsize=11)
-    by_distance.set(ylabel="distance of two sets / their mean length")
-    by_distance.set_ylim(bottom=-0.02)
-    by_distance.set_title(
-        "Difference of the sets\n(mean and range over pairs of sets)", fontsize=11
-    )
-
-    for axes in (by_entropy, by_set, by_distance):
-        axes.set_xticks(at, modules)
-        axes.set_xlabel("SepBN module, front to back")
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-
-    return figure
+        middle = pairs.mean(axis=1)
+        reach = (middle - pairs.min(axis=1), pairs.max(axis=1) - middle)
+        spot = at + 0.1 * (i - 0.5)
+        axes.errorbar(
+            spot, middle, reach, fmt=("o-", "s--")[i], color=colours[-i], capsize=3, label=label
+        )
 
 
 def _heat_map_rows(values: np.ndarray) -> np.ndarray:

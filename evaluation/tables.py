@@ -13,6 +13,7 @@ import numpy as np
 from dataset.annotations import ATTRIBUTES
 from dataset.crop import CROP_SIZE, PATCH_SIZE
 from dataset.faces import FaceSet
+from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, LandmarkScheme
 from evaluation.evaluate import (
     Evaluation,
 )
@@ -27,14 +28,16 @@ def protocol(
     data: Path, faces: FaceSet, models: dict[str, LoadedModel]
 ) -> tuple[list[str], list[str]]:
     """The protocol in words, a line each, and warnings about what makes numbers incomparable."""
-    left, right = faces.scheme.outer_eyes
-    here = faces.meta.get("resample", "nearest")
+    here, scale = faces.meta.get("resample", "nearest"), faces.meta.get("box_scale", 1.0)
+    box = "the squared face box" + ("" if scale == 1 else f" grown to {scale:g} times its side")
+    numbered = IBUG_68 if faces.scheme == COMMON_60 else faces.scheme  # as everybody numbers them
+    left, right = numbered.outer_eyes
 
     lines = [
         f"Data: {data}, test split, {len(faces):,} faces, {faces.scheme.name}, patches resampled "
         f"by {here!r}",
-        f"Input: the squared face box, central {CROP_SIZE} px of the {PATCH_SIZE} px patch; no "
-        "test-time augmentation",
+        f"Input: {box}, central {CROP_SIZE} px of the {PATCH_SIZE} px patch; no test-time "
+        "augmentation",
         f"NME: mean point error / distance of the outer eye corners (points {left} and {right}), "
         "mean over faces, in %",
         "Unit: crop px, which gives the NME of image px (the crop is isotropic); predictions are "
@@ -44,7 +47,12 @@ def protocol(
         "a share, 0 to 1",
     ]
 
-    warnings = []
+    if faces.scheme == COMMON_60:
+        lines.insert(
+            1,
+            f"Points: {COMMON_60.name} of {WFLW_98.name} and {IBUG_68.name}; the eight on the "
+            "eyelids have no counterpart and are left out",
+        )
 
     for name, model in models.items():
         config = model.config
@@ -54,21 +62,52 @@ def protocol(
             f"Model {name}: {config['arm']}; {trained}; {model.path} ({config['format_name']} form)"
         )
 
-        if config["resample"] != here:
-            warnings.append(
-                f"{name} was trained on patches resampled by {config['resample']!r}, this data by "
-                f"{here!r}; their "
-                "landmarks differ by up to half a source pixel, so compare its NME on data "
-                "prepared like its own"
-            )
+    warnings = [
+        warning
+        for name, model in models.items()
+        for warning in _cut_otherwise(name, model.config, resample=here, box_scale=scale)
+    ]
 
     return lines, warnings
 
 
+def _cut_otherwise(
+    name: str, config: dict[str, Any], *, resample: str, box_scale: float
+) -> list[str]:
+    """Warnings where a model's own faces were cut in another way than the data."""
+    warnings = []
+
+    if config["resample"] != resample:
+        warnings.append(
+            f"{name} was trained on patches resampled by {config['resample']!r}, this data by "
+            f"{resample!r}; their landmarks differ by up to half a source pixel, so compare its "
+            "NME on data prepared like its own"
+        )
+
+    if config["box_scale"] != box_scale:
+        warnings.append(
+            f"{name} was trained on face boxes of {config['box_scale']:g} times their side, this "
+            f"data has {box_scale:g} times; compare its NME on data prepared with --box-scale "
+            f"{config['box_scale']:g}"
+        )
+
+    return warnings
+
+
+def count_points(scheme: LandmarkScheme) -> str:
+    """How many landmarks are measured, in words."""
+    return COMMON_60.name if scheme == COMMON_60 else f"{scheme.num_points} points"
+
+
 def accuracy_table(
-    evaluations: list[Evaluation], mean_shape: dict[str, dict[str, float]] | None
+    evaluations: list[Evaluation], mean_shape: dict[str, dict[str, float]] | None, points: str
 ) -> str:
-    """NME, FR and AUC of every model on the full set and the subsets."""
+    """NME, FR and AUC of every model on the full set and the subsets.
+
+    Args:
+        mean_shape: summary of the mean shape's NME; None leaves its row out.
+        points: which landmarks are measured, in words.
+    """
     columns = [f"{subset} ({table['faces']:,})" for subset, table in evaluations[0].summary.items()]
     metrics = [
         ("NME %", "nme_percent", 2),
@@ -88,7 +127,7 @@ def accuracy_table(
     if mean_shape is not None:
         rows.append(row("mean shape of the training set", mean_shape, *metrics[0]))
 
-    return markdown_table(["model", "metric", *columns], rows)
+    return markdown_table(["model", f"metric, {points}", *columns], rows)
 
 
 def difference_table(pairs: list[dict[str, Any]], masks: dict[str, np.ndarray]) -> str:

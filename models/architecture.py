@@ -1,27 +1,28 @@
-"""What a network is: its normalisation, its size, and which arm of the comparison that makes it."""
+"""What a network is: its normalisation and size, and which arm of the comparison that makes it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.vanilla import NUM_STAGES, Baseline, BaselineSepDyBN
+from models.vanilla import NUM_STAGES, Baseline, BaselineSepDyBN, VanillaCNN
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network is.
+    """All that the shapes of a network's weights follow from.
 
     Args:
-        norm: ``"none"``, ``"bn"`` or ``"sepbn"``.
+        norm: ``"bn"``, ``"none"`` or ``"sepbn"``.
         num_landmarks: number of points P.
         width: channels of the first stage.
-        sets, groups: K and G of SepBN; None without it.
-        attention_grid: T of SepBN's attention on a grid; None for the bottleneck.
+        sets: K of SepBN; None for other normalisations, like the two below.
+        groups: G of SepBN.
+        attention_grid: T of SepBN's attention on a grid; None as in the released code.
     """
 
     norm: str
@@ -31,114 +32,133 @@ class Architecture:
     groups: int | None = None
     attention_grid: int | None = None
 
-    def build(self, temperature: float = 1.0) -> nn.Module:
-        """A freshly initialised network; ``temperature`` is that of SepBN's attention."""
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Architecture:
+        """The architecture that a run's settings ask for; what concerns SepBN alone may be
+        absent.
+        """
+        size: dict[str, Any] = {name: config.get(name) for name in ("num_landmarks", "width")}
+        if config["norm"] != "sepbn":
+            return cls(config["norm"], **size)
+
+        options: dict[str, Any] = {
+            name: config.get(name) for name in ("sets", "groups", "attention_grid")
+        }
+
+        return cls("sepbn", **size, **options)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Architecture:
+        """The architecture that weights of ours, or of the released code, have.
+
+        Looks at a few names and shapes only: whether all weights fit shows when they are loaded.
+
+        Raises:
+            ValueError: saying which tensor is missing or of an impossible shape.
+        """
+        width = _shape(state, "conv1.weight", (None, 3, 3, 3))[0]
+        coordinates = _shape(state, "fc2.weight", (None, None))[0]
+        if coordinates % 2:
+            raise ValueError(f"fc2.weight has {coordinates} rows, not two for every landmark")
+
+        # The last stage tells the two kinds of attention apart at every width.
+        layer = f"bn{NUM_STAGES}"
+        size: dict[str, Any] = {"num_landmarks": coordinates // 2, "width": width}
+
+        if f"{layer}.fc1.weight" in state:
+            return cls("sepbn", **size, **_sepbn_size(state, layer, width))
+
+        return cls("bn" if any(name.startswith("bn") for name in state) else "none", **size)
+
+    def build(self, temperature: float = 1.0) -> VanillaCNN:
+        """A freshly initialised network; ``temperature`` is SepBN's softmax temperature."""
         size = {"num_landmarks": self.num_landmarks, "width": self.width}
         if self.norm != "sepbn":
             return Baseline(self.norm, **size)
 
-        grid = {"attention_grid": self.attention_grid}
+        assert self.sets is not None and self.groups is not None
 
-        return BaselineSepDyBN(self.sets, self.groups, temperature, **grid, **size)
+        return BaselineSepDyBN(
+            self.sets, self.groups, temperature, attention_grid=self.attention_grid, **size
+        )
 
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Architecture:
-        """Read the architecture from names and shapes of weights, of our own or the released form.
+    def as_config(self) -> dict[str, Any]:
+        """Plain values, as they stand in a checkpoint's config."""
+        return asdict(self)
 
-        Nothing of a network's size is allocated.
+    def describe(self) -> str:
+        """Which arm of the comparison this is, in words, and whether it is the published one."""
+        if self.norm == "none":
+            text = "Vanilla CNN without normalisation: the released baseline"
+            published = "published NME 5.70"
+        elif self.norm == "bn":
+            text = "Vanilla CNN with BatchNorm: the plain counterpart of SepBN"
+            published = "not published; the published 5.70 has no normalisation, --norm none"
+        else:
+            text, published = self._describe_sepbn()
 
-        Raises:
-            ValueError: the weights are those of no network here; says why.
-        """
-        try:
-            found = cls(
-                norm="none",
-                num_landmarks=state["fc2.weight"].shape[0] // 2,
-                width=state["conv1.weight"].shape[0],
-                **_sepbn_of(state),
-            )
-            if found.sets is not None:
-                found = cls(**asdict(found) | {"norm": "sepbn"})
-            elif any(name.startswith("bn1.") for name in state):
-                found = cls(**asdict(found) | {"norm": "bn"})
+        if self.width != 64:
+            published = f"width {self.width}, not the published 64"
 
-            with torch.device("meta"):
-                expected = found.build().state_dict()
+        return f"{text} ({published})"
 
-        except KeyError as error:
-            raise ValueError(f"{error} is missing") from None
-        except (AttributeError, IndexError, TypeError, ZeroDivisionError) as error:
-            raise ValueError(f"shapes that no network has ({error})") from None
+    def _describe_sepbn(self) -> tuple[str, str]:
+        plural = "" if self.groups == 1 else "s"
+        text = f"Vanilla CNN with SepBN, K = {self.sets} sets, G = {self.groups} group{plural}"
 
-        for name in expected:
-            if name.startswith(("conv", "fc")) and name in state:
-                shape, wanted = tuple(state[name].shape), tuple(expected[name].shape)
-                if shape != wanted:
-                    raise ValueError(f"{name} has shape {shape}, expected {wanted}")
+        if self.attention_grid:
+            grid = f"{self.attention_grid} x {self.attention_grid}"
+            text += f", attention on a {grid} grid: a reconstruction of the paper's diagram"
+            return text, "not a published setting"
+        if (self.sets, self.groups) == (3, 1):
+            return text + ": as in the released code", "published NME 5.48"
+        if (self.sets, self.groups) == (3, 2):
+            published = "the released code behind the published 5.48 has G = 1"
+            return text + ": as the method is described", published
 
-        return found
+        return text, "not a published setting"
 
 
-def _sepbn_of(state: Mapping[str, Tensor]) -> dict[str, int | None]:
-    """Sets, groups and grid of the SepBN modules; an empty dict where there are none."""
-    own = "bn1.weight" in state and state["bn1.weight"].dim() == 2
-    if own:
-        sets = state["bn1.weight"].shape[0]
-    elif "bn1.bn.0.weight" in state:
-        sets = sum(name.startswith("bn1.bn.") and name.endswith(".weight") for name in state)
+def _sepbn_size(state: Mapping[str, Tensor], layer: str, width: int) -> dict[str, Any]:
+    """Sets, groups and grid of a SepBN module, in our form or the released one (a list ``bn``)."""
+    if f"{layer}.weight" in state:
+        sets = _shape(state, f"{layer}.weight", (None, None))[0]
     else:
-        return {}
+        sets = sum(name.startswith(f"{layer}.bn.") and name.endswith(".weight") for name in state)
 
-    groups, odd = divmod(state["bn1.fc2.weight"].shape[0], sets)
-    if odd or not groups:
-        raise ValueError(f"bn1.fc2.weight has {groups * sets + odd} rows for {sets} sets")
+    hidden = _shape(state, f"{layer}.fc1.weight", (None, None, 1, 1))[0]
+    outputs, inputs = _shape(state, f"{layer}.fc2.weight", (None, None, 1, 1))[:2]
 
-    # The last module tells a grid from a bottleneck: at T = 1 they differ in their width only.
-    hidden, channels = state[f"bn{NUM_STAGES}.fc1.weight"].shape[:2]
-    columns = state[f"bn{NUM_STAGES}.fc2.weight"].shape[1]
-    bottleneck = columns == hidden == max(1, channels // 10)
-    grid = None if bottleneck else round((columns / groups) ** 0.5)
+    if not sets or outputs % sets or width % (outputs // sets):
+        raise ValueError(
+            f"{layer}.fc2.weight has {outputs} rows, which {sets} sets and {width} channels do not "
+            "share equally"
+        )
+
+    groups, grid = outputs // sets, None
+    if hidden == groups:  # on a grid, each group has one channel
+        grid = math.isqrt(inputs // groups)
+        if grid < 1:
+            raise ValueError(f"{layer}.fc2.weight has {inputs} columns, too few for a grid")
 
     return {"sets": sets, "groups": groups, "attention_grid": grid}
 
 
-def describe_arm(config: dict[str, Any]) -> str:
-    """Which arm of the comparison a network is, in words, and whether it is the published one.
+def _shape(
+    state: Mapping[str, Tensor], name: str, expected: tuple[int | None, ...]
+) -> tuple[int, ...]:
+    """Shape of a tensor that must have ``expected`` (None: any size but zero)."""
+    if name not in state:
+        raise ValueError(f"{name} is missing")
 
-    Args:
-        config: needs ``norm``, ``width``, ``sets``, ``groups``, ``attention_grid``.
-    """
-    names = ("norm", "width", "sets", "groups", "attention_grid")
-    norm, width, sets, groups, grid = (config.get(name) for name in names)
+    shape = tuple(state[name].shape)
+    fits = len(shape) == len(expected) and all(
+        size > 0 if wanted is None else size == wanted
+        for size, wanted in zip(shape, expected, strict=True)
+    )
 
-    if norm == "none":
-        text, published = (
-            "Vanilla CNN without normalisation: the released baseline",
-            "published NME 5.70",
-        )
-    elif norm == "bn":
-        text = "Vanilla CNN with BatchNorm: the plain counterpart of SepBN"
-        published = "not published; the published 5.70 has no normalisation, --norm none"
-    else:
-        plural = "" if groups == 1 else "s"
-        text = f"Vanilla CNN with SepBN, K = {sets} sets, G = {groups} group{plural}"
+    if not fits:
+        pattern = ", ".join("n" if wanted is None else str(wanted) for wanted in expected)
+        raise ValueError(f"{name} has the shape {shape}, not ({pattern})")
 
-        if grid:
-            text += (
-                f", attention on a {grid} x {grid} grid: a reconstruction of the paper's diagram"
-            )
-            published = "not a published setting"
-        elif (sets, groups) == (3, 1):
-            text, published = text + ": as in the released code", "published NME 5.48"
-        elif (sets, groups) == (3, 2):
-            text, published = (
-                text + ": as the method is described",
-                "the released code behind the published 5.48 has G = 1",
-            )
-        else:
-            published = "not a published setting"
-
-    if width != 64:
-        published = f"width {width}, not the published 64"
-
-    return f"{text} ({published})"
+    return shape

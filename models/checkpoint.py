@@ -9,19 +9,36 @@ from its keys.
 from __future__ import annotations
 
 import io
+import json
 import pickle
-from dataclasses import asdict, dataclass
+import reprlib
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from models.architecture import Architecture, describe_arm
+from models.architecture import Architecture
 from utils.files import InputError, atomic_write
 
 FORMAT = 1
-ARCHITECTURE = ("norm", "num_landmarks", "width", "sets", "groups", "attention_grid")
+# the SepBN network that comes with the code
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "sepbn16.pt"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Settings besides the architecture that every config has, and which values they may have.
+SETTINGS = {
+    "resample": lambda value: isinstance(value, str) and value in ("nearest", "area"),
+    "box_scale": lambda value: type(value) in (int, float) and 0 < value <= 10,
+    "released_geometry": lambda value: isinstance(value, bool),
+    "run": lambda value: isinstance(value, str) and value not in ("", "..") and "/" not in value,
+}
+# Settings that files of earlier versions do not have
+IMPLIED = {"attention_grid": None, "box_scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -31,8 +48,8 @@ class LoadedModel:
     Args:
         model: in evaluation mode.
         config: settings it was trained with; always has norm, num_landmarks, width, sets, groups,
-            attention_grid, resample, released_geometry, run, arm (in words) and format_name
-            (``"own"`` or ``"released"``).
+            attention_grid, resample, box_scale, released_geometry, run, arm (in words) and
+            format_name (``"own"`` or ``"released"``).
         path: the file.
         name: name of the run, or the file's stem.
     """
@@ -47,12 +64,10 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     """A freshly initialised network.
 
     Args:
-        config: needs the fields of :class:`Architecture`, of which ``attention_grid``, ``sets`` and
-            ``groups`` may be absent; ``temperature`` is the softmax temperature to start from.
+        config: see :meth:`Architecture.from_config`; ``temperature`` is the softmax temperature to
+            start from.
     """
-    architecture = Architecture(**{name: config.get(name) for name in ARCHITECTURE})
-
-    return architecture.build(config.get("temperature") or 1.0)
+    return Architecture.from_config(config).build(config.get("temperature") or 1.0)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -72,18 +87,26 @@ def read(path: str | Path) -> dict[str, Any]:
             plain values.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint file")
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint file")
+        _refuse_compressed(path)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old forms; what matters is checked below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: refused, since it is no plain checkpoint: it is damaged or holds Python "
             "objects, which could run "
             "code; save a state_dict instead"
         ) from None
-    except Exception:  # a damaged file makes torch.load raise nearly anything
+    except PermissionError:
+        raise InputError(f"{path}: no permission to read it; allow it, or copy the file") from None
+    except Exception:  # in a damaged file torch.load stumbles over anything
         raise InputError(
             f"{path}: truncated or not a checkpoint; copy it again or use another one"
         ) from None
@@ -96,59 +119,212 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _short(value: Any) -> str:
+    """What a file holds, for a message of one line."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch writes archives as they are; a compressed one could grow beyond all memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+
+        if unpacked > path.stat().st_size:
+            raise InputError(f"{path}: refused, since it is compressed; save it with torch.save")
+
+
+def check_own(content: dict[str, Any], path: Path) -> None:
+    """Check the parts of a file in our own form, but not yet whether weights and config agree.
+
+    Raises:
+        InputError: another format; a part or a setting is missing or of an impossible kind; see
+            also :func:`check_weights`.
+    """
+    advice = "use a checkpoint written by this project"
+    missing = [part for part in ("model", "config", "format") if part not in content]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; {advice}")
+
+    if type(content["format"]) is not int or content["format"] != FORMAT:
+        raise InputError(
+            f"{path}: written in format {_short(content['format'])}, this code reads format "
+            f"{FORMAT}"
+        )
+
+    config = content["config"]
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: its config is a {type(config).__name__}, no dict; {advice}")
+
+    config = IMPLIED | config
+    names = (*(field.name for field in fields(Architecture)), *SETTINGS)
+    missing = [name for name in names if name not in config]
+    if missing:
+        raise InputError(f"{path}: its config lacks {', '.join(missing)}; {advice}")
+
+    for name, allowed in SETTINGS.items():
+        if not allowed(config[name]):
+            raise InputError(
+                f"{path}: its config says {name} = {_short(config[name])}, which cannot be; "
+                f"{advice}"
+            )
+
+    try:
+        json.dumps(config)
+    except (TypeError, ValueError, RecursionError):
+        raise InputError(f"{path}: its config holds more than plain values; {advice}") from None
+
+    check_weights(content["model"], path)
+
+
+def check_weights(state: Any, path: Path) -> None:
+    """Check that ``state`` is names and ordinary, finite tensors that lie in the file as a whole.
+
+    Raises:
+        InputError: naming the first tensor that cannot be a network's weight.
+    """
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: its weights are a {type(state).__name__}, not a state_dict")
+
+    def refuse(problem: Callable[[Any, Any], str]) -> None:
+        for name, tensor in state.items():
+            if said := problem(name, tensor):
+                raise InputError(
+                    f"{path}: {_short(name)} {said}: no weights of a network; use another file"
+                )
+
+    refuse(_wrong_kind)
+
+    # Views of little memory can look like huge tensors.
+    storages = [tensor.untyped_storage() for tensor in state.values()]
+    stored = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+    if needed > sum(stored.values()):
+        raise InputError(f"{path}: its tensors share memory: no weights of a network")
+
+    refuse(_wrong_values)
+
+
+def _wrong_kind(name: Any, tensor: Any) -> str:
+    """Why an entry of a state_dict is no weight, without a look at its values; empty if it is."""
+    if not isinstance(name, str):
+        return "is no name"
+    if not isinstance(tensor, torch.Tensor):
+        return f"is a {type(tensor).__name__}, no tensor"
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+        return "is no ordinary tensor"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return "claims more numbers than the file holds: tensors that share memory"
+    if name.endswith("num_batches_tracked"):
+        return "" if tensor.dtype == torch.int64 else f"is {tensor.dtype}, no counter"
+    if tensor.dtype not in FLOATS:
+        return f"is {tensor.dtype}, not floating-point"
+
+    return ""
+
+
+def _wrong_values(name: str, tensor: torch.Tensor) -> str:
+    """Why these numbers cannot be a network's; empty if they can."""
+    if not torch.isfinite(tensor.float()).all():
+        return "is not finite"
+    if name.endswith("running_var") and (tensor < 0).any():
+        return "has a negative variance"
+    if name.endswith(".temperature") and not (tensor > 0).all():
+        return "is not positive"
+
+    return ""
+
+
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """A network from one of our checkpoints or from a released state_dict.
+    """A network from one of our checkpoints or from a bare state_dict, ours or released.
+
+    The network is made from the shapes of the weights, once they are known to fit it: a file costs
+    no more memory than it is large, whatever its config says.
 
     Args:
         path: ``final.pt``, ``last.pt``, a milestone, or a released ``.pth``.
         device: where to put the network.
 
     Raises:
-        InputError: see :func:`read`; also where weights are missing, unexpected or of another
-            shape.
+        InputError: see :func:`read`, :func:`check_own`; also where weights are missing, unexpected
+            or of another shape than others or the config say.
     """
     path = Path(path)
     content = read(path)
-
     own = "model" in content and "config" in content
-    state = content["model"] if own else content
-    _check_weights(path, state)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-
-    try:
-        architecture = Architecture.from_state_dict(state)
-    except ValueError as error:
-        what = "neither a checkpoint of this project nor a released state_dict"
-        if own:
-            what = "its weights do not fit the network"
-
-        raise InputError(f"{path}: {what}: {error}") from None
 
     if own:
-        config = _own_config(path, content)
-        for key, value in asdict(architecture).items():
-            # Without SepBN, settings of SepBN mean nothing, whatever stands there.
-            if value is not None and config[key] != value:
-                raise InputError(
-                    f"{path}: its config says {key} {config[key]!r}, its weights {value!r}; it is "
-                    "damaged"
-                )
-
-        config |= asdict(architecture)
+        check_own(content, path)
+        state, config = content["model"], IMPLIED | content["config"]
     else:
-        config = _bare_config(path, architecture, state)
+        check_weights(content, path)
+        state, config = content, {}
 
-    config["arm"] = describe_arm(config)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    architecture = _architecture(state, path)
 
-    # Initial weights are replaced at once: leave the generator alone.
+    if own:
+        _refuse_contradictions(architecture, config, path)
+        config["format_name"] = "own"
+    else:
+        config = _bare_config(state, path)
+
+    config |= architecture.as_config() | {"arm": architecture.describe()}
+
+    # Shapes first: on the device "meta" nothing is allocated
+    outline = {name: value.to("meta") for name, value in state.items()}
+    with torch.device("meta"):
+        load_weights(architecture.build(), outline, path)
+
+    # Initial weights are replaced at once: leave the generator alone
     with torch.random.fork_rng(devices=[]):
         model = architecture.build()
 
     load_weights(model, state, path)
     # Channels last is the order of the crops: a third of the time of a batch of one on a CPU.
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     return LoadedModel(model, config, path, config["run"])
+
+
+def _architecture(state: dict[str, torch.Tensor], path: Path) -> Architecture:
+    try:
+        return Architecture.from_state_dict(state)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: neither a checkpoint of this project nor a released state_dict ({error})"
+        ) from None
+
+
+def _refuse_contradictions(architecture: Architecture, config: dict[str, Any], path: Path) -> None:
+    """Refuse a config that says other than the weights; SepBN's settings count with SepBN."""
+    sepbn = ("sets", "groups", "attention_grid")
+    for name, value in architecture.as_config().items():
+        if architecture.norm != "sepbn" and name in sepbn:
+            continue
+
+        said = config[name]
+        if type(said) is not type(value) or said != value:
+            raise InputError(
+                f"{path}: its config says {name} = {_short(said)}, its weights say {value}; "
+                "use a checkpoint written by this project"
+            )
+
+
+def _bare_config(state: dict[str, torch.Tensor], path: Path) -> dict[str, Any]:
+    """What is taken for granted of a bare state_dict: the released code's way of training, unless
+    only our code names SepBN's weights so.
+    """
+    own = "bn1.running_mean" in state and "bn1.fc1.weight" in state
+
+    return {
+        "resample": "nearest",
+        "box_scale": 1.0,
+        "released_geometry": not own,
+        "run": path.stem,
+        "format_name": "own" if own else "released",
+    }
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
@@ -161,63 +337,3 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -
         raise InputError(
             f"{path}: its weights do not fit the network: {lines[0][:200]}{more}"
         ) from None
-
-
-def _own_config(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The config of one of our checkpoints, with its kinds and values checked."""
-    if content.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: written in format {content.get('format')}, this code reads format {FORMAT}"
-        )
-    if not isinstance(content["config"], dict):
-        raise InputError(f"{path}: its config is no dictionary; use another checkpoint")
-
-    config = {"attention_grid": None} | content["config"]
-    wanted = (*ARCHITECTURE, "resample", "released_geometry", "run")
-    missing = [name for name in wanted if name not in config]
-    if missing:
-        raise InputError(
-            f"{path}: its config lacks {', '.join(missing)}; use a checkpoint written by this "
-            "project"
-        )
-
-    for name, good in (
-        ("run", isinstance(config["run"], str)),
-        ("resample", config["resample"] in ("nearest", "area")),
-        ("released_geometry", isinstance(config["released_geometry"], bool)),
-    ):
-        if not good:
-            raise InputError(f"{path}: {name} is {config[name]!r} in its config; it is damaged")
-
-    return config | {"format_name": "own"}
-
-
-def _bare_config(path: Path, architecture: Architecture, state: dict[str, Any]) -> dict[str, Any]:
-    """What a file says that holds nothing but weights."""
-    ours = "bn1.weight" in state  # the released code has no BatchNorm, and other names in SepBN
-
-    return asdict(architecture) | {
-        "resample": "nearest",
-        "released_geometry": not ours,
-        "run": path.stem,
-        "format_name": "released",
-    }
-
-
-def _check_weights(path: Path, state: Any) -> None:
-    """Refuse what is no state_dict, or a tensor that claims more than its file holds."""
-    if not isinstance(state, dict) or not state:
-        raise InputError(f"{path}: neither a checkpoint of this project nor a released state_dict")
-
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise InputError(
-                f"{path}: neither a checkpoint of this project nor a released state_dict: "
-                f"{name!r} is a {type(tensor).__name__}"
-            )
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise InputError(f"{path}: {name} claims more numbers than the file holds; refused")
-        if not (tensor.is_floating_point() or name.endswith("num_batches_tracked")):
-            raise InputError(f"{path}: {name} is of {tensor.dtype}, not floating point; refused")
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{path}: {name} holds values that are not finite; refused")

@@ -46,6 +46,9 @@ class FoldedSepBN(nn.Module):
     group g. (`einsum` would do as well, but OpenCV's importer cannot change its batch size.)
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, layer: SepBatchNorm2d) -> None:
         super().__init__()
         self.layer = layer

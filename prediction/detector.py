@@ -10,7 +10,21 @@ import cv2
 import numpy as np
 
 from dataset.crop import Box
+from prediction.fetching import RemoteFile, fetch_once
 from utils.files import InputError, require_utf8
+from utils.runtime import silent_libraries
+
+YUNET = RemoteFile(
+    "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/"
+    "face_detection_yunet/face_detection_yunet_2023mar.onnx",
+    "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+)
+
+
+def yunet_path() -> Path:
+    """YuNet's file in the cache folder, fetched at the first call."""
+    otherwise = "name one with --detector, or say where the faces are with --box or --whole"
+    return fetch_once(YUNET, otherwise=otherwise)
 
 
 def inclusive_box(x: float, y: float, width: float, height: float) -> Box:
@@ -53,9 +67,10 @@ class FaceDetector:
         self.max_side = max_side
 
         try:
-            self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), min_score)
-            # a file of another network shows here
-            self._net.detect(np.zeros((320, 320, 3), np.uint8))
+            with silent_libraries():
+                self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), min_score)
+                # a file of another network shows here
+                self._net.detect(np.zeros((320, 320, 3), np.uint8))
         except cv2.error as error:
             raise InputError(
                 f"{path} is not a YuNet model that OpenCV {cv2.__version__} can run"

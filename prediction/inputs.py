@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -11,22 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset.crop import Box, patch_frame
-from utils.files import InputError, require_utf8
+from dataset.crop import IMAGE_SUFFIXES, Box, patch_frame
+from utils.files import InputError, read_bytes, require_utf8
+from utils.runtime import silent_libraries
 
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
 
@@ -72,27 +61,26 @@ class BoxTable:
         self.path = path
         # boxes and their lines, by the parts of the path in the column "file"
         self._rows: dict[tuple[str, ...], list[tuple[Box, int]]] = {}
+        data = io.BytesIO(read_bytes(path, "table"))
         try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                missing = [name for name in BOX_COLUMNS if name not in (reader.fieldnames or [])]
-                if missing:
-                    raise InputError(
-                        f"{path}, line 1: no column {', '.join(missing)}; the header must be "
-                        f"{','.join(BOX_COLUMNS)}"
-                    )
+            reader = csv.DictReader(io.TextIOWrapper(data, "utf-8-sig", newline=""))
+            missing = [name for name in BOX_COLUMNS if name not in (reader.fieldnames or [])]
+            if missing:
+                raise InputError(
+                    f"{path}, line 1: no column {', '.join(missing)}; the header must be "
+                    f"{','.join(BOX_COLUMNS)}"
+                )
 
-                for row in reader:
-                    self._add(row, reader.line_num)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+            for row in reader:
+                self._add(row, reader.line_num)
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{path}: not a CSV text file ({error})") from error
 
     def _add(self, row: dict, line: int) -> None:
         try:
-            left, top, right, bottom = box = tuple(int(row[name]) for name in BOX_COLUMNS[1:])
-            patch_frame((left, top, right, bottom))  # refuses a box without area
+            left, top, right, bottom = (int(row[name]) for name in BOX_COLUMNS[1:])
+            box = (left, top, right, bottom)
+            patch_frame(box)  # refuses a box without area
         except (TypeError, ValueError):
             raise InputError(
                 f"{self.path}, line {line}: x0, y0, x1, y1 must be four whole numbers"
@@ -130,7 +118,9 @@ class Video:
     def __init__(self, path: Path) -> None:
         require_utf8(path)  # OpenCV crashes on other names
         self.path = path
-        self._capture = cv2.VideoCapture(str(path))
+        with silent_libraries():
+            self._capture = cv2.VideoCapture(str(path))
+
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         # containers without a rate say 0, nan or nonsense
         self.fps = fps if 1 <= fps <= 1000 else 25.0
@@ -142,7 +132,8 @@ class Video:
         count = 0
         try:
             while True:
-                there, frame = self._capture.read()
+                with silent_libraries():
+                    there, frame = self._capture.read()
                 if not there:
                     break
 

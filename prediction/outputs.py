@@ -120,7 +120,7 @@ class _VideoSink:
         if self._writer is None:
             size = frame.shape[1], frame.shape[0]
             self._writer = cv2.VideoWriter(
-                str(self.path), cv2.VideoWriter_fourcc(*"mp4v"), self._fps, size
+                str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size
             )
             if not self._writer.isOpened():
                 raise InputError(

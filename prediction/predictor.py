@@ -14,7 +14,7 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,13 @@ import torch
 
 from dataset.crop import CROP_OFFSET, PATCH_SIZE, PatchFrame, face_patch
 from dataset.faces import central_crops
-from dataset.landmarks import scheme_for
+from dataset.landmarks import IBUG_68, WFLW_98, LandmarkScheme, scheme_of_network, to_ibug_68
 from models.checkpoint import LoadedModel, load_model
 from models.folding import fold_normalisation
+from utils.files import InputError
 from utils.runtime import select_device
 
+MOST_BOXES = 10_000  # in one picture; their patches take 2 GB
 HELD_BYTES = 256 << 20  # decoded pictures that may wait for a full batch
 
 
@@ -49,11 +51,14 @@ class LandmarkPredictor:
 
     Args: checkpoint: path of a checkpoint (our own form or the released one), or a model that is
         already loaded. device: "auto", "cpu", "cuda" or "cuda:N". batch_size: faces that go through
-        the network at once.
+        the network at once. points: 68 makes iBUG's 68 landmarks of WFLW's 98: 60 are the same
+        points, the eyelids are interpolated along the lids.
 
     Attributes:
-        scheme: the meaning of the P landmarks; `scheme.name` is "WFLW-98" or "iBUG-68".
-        resample: how face patches are cut out: the rule that the checkpoint was trained with.
+        scheme: the meaning of the P landmarks; `scheme.name` is "WFLW-98", "iBUG-68", or that of a
+            scheme of one's own that the checkpoint carries.
+        network_scheme: that of the network itself.
+        resample, box_scale: how face patches are cut out: as the checkpoint was trained with.
         seconds: time spent in the network so far.
 
     Call with an image (H, W, 3), uint8, **BGR** (as `cv2.imread` gives it), and N boxes (left, top,
@@ -64,7 +69,12 @@ class LandmarkPredictor:
     """
 
     def __init__(
-        self, checkpoint: str | Path | LoadedModel, *, device: str = "auto", batch_size: int = 64
+        self,
+        checkpoint: str | Path | LoadedModel,
+        *,
+        device: str = "auto",
+        batch_size: int = 64,
+        points: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -75,10 +85,12 @@ class LandmarkPredictor:
         self.name: str = loaded.name
         self.config: dict = loaded.config
         self.resample: str = loaded.config["resample"]
-        self.scheme = scheme_for(loaded.config["num_landmarks"])
+        self.box_scale: float = loaded.config["box_scale"]
+        self.network_scheme = scheme_of_network(loaded.config, loaded.path)
+        self.scheme = _scheme_of_answer(self.network_scheme, points, loaded.path)
         self.seconds = 0.0
         # in the crops' own memory order, channels last: a third of the time on a CPU at batch 1
-        self._model = fold_normalisation(loaded.model).to(
+        self._model = fold_normalisation(loaded.model).to(  # type: ignore[call-overload]
             self.device, memory_format=torch.channels_last
         )
 
@@ -107,7 +119,9 @@ class LandmarkPredictor:
         frames = []
 
         for index, (left, top, right, bottom) in enumerate(boxes.astype(np.int64).tolist()):
-            patch, frame = face_patch(image, (left, top, right, bottom), self.resample)
+            patch, frame = face_patch(
+                image, (left, top, right, bottom), self.resample, self.box_scale
+            )
             cv2.cvtColor(patch, cv2.COLOR_BGR2RGB, dst=patches[index])
             frames.append(frame)
 
@@ -125,6 +139,8 @@ class LandmarkPredictor:
             batch = torch.from_numpy(patches[start : start + self.batch_size]).to(self.device)
             crop_px = self._model(central_crops(batch)).double().cpu().numpy()
             crop_px = crop_px.reshape(len(batch), -1, 2)  # (B, 2P) -> (B, P, 2)
+            if self.scheme != self.network_scheme:
+                crop_px = to_ibug_68(crop_px)
             for index, points in enumerate(crop_px, start):
                 landmarks[index] = frames[index].to_image(points + CROP_OFFSET)
 
@@ -152,3 +168,31 @@ class LandmarkPredictor:
         landmarks = self.predict_patches(np.concatenate([shot.patches for shot in held]), frames)
         ends = np.cumsum([len(shot.frames) for shot in held])
         yield from zip(held, np.split(landmarks, ends[:-1]), strict=True)
+
+
+def _scheme_of_answer(network: LandmarkScheme, points: int | None, path: Path) -> LandmarkScheme:
+    """The network's own scheme, or iBUG-68 where 68 ``points`` are asked for and can be made."""
+    if points is None or points == network.num_points:
+        return network
+    if points == IBUG_68.num_points and network == WFLW_98:
+        return IBUG_68
+
+    raise InputError(
+        f"{path}: {points} points cannot be made of its {network.num_points} ({network.name}); "
+        "68 can be made of WFLW's 98"
+    )
+
+
+def cut_faces(
+    predictor: LandmarkPredictor, path: Path, image: np.ndarray, boxes_of: Callable
+) -> Shot:
+    """A picture with its faces cut out, boxes and scores being ``boxes_of(path, image)``.
+
+    Raises:
+        InputError: a box that cannot be cut out, or more boxes than memory holds patches.
+    """
+    boxes, scores = boxes_of(path, image)
+    if len(boxes) > MOST_BOXES:
+        raise InputError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
+
+    return Shot(path, image, boxes, scores, *predictor.cut(image, boxes))

@@ -83,6 +83,36 @@ def make_sets_differ(model) -> None:
         model.fc2.bias.uniform_(0, 128)
 
 
+def write_checkpoint(path: Path, seed: int = 0) -> Path:
+    """A checkpoint of a fresh SepBN network, width 4, that answers within the crop; returns
+    ``path``.
+    """
+    import torch
+
+    from models.checkpoint import build_model, save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    config = {
+        "norm": "sepbn",
+        "num_landmarks": 98,
+        "width": 4,
+        "sets": 3,
+        "groups": 2,
+        "temperature": 2.0,
+    }
+
+    torch.manual_seed(seed)
+    model = build_model(config)
+    with torch.no_grad():
+        model.fc2.bias.uniform_(20, 108)
+
+    config |= {"resample": "nearest", "released_geometry": False, "run": path.parent.name}
+    save(path, {"model": model.state_dict(), "config": config, "format": 1})
+
+    return path
+
+
 def symmetric_shape(num_points: int) -> np.ndarray:
     """(P, 2) points on the unit circle and inside it whose mirror image is their mirror
     permutation.

@@ -88,6 +88,7 @@ def with_field(index: int, value: str) -> list[str]:
         (with_field(7, "12,5"), "'12,5' is not a number"),
         (with_field(7, "nan"), "'nan' is not finite"),
         (with_field(195, "-inf"), "'-inf' is not finite"),
+        (with_field(7, "1e300"), "'1e300' lies beyond 1,000,000 px"),
         (with_field(197, "left"), "'left' is not a number"),
         (with_field(196, "10.5"), "face box 10.5 20 130 141 is not in whole pixels"),
         (with_field(198, "10"), "face box 10 20 10 141 has no area"),

@@ -12,7 +12,7 @@ import torch
 
 from dataset import augment
 from dataset.augment import Draws, batch, draw, draw_epoch, patch_to_crop, warp
-from dataset.faces import FaceSet, central_crops
+from dataset.faces import FaceSet, central_crops, scale_pixels
 from dataset.landmarks import WFLW_98
 
 
@@ -31,6 +31,7 @@ def crops_and_points(
     """Pixels through ``warp`` and points (N, P, 2) through the forward matrix."""
     maps = patch_to_crop(draws)
     crops = warp(patches, torch.from_numpy(np.linalg.inv(maps)[:, :2].astype(np.float32)))
+    crops = scale_pixels(crops)
 
     return crops, np.einsum("nij,npj->npi", maps[:, :2, :2], points) + maps[:, None, :2, 2]
 
@@ -247,9 +248,9 @@ def test_parameters_span_the_stated_ranges_with_probability_one_half():
     assert np.abs(np.corrcoef(coins) - np.eye(4)).max() < 0.03
 
 
-def test_outside_the_patch_is_black_before_scaling():
+def test_outside_the_patch_is_black():
     white = torch.full((1, 256, 256, 3), 255, dtype=torch.uint8)
     far = torch.tensor([[[1.0, 0.0, 300.0], [0.0, 1.0, 0.0]]])
-    assert torch.equal(warp(white, far), torch.full((1, 3, 128, 128), -127.5 / 128))
+    assert torch.equal(warp(white, far), torch.zeros(1, 3, 128, 128))
     inside = warp(white, torch.tensor([[[1.0, 0.0, 10.0], [0.0, 1.0, 10.0]]]))
-    assert torch.equal(inside, torch.full((1, 3, 128, 128), 127.5 / 128))
+    assert torch.equal(inside, torch.full((1, 3, 128, 128), 255.0))

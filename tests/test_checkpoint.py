@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import random
+import zipfile
 
 import pytest
 import torch
 
+from dataset.crop import RESAMPLINGS
 from models import BaselineSepDyBN, checkpoint
+from models.architecture import Architecture
 from models.checkpoint import build_model, load_model
 from models.vanilla import released_state_dict
 from utils.files import InputError
@@ -282,3 +286,205 @@ def own_sepbn_file(folder):
     checkpoint.save(path, content)
 
     return path
+
+
+@pytest.mark.parametrize("attention_grid", [None, 1, 4])
+@pytest.mark.parametrize(("width", "sets", "groups"), [(4, 3, 2), (10, 1, 1), (6, 5, 3), (3, 2, 3)])
+def test_the_architecture_follows_from_the_shapes(width, sets, groups, attention_grid):
+    architecture = Architecture("sepbn", 68, width, sets, groups, attention_grid)
+    assert Architecture.from_state_dict(architecture.build().state_dict()) == architecture
+
+
+@pytest.mark.parametrize("norm", ["bn", "none"])
+def test_the_architecture_without_sepbn_follows_from_the_shapes(norm):
+    architecture = Architecture(norm, 98, 2)
+    assert Architecture.from_state_dict(architecture.build().state_dict()) == architecture
+
+
+def test_a_bare_state_dict_of_ours_computes_the_same(tmp_path):
+    for name, config in (("plain", CONFIG), ("grid", CONFIG | {"attention_grid": 2})):
+        model = scramble(build_model(config))
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
+        loaded = load_model(tmp_path / f"{name}.pt")
+
+        for key in ("norm", "width", "sets", "groups", "num_landmarks"):
+            assert loaded.config[key] == config[key], key
+
+        assert loaded.config["format_name"] == "own" and not loaded.config["released_geometry"]
+        faces = torch.randn(2, 3, 128, 128)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.model(faces), model(faces), rtol=1e-4, atol=1e-5)
+
+
+LIES = [
+    ("width", "a"),
+    ("width", 10_000_000),
+    ("width", 4.0),
+    ("sets", -1),
+    ("sets", None),
+    ("sets", True),
+    ("groups", None),
+    ("groups", 4),
+    ("norm", "foo"),
+    ("norm", "bn"),
+    ("norm", ["sepbn"]),
+    ("num_landmarks", 68),
+    ("num_landmarks", torch.tensor([1, 2])),
+    ("resample", torch.zeros(2, 2)),
+    ("attention_grid", 2),
+    ("attention_grid", {}),
+    ("run", 5),
+    ("run", "../elsewhere"),
+    ("resample", "cubic"),
+    ("resample", None),
+    ("resample", ["area"]),
+    ("released_geometry", "no"),
+    ("extra", torch.zeros(2)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), LIES)
+def test_a_config_that_lies(tmp_path, monkeypatch, name, value):
+    path = own_file(tmp_path / "final.pt")
+    content = checkpoint.read(path)
+    content["config"] = CONFIG | {name: value}
+    torch.save(content, path)
+
+    def build(*_, **__):
+        raise AssertionError("a network was built before the config was looked at")
+
+    monkeypatch.setattr(Architecture, "build", build)
+    with pytest.raises(InputError, match="final.pt: its config ") as error:
+        load_model(path)
+
+    assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"config": [1]},
+        {"config": None},
+        {"config": {}},
+        {"config": {5: 6}},
+        {"model": [1]},
+        {"model": None},
+        {"model": {}},
+        {"model": {5: torch.zeros(1)}},
+        {"model": {"conv1.weight": 3}},
+        {"format": "x\ny"},
+        {"format": torch.zeros(2, 2)},
+    ],
+    ids=str,
+)
+def test_parts_of_another_kind(tmp_path, parts):
+    torch.save(checkpoint.read(own_file(tmp_path / "final.pt")) | parts, tmp_path / "final.pt")
+    with pytest.raises(InputError, match="final.pt: ") as error:
+        load_model(tmp_path / "final.pt")
+
+    assert one_line(error)
+
+
+WEIGHTS = [
+    ("conv3.weight", lambda tensor: tensor * torch.nan, "is not finite"),
+    ("fc1.bias", lambda tensor: tensor.double() + 1e300, "is not finite"),
+    ("conv3.weight", lambda tensor: tensor.int(), "is torch.int32, not floating-point"),
+    ("conv3.weight", lambda tensor: tensor.to(torch.complex64), "not floating-point"),
+    ("conv3.weight", lambda tensor: tensor.to_sparse(), "is no ordinary tensor"),
+    ("conv3.weight", lambda tensor: tensor.to("meta"), "is no ordinary tensor"),
+    ("bn2.running_var", lambda tensor: -tensor, "negative variance"),
+    ("bn2.temperature", lambda tensor: tensor * 0, "is not positive"),
+    ("bn2.num_batches_tracked", lambda tensor: tensor.float(), "no counter"),
+    ("conv1.weight", lambda tensor: tensor[:, :2], "has the shape"),
+    ("conv1.weight", lambda tensor: tensor[:0], "has the shape"),
+    ("fc2.weight", lambda tensor: tensor[:-1], "not two for every landmark"),
+    ("bn6.fc2.weight", lambda tensor: tensor[:-1], "do not share equally"),
+    ("conv3.weight", lambda tensor: tensor[:, :1].contiguous(), "do not fit the network"),
+]
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize(("name", "change", "words"), WEIGHTS)
+def test_weights_that_no_network_has(tmp_path, name, change, words, bare):
+    content = checkpoint.read(own_file(tmp_path / "mine.pt"))
+    content["model"][name] = change(content["model"][name])
+    torch.save(content["model"] if bare else content, tmp_path / "mine.pt")
+    with pytest.raises(InputError, match=words) as error:
+        load_model(tmp_path / "mine.pt")
+
+    assert one_line(error)
+
+
+def test_a_small_file_is_not_taken_for_a_huge_network(tmp_path, monkeypatch):
+    """Memory is asked for only once all shapes are known to fit and to lie in the file."""
+    width = 20_000
+    seed = torch.zeros(1)
+    huge = {"conv1.weight": seed.expand(width, 3, 3, 3), "fc2.weight": seed.expand(196, 32 * width)}
+    alone = {"conv1.weight": torch.zeros(width, 3, 3, 3), "fc2.weight": torch.zeros(196, 1)}
+
+    for name, state, words in (
+        ("views.pt", huge, "share memory"),
+        ("alone.pt", alone, "do not fit the network"),
+    ):
+        torch.save(state, tmp_path / name)
+        with pytest.raises(InputError, match=words) as error:
+            load_model(tmp_path / name)
+
+        assert one_line(error)
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1_000_000)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in plain.namelist():
+            bomb.writestr(entry, plain.read(entry))
+
+    with pytest.raises(InputError, match="bomb.pt: refused, since it is compressed") as error:
+        load_model(tmp_path / "bomb.pt")
+
+    assert one_line(error)
+
+
+def test_randomly_damaged_files_load_or_are_refused_in_one_line(tmp_path):
+    """Bytes changed within the pickled part, where torch.load raises errors of many kinds."""
+    whole = own_file(tmp_path / "final.pt", CONFIG | {"width": 2}).read_bytes()
+    first, last = whole.index(b"data.pkl"), whole.index(b"conv2.bias")
+    generator = random.Random(0)
+    outcomes = {"loaded": 0, "refused": 0}
+
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(generator.choice((1, 2, 8))):
+            damaged[generator.randrange(first, last)] = generator.randrange(256)
+
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        try:
+            load_model(tmp_path / "damaged.pt")
+            outcomes["loaded"] += 1
+        except InputError as error:
+            assert "\n" not in str(error) and "damaged.pt" in str(error)
+            outcomes["refused"] += 1
+
+    assert outcomes["refused"] > 50, outcomes
+
+
+@pytest.mark.parametrize("kind", [TypeError, AssertionError, AttributeError, MemoryError])
+def test_whatever_torch_stumbles_over_is_one_line(tmp_path, monkeypatch, kind):
+    path = own_file(tmp_path / "final.pt")
+
+    def stumble(*_, **__):
+        raise kind("of\ntwo lines")
+
+    monkeypatch.setattr(torch, "load", stumble)
+    with pytest.raises(InputError, match="truncated or not a checkpoint") as error:
+        load_model(path)
+
+    assert one_line(error)
+
+
+def test_resamplings_are_those_of_the_crops():
+    allowed = checkpoint.SETTINGS["resample"]
+    assert all(map(allowed, RESAMPLINGS)) and not allowed("cubic")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.architecture import describe_arm
+from models.architecture import Architecture
 from training.config import TrainConfig, parse_arguments
 from utils.files import InputError
 
@@ -55,6 +55,14 @@ def test_every_option_reaches_the_config():
     assert resume and config.warmup == 20
 
 
+@pytest.mark.parametrize("norm", ["bn", "none"])
+def test_only_sepbn_has_its_options(norm):
+    config = TrainConfig(norm=norm, sets=3, groups=2, temperature=30.0, attention_grid=4)
+    assert (config.sets, config.groups, config.temperature, config.attention_grid) == (None,) * 4
+    with pytest.raises(ValueError, match="SepBN needs"):
+        TrainConfig(norm="sepbn", sets=None)
+
+
 @pytest.mark.parametrize(
     "argv", [["--sets", "3"], ["--norm", "sepbn"], ["--resume", "--overwrite"], ["--epoch", "5"]]
 )
@@ -68,6 +76,7 @@ def test_help_shows_defaults(run_script, script):
     code, output, _ = run_script(script, "--help")
     assert code == 0 and "(default: 2000)" in output and "--overwrite" in output
     assert ("--groups" in output) == (script == "trainBaselineSepDyBN.py")
+    assert " ".join(output.split()).count("(default: 0)") == 3  # seed, eval-every, keep-every
 
 
 @pytest.mark.parametrize(
@@ -88,6 +97,11 @@ def test_help_shows_defaults(run_script, script):
         (["--run", ".."], "--run '..': must be a plain name"),
         (["--run", ""], "--run '': must be a plain name"),
         (["--seed", str(2**63)], "must be below 2"),
+        (["--width", "1" + "0" * 400], r"--width: must be below 2\*\*63"),
+        (["--epochs", "-1" + "0" * 400], r"--epochs: must be below 2\*\*63"),
+        (["--temperature", "1e300"], r"--temperature 1e\+300: must be at most 1,000,000"),
+        (["--momentum", "1"], "--momentum 1: must be below 1"),
+        (["--weight-decay", "1e300"], r"--weight-decay 1e\+300: times --lr 0.001 it must be below"),
     ],
 )
 def test_values_no_run_could_use(argv, message):
@@ -114,4 +128,4 @@ def test_values_no_run_could_use(argv, message):
     ],
 )
 def test_the_arm_in_words(settings, words):
-    assert words in describe_arm(settings)
+    assert words in Architecture(num_landmarks=98, **settings).describe()

@@ -31,6 +31,20 @@ def test_boxes_are_squared_evened_and_doubled(box, origin, side):
     assert patch_frame(box) == PatchFrame(*origin, side, "nearest")
 
 
+@pytest.mark.parametrize(
+    ("box", "scale", "origin", "side"),
+    [
+        ((100, 50, 163, 113), 1.25, (52, 2), 160),  # 64 grows by 8 at every edge
+        ((100, 50, 162, 109), 1.25, (52, 1), 160),  # 63 x 60, first 64 x 64 from (100, 49)
+        ((100, 50, 163, 113), 1.2, (56, 6), 152),  # 76.8, whose half is nearest to 38: 76
+        ((100, 50, 163, 113), 0.5, (100, 50), 64),  # 16 px less at every edge
+        ((0, 0, 1, 1), 1.6, (-3, -3), 8),  # 2 grows by 1 at every edge
+    ],
+)
+def test_the_square_grows_about_its_centre(box, scale, origin, side):
+    assert patch_frame(box, "area", scale) == PatchFrame(*origin, side, "area")
+
+
 def plain_square(image: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarray, int, int]:
     """The black-padded square (2S, 2S, 3), grown step by step and copied pixel by pixel, and its
     origin.
@@ -190,5 +204,5 @@ def test_read_image_refuses_what_it_cannot_show(tmp_path):
             read_image(path)
 
     path.unlink()
-    with pytest.raises(InputError, match=r"face\.jpg cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"face\.jpg does not exist"):
         read_image(path)

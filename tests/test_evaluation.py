@@ -8,6 +8,7 @@ import csv
 import functools
 import json
 import pickle
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -135,10 +136,10 @@ def test_an_empty_subset_is_a_dash_in_the_table():
     )
     assert summary["blur"]["faces"] == 0 and np.isnan(summary["blur"]["nme_percent"])
     table = tables.accuracy_table(
-        [evaluate.Evaluation("m", None, None, errors, summary, {})], summary
+        [evaluate.Evaluation("m", None, None, errors, summary, {})], summary, "98 points"
     )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert rows[0] == ["model", "metric", "full (2)", "blur (0)"]
+    assert rows[0] == ["model", "metric, 98 points", "full (2)", "blur (0)"]
     assert rows[2:5] == [
         ["m", "NME %", "11.00", "–"],
         ["m", "FR@0.1 %", "50.00", "–"],
@@ -312,8 +313,7 @@ def test_released_form_has_the_same_nme_as_our_own(run_script, prepared_set, fac
         {f"module.{name}": value for name, value in released_state_dict(model).items()}, released
     )
     expected, errors = (
-        face_errors(load_model(path).model, faces, device="cpu")
-        for path in (own, released)
+        face_errors(load_model(path).model, faces, device="cpu") for path in (own, released)
     )
     np.testing.assert_allclose(errors, expected, rtol=1e-6)
     code, output, _ = run_script("test.py", own, released, "--data", prepared_set)
@@ -392,6 +392,19 @@ def test_the_mean_shape_needs_the_training_list(prepared_set, faces, tmp_path):
         expected, rel=1e-6
     )
     assert evaluate.mean_shape_summary(tmp_path, faces) is None
+
+
+@pytest.mark.parametrize("content", ["", " ".join(["1.5"] * 136) + " test/WFLW0000.png\n", "text"])
+def test_a_bad_training_list_is_found_before_anything_is_evaluated(
+    run_script, prepared_set, tmp_path, content
+):
+    data = tmp_path / "data"
+    shutil.copytree(prepared_set, data)
+    (data / "WFLW256_train.txt").write_text(content)
+    model, out = checkpoint(tmp_path / "run" / "final.pt"), tmp_path / "out"
+    code, output, errors = run_script("test.py", model, "--data", data, "--out", out)
+    assert code == 1 and errors.startswith("error: ") and errors.count("\n") == 1
+    assert "WFLW256_train.txt" in errors and not output and not out.exists()
 
 
 def test_checkpoints_are_found(run_script, prepared_set, tmp_path, monkeypatch):

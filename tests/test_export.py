@@ -155,9 +155,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path, run_script):
     (tmp_path / "folder").mkdir()
 
     for name in ("pipe", "null", "folder"):
-        code, _, errors = run_script(
-            "export.py", tmp_path / "final.pt", "--onnx", tmp_path / name
-        )
+        code, _, errors = run_script("export.py", tmp_path / "final.pt", "--onnx", tmp_path / name)
         assert code == 1 and "it is no regular file" in errors and errors.count("\n") == 1
 
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()

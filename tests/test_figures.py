@@ -272,3 +272,11 @@ def test_the_diagram_is_the_one_that_its_script_draws(run_script, tmp_path):
         if element.get("x") and not element.tag.endswith("marker"):
             assert 0 <= float(element.get("x")) <= width
             assert 0 <= float(element.get("y")) <= height
+
+
+def test_models_whose_names_differ_in_odd_characters_only_get_files_of_their_own():
+    names = ["a b", "a_b", "A b", "c", "a_b_2"]
+    stems = figures.file_stems(names)
+
+    assert stems[0] == "a_b" and stems[3] == "c"
+    assert len({stem.lower() for stem in stems}) == len(names)

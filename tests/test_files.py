@@ -16,7 +16,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from utils.files import InputError, atomic_write, make_folder, reports_input_errors, write_json
+from utils.files import (
+    InputError,
+    atomic_write,
+    make_folder,
+    read_bytes,
+    reports_input_errors,
+    write_json,
+)
 
 
 def test_content_appears_at_once_and_replaces_the_old(tmp_path):
@@ -150,7 +157,10 @@ def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "/x/y.pt"), "/x/y.pt: Permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x/y.pt"),
+            "/x/y.pt: Permission denied",
+        ),
         (OSError(errno.ENAMETOOLONG, "File name too long", b"nnn"), "nnn: File name too long"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
         (MemoryError(), "not enough memory"),
@@ -239,3 +249,65 @@ def test_outputs_that_fail_do_not_end_the_work(tmp_path, redirection, code, erro
     assert done.returncode == code
     assert done.stderr == (errors if encoding == "utf-8" else errors.replace("–", r"\u2013"))
     assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_line_break_in_a_name_stays_within_the_line():
+    assert (
+        str(InputError("a\nb\x1b[1m\u2028é: no such file")) == r"a\nb\x1b[1m\u2028é: no such file"
+    )
+
+
+def test_a_device_is_not_read(tmp_path):
+    (tmp_path / "link").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="list .*link is a device"):
+        read_bytes(tmp_path / "link", "list")
+
+    reading, writing = os.pipe()
+    os.write(writing, b"once")
+    os.close(writing)
+    assert read_bytes(f"/dev/fd/{reading}") == b"once"
+    os.close(reading)
+
+
+FAILING = """
+import os, sys
+from utils import files
+files.PATIENCE = float(sys.argv[1])
+
+@files.reports_input_errors
+def main(argv=None):
+    raise files.InputError("no data")
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("rank", "spoken"), [("0", True), ("1", False), (None, True)])
+def test_of_several_processes_the_first_speaks(rank, spoken):
+    """The others would say the same, and are ended before they do."""
+    names = {} if rank is None else {"RANK": rank}
+    process = subprocess.Popen(
+        [sys.executable, "-c", FAILING, "60"],
+        cwd=ROOT,
+        env=os.environ | names,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    if not spoken:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1.5)
+        process.terminate()
+
+    assert process.communicate(timeout=30)[1] == ("error: no data\n" if spoken else "")
+
+
+def test_a_later_process_speaks_where_the_first_goes_on():
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, "0.1"],
+        cwd=ROOT,
+        env=os.environ | {"RANK": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (1, "error: no data\n")

@@ -69,7 +69,7 @@ def test_wflw_mirror_is_the_published_table():
             WFLW_98,
             "wflw/WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_train.txt",
         ),
-        (IBUG_68, "p1_68pt/list_68pt_rect_attr_train.txt"),
+        (IBUG_68, "w300_68pt/list_68pt_rect_attr_train.txt"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

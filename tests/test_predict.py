@@ -13,42 +13,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-from conftest import load_script
+from conftest import load_script, write_checkpoint
 
 from dataset.annotations import read_official_list
 from dataset.crop import CROP_OFFSET, patch_frame
 from dataset.faces import load_faces
 from evaluation.evaluate import predict_landmarks
-from models.checkpoint import build_model, load_model, save
+from models.checkpoint import load_model
 from prediction.inputs import BoxTable
 from prediction.outputs import atomic_video, face_name, output_names
 from prediction.predictor import LandmarkPredictor
 
 LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
-
-
-def write_checkpoint(path: Path, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    config = {
-        "norm": "sepbn",
-        "num_landmarks": 98,
-        "width": 4,
-        "sets": 3,
-        "groups": 2,
-        "temperature": 2.0,
-    }
-
-    torch.manual_seed(seed)
-    model = build_model(config)
-    with torch.no_grad():
-        model.fc2.bias.uniform_(20, 108)
-
-    config |= {"resample": "nearest", "released_geometry": False, "run": path.parent.name}
-    save(path, {"model": model.state_dict(), "config": config, "format": 1})
-
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +137,24 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     (folder / "half.jpg").write_bytes(data[: len(data) // 2])
     (folder / "text.png").write_bytes(b"hello")
     (folder / "empty.bmp").write_bytes(b"")
+    for name in ("cut.png", "cut.tif"):  # of these libpng and libtiff have something to say
+        data = cv2.imencode(name[3:], picture)[1].tobytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
     (folder / "notes.txt").write_bytes(b"no picture, not looked at")
     cv2.imwrite(str(folder / "one.png"), picture[:1, :1])
     code, output, errors, files = predict(folder, tmp_path / "nowhere.jpg", "--whole")
     assert code == 1
-    assert errors.count("error:") == errors.count("\n") == 5
+    assert errors.count("error:") == errors.count("\n") == 7
 
-    for name in ("half.jpg", "text.png", "empty.bmp", "one.png", "nowhere.jpg"):
+    for name in (
+        "cut.png",
+        "cut.tif",
+        "half.jpg",
+        "text.png",
+        "empty.bmp",
+        "one.png",
+        "nowhere.jpg",
+    ):
         assert (
             name in errors
             and sum(name in entry["file"] and "error" in entry for entry in files) == 1
@@ -501,12 +488,15 @@ def test_paths_that_cannot_be_looked_at_and_devices(predict, picture, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["--whole", "--box", 1, 1, 9, 9],
         ["--whole", "--detector", "x.onnx"],
         ["--box", 9, 9, 1, 1],
         ["--box", 1, 2, 3],
         ["--whole", "--batch-size", 0],
+        ["--detector", "x.onnx", "--detect-every", 0],
+        ["--detector", "x.onnx", "--detect-every", 5],  # no video
+        ["--whole", "--detect-every", 5],
+        ["--whole", "--smooth"],  # no video
         ["--whole", "--format", "xml"],
         ["--whole", "--unknown"],
     ],
@@ -562,9 +552,6 @@ def test_faces_are_found_with_scores(shared_data, predict):
 def test_the_newest_finished_run_is_taken_and_named(run_script, picture, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cv2.imwrite("a.png", picture)
-    code, _, errors = run_script("predict.py", "a.png", "--whole")
-    assert code == 1 and "no finished run" in errors
-
     for age, run in enumerate(["newer", "older"]):
         file = write_checkpoint(tmp_path / "checkpoints" / run / "final.pt", seed=age)
         os.utime(file, (1_000_000 - age, 1_000_000 - age))
@@ -573,3 +560,72 @@ def test_the_newest_finished_run_is_taken_and_named(run_script, picture, tmp_pat
     code, output, _ = run_script("predict.py", "a.png", "--whole")
     assert code == 0 and str(Path("checkpoints/newer/final.pt")) in output
     assert (tmp_path / "predictions" / "landmarks.json").exists()
+
+
+def test_the_network_that_comes_with_the_code_is_taken_and_named(
+    run_script, picture, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("a.png", picture)
+    monkeypatch.setattr("models.checkpoint.SHIPPED", tmp_path / "code/checkpoints/sepbn16.pt")
+    code, _, errors = run_script("predict.py", "a.png", "--whole")
+    assert code == 1 and "no finished run" in errors and errors.count("\n") == 1
+
+    write_checkpoint(tmp_path / "code/checkpoints/sepbn16.pt")
+    code, output, errors = run_script("predict.py", "a.png", "--whole")
+    assert code == 0 and not errors
+    assert output.count("the SepBN network that comes with the code is taken\n") == 1
+    assert str(tmp_path / "code/checkpoints/sepbn16.pt") in output
+
+    # a run of one's own goes before
+    write_checkpoint(tmp_path / "checkpoints/mine/final.pt")
+    code, output, _ = run_script("predict.py", "a.png", "--whole")
+    assert code == 0 and "comes with the code" not in output
+
+
+def rows_of(folder: Path, entry: dict) -> list[dict]:
+    return [json.loads(line) for line in (folder / entry["rows"]).read_text().splitlines()]
+
+
+def test_smooth_lowers_the_trembling_of_a_video(predict, picture, tmp_path):
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 12, (25, *picture.shape))
+    write_video(tmp_path / "clip.avi", list(np.clip(picture + noise, 0, 255).astype(np.uint8)))
+    tremble = []
+
+    for options in ([], ["--smooth"]):
+        box = ["--box", 20, 20, 99, 99]
+        code, _, _, files = predict(tmp_path / "clip.avi", *box, *options)
+        assert code == 0
+        points = np.stack([landmarks_of(row)[0] for row in rows_of(tmp_path / "out", files[0])])
+        tremble.append(points[10:].std(axis=0).mean())
+
+    assert 0 < tremble[1] < 0.6 * tremble[0]
+
+
+class Finder:
+    """Stands for a face detector: one box, and how often it was asked."""
+
+    asked = 0
+
+    def __init__(self, path: Path) -> None:
+        Finder.asked = 0
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        Finder.asked += 1
+        return np.array([[20, 20, 99, 99]]), np.array([0.9], np.float32)
+
+
+def test_faces_are_searched_for_in_every_nth_frame(predict, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr("prediction.detector.FaceDetector", Finder)
+    write_video(tmp_path / "clip.avi", [picture] * 7)
+    options = ["--detector", "x.onnx", "--detect-every", 3]
+    code, _, _, files = predict(tmp_path / "clip.avi", *options)
+    assert code == 0 and Finder.asked == 3  # frames 0, 3, 6
+    rows = rows_of(tmp_path / "out", files[0])
+    scores = [row["faces"][0]["score"] for row in rows]
+    assert [score is None for score in scores] == [False, True, True] * 2 + [False]
+
+    # nothing moves: carried boxes stay where they were found, up to what the codec changes
+    for row in rows:
+        assert np.abs(np.array(row["faces"][0]["box"]) - [20, 20, 99, 99]).max() <= 1

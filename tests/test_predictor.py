@@ -44,8 +44,10 @@ class MeanColour(nn.Module):
         return crops.mean((2, 3))[:, [0, 2]].repeat(1, 98)  # "x" is the first channel, "y" the last
 
 
-def predictor_of(model: nn.Module, resample: str = "nearest", **options) -> LandmarkPredictor:
-    config = {"num_landmarks": 98, "resample": resample}
+def predictor_of(
+    model: nn.Module, resample: str = "nearest", box_scale: float = 1.0, **options
+) -> LandmarkPredictor:
+    config = {"num_landmarks": 98, "resample": resample, "box_scale": box_scale}
     return LandmarkPredictor(
         LoadedModel(model.eval(), config, Path("fake.pt"), "fake"), device="cpu", **options
     )
@@ -71,11 +73,12 @@ BOXES = [
 ]
 
 
+@pytest.mark.parametrize("box_scale", [1.0, 1.25])
 @pytest.mark.parametrize("resample", ["nearest", "area"])
 @pytest.mark.parametrize("box", BOXES)
-def test_painted_dots_come_back_to_their_place_in_the_picture(box, resample):
+def test_painted_dots_come_back_to_their_place_in_the_picture(box, resample, box_scale):
     random = np.random.default_rng(0)
-    frame = patch_frame(box, resample)
+    frame = patch_frame(box, resample, box_scale)
     patch_pixel = frame.side / 256  # in image px
     # so that no resampling loses the dot
     radius = int(np.ceil(patch_pixel)) if patch_pixel > 1 else 0
@@ -83,7 +86,7 @@ def test_painted_dots_come_back_to_their_place_in_the_picture(box, resample):
     high = (
         np.minimum(np.array([frame.left, frame.top]) + 3 * frame.side // 4, [200, 160]) - radius - 3
     )
-    predictor = predictor_of(BrightestPoint(), resample)
+    predictor = predictor_of(BrightestPoint(), resample, box_scale)
 
     for _ in range(12):
         x, y = random.integers(low, high + 1)

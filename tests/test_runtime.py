@@ -69,9 +69,23 @@ def test_no_cuda_context_for_runs_on_the_cpu(monkeypatch):
     assert runtime.describe_machine(torch.device("cpu"))["cuda"] is None
 
 
-def test_world_size_without_rank_is_one_line(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("RANK", raising=False)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "x"},
+        {"WORLD_SIZE": "0"},
+        {"WORLD_SIZE": "2", "RANK": "x", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},  # no MASTER_ADDR
+    ],
+)
+def test_variables_of_torchrun_that_lack_or_contradict_are_one_line(monkeypatch, variables):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
 
     with pytest.raises(InputError, match="torchrun"), runtime.process_group("cpu"):
         pass
@@ -81,8 +95,10 @@ FAILING = """
 import os, sys, time
 from torch import distributed
 import torch
+from utils import files
 from utils.files import InputError
 from utils.runtime import process_group
+files.PATIENCE = 0.1
 with process_group("cpu") as (processes, device):
     if processes.rank == 1:
         raise InputError("the disk is full")
@@ -114,3 +130,34 @@ def test_a_process_that_fails_does_not_wait_for_the_others(tmp_path):
     began = time.monotonic()
     started[0].communicate(timeout=60)
     assert started[0].returncode != 0 and time.monotonic() - began < 60
+
+
+NOISY = """
+import os, sys, threading
+from utils.files import reports_input_errors
+from utils.runtime import silent_libraries
+
+def work():
+    for _ in range(200):
+        with silent_libraries():
+            os.write(2, b"noise\\n")
+
+@reports_input_errors
+def main(argv=None):
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    with silent_libraries():
+        print("ours", file=sys.stderr)
+    for thread in threads:
+        thread.join()
+    os.write(2, b"heard again\\n")
+    return 0
+
+sys.exit(main())
+"""
+
+
+def test_libraries_are_silent_while_scripts_speak():
+    done = subprocess.run([sys.executable, "-c", NOISY], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "ours\nheard again\n")

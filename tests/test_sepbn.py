@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import kernels
+from benchmarks.kernels import KernelCounter, Work, count_step
 from models import sepbn
 from models.sepbn import SepBatchNorm2d
 
@@ -26,11 +28,13 @@ class ManyBatchNorms(nn.Module):
 
     def __init__(self, layer: SepBatchNorm2d):
         super().__init__()
-        self.num_sets, self.groups, self.temperature = layer.num_sets, layer.groups, layer.temperature.item()
+        self.num_sets, self.groups = layer.num_sets, layer.groups
+        self.temperature = layer.temperature.item()
         self.grid = layer.attention_grid or 1
         channels = layer.num_features
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(channels, layer.eps, layer.momentum).to(layer.weight) for _ in range(self.num_sets)
+            nn.BatchNorm2d(channels, layer.eps, layer.momentum).to(layer.weight)
+            for _ in range(self.num_sets)
         )
         self.squeeze, self.expand = copy.deepcopy(layer.fc1), copy.deepcopy(layer.fc2)
         with torch.no_grad():
@@ -51,7 +55,9 @@ class ManyBatchNorms(nn.Module):
             channels = slice(group * width, (group + 1) * width)
             for k, norm in enumerate(self.norms):
                 normalised = norm(x) if group == 0 else self.last[k]
-                self.last = [*getattr(self, "last", [])[:k], normalised] if group == 0 else self.last
+                self.last = (
+                    [*getattr(self, "last", [])[:k], normalised] if group == 0 else self.last
+                )
                 part = torch.zeros_like(x)
                 part[:, channels] = weights[:, k, None, None, None] * normalised[:, channels]
                 mixed = mixed + part
@@ -89,7 +95,7 @@ def in_layout(x: Tensor, layout) -> bool:
 
 @pytest.fixture(params=["kernels", "plain"])
 def path(request, monkeypatch):
-    """ATen's CPU kernels, and the plain operations that serve every other device and the compilers."""
+    """ATen's CPU kernels, and the plain operations that serve every other device."""
     if request.param == "plain":
         monkeypatch.setattr(sepbn, "_has_kernels", lambda x: False)
 
@@ -97,7 +103,8 @@ def path(request, monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    ("num_sets", "groups", "grid"), [(3, 1, None), (3, 2, None), (4, 3, None), (1, 1, None), (3, 2, 2), (2, 1, 1)]
+    ("num_sets", "groups", "grid"),
+    [(3, 1, None), (3, 2, None), (4, 3, None), (1, 1, None), (3, 2, 2), (2, 1, 1)],
 )
 def test_equals_many_batchnorms(path, layout, training, num_sets, groups, grid):
     torch.manual_seed(0)
@@ -127,7 +134,8 @@ def test_equals_many_batchnorms(path, layout, training, num_sets, groups, grid):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "options", [{}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1, "momentum": 0.3}]
+    "options",
+    [{}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1, "momentum": 0.3}],
 )
 def test_one_set_is_batchnorm(path, dtype, options):
     torch.manual_seed(1)
@@ -167,9 +175,10 @@ def test_without_affine_it_is_batchnorm_without_affine():
 
 
 def worst_errors(x: Tensor, gradient: Tensor) -> tuple[list[float], list[float]]:
-    """Errors against float64 of our layer with one set and of BatchNorm: output and gradients of input and affine map.
+    """Errors against float64 of our layer with one set and of BatchNorm.
 
-    Largest ones, relative to the largest value.
+    Those of output and of the gradients of input and affine map; the largest ones, relative to the
+    largest value.
     """
     channels = x.shape[1]
     results = []
@@ -194,13 +203,16 @@ def worst_errors(x: Tensor, gradient: Tensor) -> tuple[list[float], list[float]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("dtype", "mean"), [(torch.float32, 1e3), (torch.bfloat16, 10.0), (torch.bfloat16, 100.0)])
+@pytest.mark.parametrize(
+    ("dtype", "mean"), [(torch.float32, 1e3), (torch.bfloat16, 10.0), (torch.bfloat16, 100.0)]
+)
 def test_accuracy_far_from_zero(path, layout, dtype, mean):
     torch.manual_seed(2)
     x = (torch.randn(8, 16, 32, 32) + mean).to(dtype).contiguous(memory_format=layout)
     gradient = torch.randn(x.shape).to(dtype)
     for ours, theirs in zip(*worst_errors(x, gradient), strict=True):
-        assert ours <= 3 * theirs + 3e-7  # a few roundings: where BatchNorm is exact, the order of summing decides
+        # A few roundings: where BatchNorm is exact, the order of summing decides.
+        assert ours <= 3 * theirs + 3e-7
 
 
 def test_low_precision_keeps_the_shift_exact(path):
@@ -226,10 +238,42 @@ def test_gradcheck(path, layout, training):
 
     def run(x: Tensor, *values: Tensor) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
-        return torch.func.functional_call(layer, {**dict(zip(names, values, strict=True)), **buffers}, (x,))
+        return torch.func.functional_call(
+            layer, {**dict(zip(names, values, strict=True)), **buffers}, (x,)
+        )
 
     x = make_input(3, 4, 3, 2, layout=layout)
     assert torch.autograd.gradcheck(run, (x, *[p.detach().requires_grad_() for p in parameters]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_backward_twice_and_in_parts(path, training, affine):
+    """The passes hand coefficients over: again each time, and for whatever part is asked for."""
+    layer = make_layer(4, num_sets=2, groups=2) if affine else SepBatchNorm2d(4, affine=False)
+    x = make_input(3, 4, 5, 3)
+    gradient = torch.randn(3, 4, 5, 3, dtype=torch.float64)
+    inputs = (x, *layer.parameters())
+    output = layer.train(training)(x)
+
+    once = torch.autograd.grad(output, inputs, gradient, retain_graph=True)
+    twice = torch.autograd.grad(output, inputs, 2 * gradient, retain_graph=True)
+    for one, two in zip(once, twice, strict=True):
+        torch.testing.assert_close(two, 2 * one, rtol=1e-12, atol=1e-12)
+
+    for wanted, expected in zip(inputs, once, strict=True):
+        (alone,) = torch.autograd.grad(output, wanted, gradient, retain_graph=True)
+        assert torch.equal(alone, expected)
+
+
+def test_without_gradients_it_computes_the_same(path):
+    layer = make_layer(4, num_sets=2)
+    x = make_input(3, 4, 5, 3)
+    for mode in (True, False):
+        expected = layer.train(mode)(x)
+        for context in (torch.no_grad(), torch.inference_mode()):
+            with context:
+                assert torch.equal(layer(x), expected)
 
 
 def test_backward_of_an_expanded_gradient_and_of_a_strided_input(path):
@@ -253,7 +297,9 @@ def test_large_maps_in_either_layout(batch):
         layer.zero_grad()
         output = layer(x)
         output.backward(gradient)
-        results.append([output.detach(), x.grad, layer.weight.grad.clone(), layer.fc1.weight.grad.clone()])
+        results.append(
+            [output.detach(), x.grad, layer.weight.grad.clone(), layer.fc1.weight.grad.clone()]
+        )
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
@@ -263,7 +309,8 @@ def test_gradient_reaches_the_input_only_through_what_was_asked(path):
     layer = make_layer(4)
     layer.weight.requires_grad_(False)
     layer(make_input(2, 4, 3, 3).detach()).square().sum().backward()
-    assert layer.weight.grad is None and layer.bias.grad.abs().sum() > 0 and layer.fc1.weight.grad is not None
+    assert layer.weight.grad is None
+    assert layer.bias.grad.abs().sum() > 0 and layer.fc1.weight.grad is not None
 
 
 def test_memory_saved_for_backward():
@@ -286,6 +333,45 @@ def test_memory_saved_for_backward():
             assert ours <= 1.05 * theirs
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("dtype", "groups", "forward", "backward"),
+    [
+        (torch.float32, 1, Work(big=2, passes=3, small=19), Work(big=5, passes=10, small=16)),
+        (torch.float32, 2, Work(big=2, passes=3, small=20), Work(big=5, passes=10, small=18)),
+        (torch.bfloat16, 2, Work(big=3, passes=5, small=20), Work(big=5, passes=10, small=20)),
+    ],
+)
+def test_work_where_no_kernels_are_made_for_it(dtype, groups, forward, backward, layout):
+    """Passes over the map and small kernels are what the layer costs on a GPU."""
+    layer = SepBatchNorm2d(64, 3, groups, device="meta")
+    x = torch.empty(8, 64, 32, 32, dtype=dtype, device="meta").contiguous(memory_format=layout)
+    counted = count_step(layer, x)
+    assert [counter.work for counter in counted] == [forward, backward]
+
+
+def test_work_is_counted_as_one_would_by_hand():
+    x = torch.ones(2, 3, 4, 4)
+    with KernelCounter(x.numel()) as counter:
+        y = x.view(2, -1) * 2  # reads a map, writes one
+        y += x.view(2, -1)  # reads two, writes one
+        total = y.sum(1, keepdim=True)  # reads one
+        torch.add(y, total.exp(), out=torch.empty_like(y))  # reads one, writes one; exp is small
+        y.view_as(x).to(torch.bfloat16)  # reads one, writes one
+    assert counter.work == Work(big=5, passes=10, small=1)
+
+
+def test_table_of_work(capsys):
+    assert kernels.main([]) == 0
+    lines = capsys.readouterr().out
+    assert "| BatchNorm | float32 | forward | 2 | 3 | 1 |" in lines
+    assert "| BatchNorm | float32 | backward | 2 | 5 | 0 |" in lines
+    assert "| SepBN, K = 3, G = 2 | float32 | backward | 5 | 10 | 18 |" in lines
+
+    assert kernels.main(["--layer-file", "no.py"]) == 1
+    assert capsys.readouterr().err.startswith("error: no.py: no such file")
+
+
 @pytest.mark.parametrize("grid", [None, 2])
 def test_attention_weights(grid):
     layer = make_layer(6, num_sets=3, groups=2, attention_grid=grid)
@@ -294,12 +380,16 @@ def test_attention_weights(grid):
     assert weights.shape == (5, 2, 3)
     torch.testing.assert_close(weights.sum(2), torch.ones(5, 2, dtype=torch.float64))
     layer.temperature.fill_(1e6)
-    torch.testing.assert_close(layer.attention(x), torch.full((5, 2, 3), 1 / 3).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        layer.attention(x), torch.full((5, 2, 3), 1 / 3).double(), rtol=0, atol=1e-4
+    )
     seen = []
     layer.register_forward_pre_hook(lambda module, inputs: seen.append(module.attention(inputs[0])))
     layer(x)
     torch.testing.assert_close(seen[0], layer.attention(x))
-    torch.testing.assert_close(layer.attention(x.float().bfloat16()), layer.attention(x).float(), rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        layer.attention(x.float().bfloat16()), layer.attention(x).float(), rtol=0, atol=1e-2
+    )
 
 
 def test_groups_are_contiguous_channels():
@@ -309,9 +399,14 @@ def test_groups_are_contiguous_channels():
     nn.init.constant_(layer.fc2.weight, 0)
     layer.fc2.weight.data[2 * 2 + 1] = 1e4  # group 2 takes set 1, the others both sets alike
     x = torch.ones(1, 6, 2, 2, dtype=torch.float64)
-    normalised = (x - layer.running_mean[:, None, None]) / (layer.running_var[:, None, None] + layer.eps).sqrt()
+    normalised = (x - layer.running_mean[:, None, None]) / (
+        layer.running_var[:, None, None] + layer.eps
+    ).sqrt()
     scale, shift = layer.weight.mean(0), layer.bias.mean(0)
-    scale, shift = torch.cat((scale[:4], layer.weight[1, 4:])), torch.cat((shift[:4], layer.bias[1, 4:]))
+    scale, shift = (
+        torch.cat((scale[:4], layer.weight[1, 4:])),
+        torch.cat((shift[:4], layer.bias[1, 4:])),
+    )
     torch.testing.assert_close(layer(x), normalised * scale[:, None, None] + shift[:, None, None])
 
 
@@ -377,7 +472,8 @@ def test_works_as_one_copied_file(tmp_path):
     code = (
         "import torch, copied; layer = copied.SepBatchNorm2d(4, 3, 2);"
         "layer(torch.randn(2, 4, 8, 8, requires_grad=True)).sum().backward();"
-        "assert type(copied.convert_batchnorm(torch.nn.BatchNorm2d(4))).__name__ == 'SepBatchNorm2d'"
+        "new = copied.convert_batchnorm(torch.nn.BatchNorm2d(4));"
+        "assert type(new).__name__ == 'SepBatchNorm2d'"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
@@ -385,14 +481,17 @@ def test_works_as_one_copied_file(tmp_path):
 class Compiled(nn.Module):
     def __init__(self, grid: int | None = None) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 8, 3), SepBatchNorm2d(8, 3, 2, attention_grid=grid, temperature=3.0)
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = SepBatchNorm2d(8, 3, 2, attention_grid=grid, temperature=3.0)
         nn.init.normal_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
 
 
-def check_compiled(backend, batches: tuple[int, ...], training: bool, grid: int | None = None) -> None:
+def check_compiled(
+    backend, batches: tuple[int, ...], training: bool, grid: int | None = None
+) -> None:
     torch.manual_seed(6)
     eager = Compiled(grid).train(training)
     module = copy.deepcopy(eager)
@@ -453,7 +552,9 @@ def test_traces_for_older_tools():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_cuda_equals_cpu(layout, dtype):
     torch.manual_seed(7)
-    layer = make_layer(6, num_sets=3, groups=2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    layer = make_layer(
+        6, num_sets=3, groups=2, dtype=torch.float64 if dtype == torch.float64 else torch.float32
+    )
     there = copy.deepcopy(layer).cuda()
     x = make_input(4, 6, 5, 3, layout=layout, dtype=dtype)
     y = x.detach().cuda().requires_grad_()

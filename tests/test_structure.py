@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "training": {"evaluation", "dataset", "models", "utils"},
 }
 ROOMS = tuple(MAY_IMPORT)
+SCRIPTS = ("dataset/createWFLW256.py", "dataset/createSynthetic.py")  # they stand above the rooms
 
 
 def imported(path: Path) -> set[str]:
@@ -42,6 +43,9 @@ def test_a_room_imports_only_what_lies_below(room):
     files = list((ROOT / room).rglob("*.py"))
     assert files
     for path in files:
+        if path.relative_to(ROOT).as_posix() in SCRIPTS:
+            continue
+
         used = imported(path) & {*ROOMS, "test", "train", "tests", "benchmarks"}
         assert used <= MAY_IMPORT[room] | {room}, f"{path} imports {used}"
 
@@ -60,8 +64,7 @@ def test_nothing_imports_a_script():
 def test_scripts_import_nothing_heavy_before_the_arguments_are_parsed():
     for path in [
         *ROOT.glob("*.py"),
-        ROOT / "dataset/createWFLW256.py",
-        ROOT / "dataset/createSynthetic.py",
+        *(ROOT / script for script in SCRIPTS),
     ]:
         top = [
             node

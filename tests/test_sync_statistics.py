@@ -36,7 +36,9 @@ def make_model() -> nn.Module:
 
 def make_batches() -> list[tuple[Tensor, Tensor]]:
     torch.manual_seed(1)
-    return [(3 * torch.randn(6, 2, 7, 7).double() + 5, torch.randn(6, 54).double()) for _ in range(2)]
+    return [
+        (3 * torch.randn(6, 2, 7, 7).double() + 5, torch.randn(6, 54).double()) for _ in range(2)
+    ]
 
 
 def train(model: nn.Module, batches: list[tuple[Tensor, Tensor]], average) -> dict[str, Tensor]:
@@ -66,6 +68,10 @@ def process(rank: int, folder: str) -> None:
     wrapped = nn.parallel.DistributedDataParallel(synchronize_statistics(make_model()))
     state = train(wrapped, shares, lambda gradient: None)
     results["ddp"] = {name.removeprefix("module."): value for name, value in state.items()}
+    # Compiled, the layers leave the gradients of their statistics to autograd.
+    compiled = torch.compile(synchronize_statistics(make_model()), backend="eager")
+    state = train(compiled, shares, average_over_ranks)
+    results["compiled"] = {name.removeprefix("_orig_mod."): value for name, value in state.items()}
     # Unequal shares (4 and 2 samples): the statistics weigh samples, not processes.
     x = make_batches()[0][0]
     layers = synchronize_statistics(make_model())
@@ -83,13 +89,15 @@ def two_processes(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("how", ["equal", "ddp"])
+@pytest.mark.parametrize("how", ["equal", "ddp", "compiled"])
 def test_two_processes_train_as_one(two_processes, how):
     expected = train(make_model(), make_batches(), lambda gradient: None)
     for rank in range(2):
         assert set(two_processes[rank][how]) == set(expected)
         for name, value in expected.items():
-            torch.testing.assert_close(two_processes[rank][how][name], value, rtol=0, atol=1e-10, msg=f"{how}: {name}")
+            torch.testing.assert_close(
+                two_processes[rank][how][name], value, rtol=0, atol=1e-10, msg=f"{how}: {name}"
+            )
 
 
 def test_unequal_shares_and_evaluation(two_processes):
@@ -98,9 +106,13 @@ def test_unequal_shares_and_evaluation(two_processes):
     found = torch.cat([two_processes[rank]["unequal"] for rank in range(2)])
     torch.testing.assert_close(found, output, rtol=0, atol=1e-10)
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(two_processes[0]["unequal_state"][name], value, rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            two_processes[0]["unequal_state"][name], value, rtol=0, atol=1e-10
+        )
     for rank in range(2):
-        torch.testing.assert_close(two_processes[rank]["evaluation"], model.eval()(x), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            two_processes[rank]["evaluation"], model.eval()(x), rtol=0, atol=1e-10
+        )
 
 
 def test_nothing_changes_without_a_process_group():

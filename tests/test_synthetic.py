@@ -380,7 +380,7 @@ def test_a_finished_set_that_was_damaged_is_drawn_again(
     else:
         (tmp_path / "set/synthetic.json").write_text("7")
         code, _, errors = run_script("dataset/createSynthetic.py", *arguments)
-        assert code == 1 and f"is damaged; remove {tmp_path / 'set'}" in errors
+        assert code == 1 and f"; remove {tmp_path / 'set'}" in errors
         shutil.rmtree(tmp_path / "set")
 
     code, output, errors = run_script("dataset/createSynthetic.py", *arguments)

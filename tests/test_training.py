@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -151,6 +152,32 @@ def test_a_stopped_run_resumes_bit_for_bit(train, monkeypatch, step, number):
     assert_same_ending("straight", "stopped")
 
 
+def test_photometric_training_is_another_training_and_resumes_bit_for_bit(train, monkeypatch):
+    assert train("--run", "plain")[0] == 0
+    assert train("--run", "straight", "--photometric")[0] == 0
+    assert not torch.equal(weights("plain")["fc2.weight"], weights("straight")["fc2.weight"])
+
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3)
+        train("--run", "stopped", "--photometric")
+
+    assert train("--run", "stopped", "--resume", "--photometric")[0] == 0
+    assert_same_ending("straight", "stopped")
+
+
+def test_a_run_saved_before_a_setting_existed_had_its_default(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3)
+        train()
+
+    saved = torch.load("checkpoints/baseline/last.pt", weights_only=True)
+    del saved["config"]["photometric"]
+    torch.save(saved, "checkpoints/baseline/last.pt")
+    code, _, errors = train("--resume", "--photometric")
+    assert code == 1 and "--photometric was False, is True" in errors
+    assert train("--resume")[0] == 0
+
+
 def test_rows_past_the_checkpoint_are_cut(train, monkeypatch):
     assert train("--run", "straight")[0] == 0
     with monkeypatch.context() as patch:
@@ -209,6 +236,48 @@ def test_killed_runs_resume_bit_for_bit(train, prepared_set):
     assert train("--run", "killed", *long, "--resume")[0] == 0
     assert not list(training.RunFolder("killed").path.glob(".*"))
     assert_same_ending("straight", "killed")
+
+
+def test_a_damaged_last_checkpoint_is_one_line(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 5)  # in the second epoch of three steps each
+        assert train()[0] == 143
+
+    last = training.RunFolder("baseline").last
+    whole = read(last)
+    state, row = whole["training"], whole["training"]["log"][0]
+    momentum = state["momentum"]
+    wrong = [
+        *({name: value for name, value in whole.items() if name != lost} for lost in whole),
+        whole | {"config": ["norm"]},
+        whole | {"model": whole["model"] | {"fc2.bias": torch.full((196,), torch.nan)}},
+        whole | {"model": whole["model"] | {"fc2.bias": torch.zeros(7)}},
+        whole | {"training": 5},
+    ]
+    changes = [
+        *({"position": value} for value in (-1, 3, 10**30, 1.0, True, None)),
+        *({"epoch": value} for value in (-1, 4, 0, "1")),
+        *({"seconds": value} for value in (-1.0, float("nan"), "1", None)),
+        *({"loss_sum": value} for value in (5.0, torch.zeros(2), torch.tensor([torch.nan]))),
+        *({"log": value} for value in ([], [5], [{}], [row | {"more": 1}], [row | {"lr": [1]}])),
+        *({"momentum": value} for value in (None, {}, momentum | {"fc2.bias": torch.zeros(1)})),
+        {"momentum": momentum | {"fc2.bias": torch.full((196,), torch.nan)}},
+    ]
+    wrong += [whole | {"training": state | change} for change in changes]
+    wrong += [
+        whole | {"training": {name: value for name, value in state.items() if name != lost}}
+        for lost in state
+    ]
+
+    for content in wrong:
+        torch.save(content, last)
+        before = last.read_bytes()
+        code, output, errors = train("--resume")
+        assert code == 1 and errors.count("\n") == 1 and "last.pt" in errors, errors
+        assert not output and last.read_bytes() == before
+
+    torch.save(whole, last)
+    assert train("--resume")[0] == 0
 
 
 def test_resuming_with_other_settings_names_them(train, monkeypatch):
@@ -446,47 +515,6 @@ def test_temperature_and_learning_rate_are_read_at_every_step(prepared_set):
     assert moved[0] == 0 and moved[2] > 5 * moved[1] > 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_captured_graph_trains_like_eager_steps_and_follows_the_learning_rate(prepared_set):
-    steps = []
-
-    for graph in (False, True):
-        torch.manual_seed(0)
-        model = build_model(
-            {"norm": "sepbn", "width": 2, "num_landmarks": 98, "sets": 3, "groups": 2}
-        ).cuda()
-        config = TrainConfig(
-            norm="sepbn", width=2, epochs=4, batch_size=4, lr=0.02, warmup_epochs=1.0
-        )
-        steps.append(TrainingStep(model, load_faces(prepared_set, "train"), config, graph=graph))
-
-    for epoch in range(2):
-        for step in steps:
-            step.start_epoch(epoch)
-            for _ in range(step.iterations):
-                step()
-
-        assert abs(steps[0].mean_loss() - steps[1].mean_loss()) < 1e-3
-
-    eager, replayed = (step.model.state_dict() for step in steps)
-
-    for name in eager:
-        assert torch.allclose(eager[name].float(), replayed[name].float(), rtol=1e-3, atol=1e-4), (
-            name
-        )
-
-    moved = []
-
-    for rate in (0.0, 1e-3, 1e-2):
-        steps[1].start_epoch(2)
-        steps[1].rates.fill_(rate)
-        before = steps[1].model.fc2.weight.detach().clone()
-        steps[1]()
-        moved.append((steps[1].model.fc2.weight - before).abs().sum().item())
-
-    assert moved[0] == 0 and moved[2] > 5 * moved[1] > 0
-
-
 def test_resume_after_losing_final_pt_removes_nothing(train):
     options = ("--epochs", "3", "--keep-every", "1", "--run", "kept")
     assert train(*options)[0] == 0
@@ -536,3 +564,41 @@ def test_weights_are_kept_where_their_evaluation_fails(train, monkeypatch):
 
     assert code == 1 and "no test face can be evaluated" in errors
     assert load_model("checkpoints/spared/final.pt").name == "spared"
+
+
+def test_the_saved_command_can_be_run_again(train, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/a/trainBaseline.py", "--run", "it's one", "--data=a b"])
+    assert train("--epochs", "1")[0] == 0
+    command = json.loads(Path("checkpoints/baseline/config.json").read_text())["command"]
+    assert shlex.split(command) == ["trainBaseline.py", "--run", "it's one", "--data=a b"]
+
+
+@pytest.mark.parametrize("sets", [10**9, 2**62])
+def test_a_network_that_no_memory_holds_is_refused(train, sets):
+    code, _, errors = train("--sets", sets, script="trainBaselineSepDyBN.py")
+    assert code == 1 and errors.count("\n") == 1 and "lower --width or --sets" in errors
+    assert not os.path.exists("checkpoints")
+
+
+def test_a_run_that_fails_in_its_first_epoch_is_not_in_the_way_of_the_next(train, monkeypatch):
+    code, _, errors = train("--lr", "1e30", "--warmup-epochs", "0")
+    assert code == 1 and "--lr" in errors and not os.path.exists("checkpoints/baseline")
+
+    def no_memory(step):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingStep, "__call__", no_memory)
+        code, _, errors = train()
+        assert code == 1 and "memory" in errors and not os.path.exists("checkpoints/baseline")
+
+    assert train()[0] == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.csv", "curve.png", "last.pt", "final.pt"])
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_what_lies_in_a_files_place_is_found_before_the_first_step(train, name, option):
+    os.makedirs(f"checkpoints/baseline/{name}")
+    code, _, errors = train(option)
+    assert code == 1 and errors.count("\n") == 1 and f"baseline/{name}" in errors
+    assert os.listdir("checkpoints/baseline") == [name]

@@ -6,9 +6,11 @@ import argparse
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
-from utils.files import InputError
+from utils.files import InputError, wait_for_first_process
+
+SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
 
 
 def _option(
@@ -73,6 +75,9 @@ class TrainConfig:
     mean_shape_init: bool = _option(
         False, "start the last bias at the mean shape of the training faces"
     )
+    photometric: bool = _option(
+        False, "also change colours, sharpness and noise of training faces, and cover parts of them"
+    )
     tensorboard: bool = _option(
         False, "also write TensorBoard event files (needs the package tensorboard)"
     )
@@ -92,6 +97,14 @@ class TrainConfig:
         "tensorboard",
         "no_graph",
     )
+
+    def __post_init__(self) -> None:
+        """Leave SepBN's options to SepBN: other normalisations have none of them."""
+        if self.norm != "sepbn":
+            for name in SEPBN_OPTIONS:
+                object.__setattr__(self, name, None)  # the only way into a frozen dataclass
+        elif None in (self.sets, self.groups, self.temperature):
+            raise ValueError("SepBN needs sets, groups and a temperature")
 
     @property
     def warmup(self) -> float:
@@ -122,6 +135,8 @@ class TrainConfig:
             option = "--" + name.replace("warmup", "warmup_epochs").replace("_", "-")
             if value is None:
                 continue
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise InputError(f"{option}: must be below 2**63")
             if not math.isfinite(value):
                 raise InputError(f"{option} {value}: must be a finite number")
             if name in at_least_one and value < 1:
@@ -134,9 +149,6 @@ class TrainConfig:
                 f"--run {self.run!r}: must be a plain name; files go to the folder checkpoints/RUN"
             )
 
-        if self.seed >= 2**63:
-            raise InputError(f"--seed {self.seed}: must be below 2**63")
-
         if self.attention_grid not in (None, 1, 2, 4):
             raise InputError(
                 f"--attention-grid {self.attention_grid}: must be 1, 2 or 4, which divide every map"
@@ -147,10 +159,22 @@ class TrainConfig:
                 f"--temperature {self.temperature}: must be at least 1, the value at which it stays"
             )
 
+        if self.temperature is not None and self.temperature > 1e6:
+            raise InputError(f"--temperature {self.temperature:g}: must be at most 1,000,000")
+
         if self.groups and self.width % self.groups:
             raise InputError(
                 f"--groups {self.groups} does not divide --width {self.width}: every group needs "
                 "as many channels"
+            )
+
+        if self.momentum >= 1:
+            raise InputError(f"--momentum {self.momentum:g}: must be below 1, or steps only grow")
+
+        if self.lr < 1 <= self.lr * self.weight_decay:
+            raise InputError(
+                f"--weight-decay {self.weight_decay:g}: times --lr {self.lr:g} it must be below 1, "
+                "the share of a weight that a step takes away"
             )
 
         if self.warmup >= self.epochs:
@@ -161,14 +185,22 @@ class TrainConfig:
             )
 
 
-SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the usage once, however many processes are asked."""
+
+    def error(self, message: str) -> NoReturn:
+        wait_for_first_process()
+        super().error(message)
 
 
 class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, except of flags and of options that are unset."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        if action.default is None or action.default is False:  # a default of 0 is shown
+            return action.help
+
+        return super()._get_help_string(action)
 
 
 def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig, bool, bool]:
@@ -179,16 +211,17 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
         sepbn: options of ``trainBaselineSepDyBN.py`` instead of those of ``trainBaseline.py``.
     """
     what = "SepBN" if sepbn else "BatchNorm, or without normalisation"
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=f"Train the Vanilla CNN with {what}. Files go to checkpoints/RUN.",
         formatter_class=_HelpWithDefaults,
         allow_abbrev=False,
     )
 
-    fixed = {"norm": "sepbn"} if sepbn else dict.fromkeys(SEPBN_OPTIONS)
+    fixed = {"norm": "sepbn"} if sepbn else {}
+    left_out = fixed if sepbn else SEPBN_OPTIONS
 
     for setting in fields(TrainConfig):
-        if setting.name in fixed:
+        if setting.name in left_out:
             continue
 
         option = "--" + setting.name.replace("_", "-")

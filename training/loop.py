@@ -23,10 +23,23 @@ from evaluation.evaluate import face_errors
 from evaluation.figures import training_curve
 from models import checkpoint
 from training.config import TrainConfig
-from training.run import COLUMNS, RunFolder, refuse_other_settings, run_record, settings_of
+from training.run import (
+    COLUMNS,
+    RunFolder,
+    refuse_damaged_state,
+    refuse_other_settings,
+    run_record,
+    settings_of,
+)
 from training.step import TrainingStep
 from utils.files import InputError
-from utils.runtime import StopRequest, keep_freed_memory, process_group, progress
+from utils.runtime import (
+    StopRequest,
+    available_memory,
+    keep_freed_memory,
+    process_group,
+    progress,
+)
 from utils.schedule import temperature
 
 LOOK_SECONDS = 30.0  # at least so often, however slow the steps are
@@ -61,9 +74,9 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     folder = RunFolder(config.run)
 
     if resume and folder.final.exists() and not folder.last.exists():
-        refuse_other_settings(
-            checkpoint.read(folder.final).get("config", {}), settings_of(config), folder.final
-        )
+        finished = checkpoint.read(folder.final)
+        checkpoint.check_own(finished, folder.final)
+        refuse_other_settings(finished["config"], settings_of(config), folder.final)
         print(f"{folder.path} is finished already; nothing to do")
         return 0
 
@@ -97,6 +110,9 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         model = _initial_model(config, record, train_faces, init=init, announce=processes.leads)
         model = model.to(device, memory_format=torch.channels_last)
         step = TrainingStep(model, train_faces, config, processes=processes)
+
+        if saved is not None:
+            refuse_damaged_state(saved, step, folder.last)
         if processes.count > 1:
             distributed.barrier()  # everybody has read what is there
         if saved is None and processes.leads:
@@ -111,6 +127,7 @@ def _initial_model(
     """The network before the first step: drawn from the seed, then ``--mean-shape-init`` and the
     weights ``init``.
     """
+    _require_memory(record)
     torch.manual_seed(config.seed)
     model = checkpoint.build_model(record)
 
@@ -141,6 +158,26 @@ def _initial_model(
         checkpoint.load_weights(model, weights, loaded.path)
 
     return model
+
+
+def _require_memory(record: dict[str, Any]) -> None:
+    """Refuse a network whose weights, gradients and momentum cannot be held; the system would end
+    the process without a word.
+    """
+    with torch.device("meta"):  # allocates nothing
+        try:
+            outline = checkpoint.build_model(record)
+        except RuntimeError:  # more than 2**63 bytes
+            raise InputError("no memory holds this network; lower --width or --sets") from None
+
+    needed = 3 * sum(weight.numel() * weight.element_size() for weight in outline.parameters())
+    free = available_memory()
+
+    if free is not None and needed > free:
+        raise InputError(
+            f"this network needs {needed / 2**30:,.1f} GiB to be trained, {free / 2**30:,.1f} GiB "
+            "are free; lower --width or --sets"
+        )
 
 
 def fit(

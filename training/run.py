@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
 import json
+import math
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, fields
@@ -16,13 +19,23 @@ from typing import Any
 import torch
 
 from dataset.faces import FaceSet
+from dataset.landmarks import definition_to_keep
 from models import checkpoint
-from models.architecture import describe_arm
+from models.architecture import Architecture
 from training.config import TrainConfig
-from utils.files import InputError, atomic_write, describe_os_error, make_folder, read_json
+from training.step import TrainingStep
+from utils.files import (
+    InputError,
+    atomic_write,
+    describe_os_error,
+    make_folder,
+    read_json,
+    require_file_or_nothing,
+)
 from utils.runtime import Processes, describe_machine, git_commit
 
 RUNS = Path("checkpoints")
+FILES = ("config.json", "log.csv", "curve.png", "last.pt", "final.pt")
 COLUMNS = ("epoch", "loss", "lr", "temperature", "test_nme_percent", "images_per_s", "seconds")
 
 
@@ -42,18 +55,19 @@ def run_record(
     """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its
     checkpoints.
     """
-    settings = settings_of(config)
+    settings = settings_of(config) | {"num_landmarks": train.scheme.num_points}
 
     return settings | {
-        "arm": describe_arm(settings),
+        "arm": Architecture.from_config(settings).describe(),
         "scheme": train.scheme.name,
-        "num_landmarks": train.scheme.num_points,
+        "scheme_definition": definition_to_keep(train.scheme),
         "resample": train.meta.get("resample", "nearest"),
+        "box_scale": train.meta.get("box_scale", 1.0),
         "faces": {"train": len(train), "test": len(test)},
         "fingerprint": train.fingerprint(),
         "device_type": device.type,
         "processes": processes.count,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": git_commit(),
         "machine": describe_machine(device),
     }
@@ -69,6 +83,7 @@ class RunFolder:
         self.last, self.final = self.path / "last.pt", self.path / "final.pt"
         self.rows: list[dict[str, Any]] = []
         self._locked: int | None = None
+        self._new = False  # whether the run was started here, and not resumed
 
     def saved(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
         """Look at what is there, without changing it.
@@ -77,8 +92,13 @@ class RunFolder:
             The content of ``last.pt`` when there is something to resume, else None.
 
         Raises:
-            InputError: a run is there and neither resume nor overwrite was asked for.
+            InputError: a run is there and neither resume nor overwrite was asked for, or something
+                lies in the place of a file that the run will write.
         """
+        if self.path.is_dir():
+            for name in FILES:
+                require_file_or_nothing(self.path / name)
+
         if self._existing() and not (resume or overwrite):
             raise InputError(
                 f"{self.path} already holds a run; add --resume to carry it on, --overwrite to "
@@ -86,12 +106,21 @@ class RunFolder:
                 "or choose another name with --run"
             )
 
-        return checkpoint.read(self.last) if resume and self.last.exists() else None
+        if not (resume and self.last.exists()):
+            return None
+
+        content = checkpoint.read(self.last)
+        checkpoint.check_own(content, self.last)
+
+        return content
 
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._new and kind is not None and issubclass(kind, Exception):
+            self._remove_traces()
+
         if self._locked is not None:
             os.close(self._locked)
             self._locked = None
@@ -139,6 +168,7 @@ class RunFolder:
         """
         make_folder(self.path)
         self.lock()
+        self._new = True
 
         if overwrite:
             names = ("config.json", "curve.png")
@@ -151,6 +181,19 @@ class RunFolder:
         elif self._logged_epochs():
             number = 1 + len(list(self.path.glob("log_old*.csv")))
             os.replace(self.path / "log.csv", self.path / f"log_old{number}.csv")
+
+    def _remove_traces(self) -> None:
+        """Leave no folder of a run that could not do its first epoch, so that the next try, with
+        other settings, finds nothing in its way.
+        """
+        if self.rows or self._milestones() or self.last.exists() or self.final.exists():
+            return
+
+        for name in ("config.json", "log.csv"):
+            (self.path / name).unlink(missing_ok=True)
+
+        with contextlib.suppress(OSError):  # something else may lie there
+            self.path.rmdir()
 
     def _milestones(self) -> list[Path]:
         return list(self.path.glob("epoch_*.pt"))
@@ -203,11 +246,14 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
     Settings in ``TrainConfig.FREE`` cannot change the result and may differ; what ``record`` lacks
     is not compared.
     """
+    # A run saved before a setting existed had its default.
+    saved = {setting.name: setting.default for setting in fields(TrainConfig)} | saved
     names = [
         setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE
     ]
-    names += ["device_type", "resample", "fingerprint"]
+    names += ["device_type", "resample", "scheme_definition", "fingerprint"]
     labels = {
+        "scheme_definition": "landmark scheme",
         "device_type": "kind of device",
         "resample": "resampling of the data",
         "fingerprint": "training faces",
@@ -225,3 +271,65 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
             f"{where} cannot be resumed with other settings: {'; '.join(different)}; use the "
             "saved ones"
         )
+
+
+def refuse_damaged_state(saved: dict[str, Any], step: TrainingStep, where: Path) -> None:
+    """Check that ``saved["training"]``, the loop's state in ``last.pt``, can be gone on from.
+
+    Raises:
+        InputError: naming the entry that is missing or impossible.
+    """
+    training = saved.get("training")
+    if not isinstance(training, dict):
+        raise InputError(f"{where}: holds no state of a training; it cannot be resumed")
+
+    def is_count(value: Any, limit: int) -> bool:
+        return type(value) is int and 0 <= value < limit
+
+    momentum, seconds, loss_sum = (
+        training.get(name) for name in ("momentum", "seconds", "loss_sum")
+    )
+
+    wanted = {
+        name: weight.shape for name, weight in step.model.named_parameters() if step.config.momentum
+    }
+
+    valid = {
+        "epoch": is_count(training.get("epoch"), step.config.epochs),
+        "position": is_count(training.get("position"), step.iterations),
+        "seconds": isinstance(seconds, (int, float)) and 0 <= seconds < math.inf,
+        "loss_sum": _is_finite(loss_sum) and loss_sum.numel() == 1,
+        "log": _is_log(training.get("log"), training.get("epoch")),
+        "momentum": isinstance(momentum, dict)
+        and momentum.keys() == wanted.keys()
+        and all(_is_finite(momentum[name], shape) for name, shape in wanted.items()),
+    }
+
+    wrong = [name for name, is_valid in valid.items() if not is_valid]
+    if wrong:
+        raise InputError(
+            f"{where}: its {wrong[0]} is missing or impossible for this run; it cannot be resumed, "
+            "train anew with --overwrite"
+        )
+
+
+def _is_finite(tensor: Any, shape: torch.Size | None = None) -> bool:
+    """Whether this is a tensor of finite floating-point numbers (of that shape)."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and (shape is None or tensor.shape == shape)
+        and bool(torch.isfinite(tensor).all())
+    )
+
+
+def _is_log(rows: Any, epochs: Any) -> bool:
+    """Whether these are the log's rows of so many epochs."""
+    return (
+        isinstance(rows, list)
+        and len(rows) == epochs
+        and all(isinstance(row, dict) and row.keys() == set(COLUMNS) for row in rows)
+        and all(
+            isinstance(value, (int, float)) or value == "" for row in rows for value in row.values()
+        )
+    )

@@ -140,6 +140,7 @@ class TrainingStep:
             seed=self.config.seed,
             epoch=number,
             released_geometry=self.config.released_geometry,
+            photometric_changes=self.config.photometric,
         )
 
         if self.epoch is None:

@@ -8,17 +8,27 @@ import io
 import json
 import math
 import os
+import signal
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+PATIENCE = 5.0  # s; torchrun looks ten times a second whether a process has failed
+
+# What would break a message's line, or a terminal: a file's name may hold it.
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
 
 class InputError(Exception):
     """Something the user can mend; its message is one line: what, where, what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.translate(_CONTROLS))
 
 
 def describe_os_error(error: OSError, path: str | os.PathLike) -> InputError:
@@ -33,7 +43,7 @@ def describe_os_error(error: OSError, path: str | os.PathLike) -> InputError:
         errno.EEXIST: "a file is in the way where a folder is needed; choose another folder",
         errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
         errno.ELOOP: "links in its path lead in a circle; choose another path",
-    }.get(error.errno, error.strerror or str(error))
+    }.get(error.errno or 0, error.strerror or str(error))
     return InputError(f"cannot write {path}: {advice}")
 
 
@@ -56,11 +66,14 @@ def require_file_or_nothing(path: str | os.PathLike) -> None:
     A finished file is renamed to its path; that would put it in the place of a device.
 
     Raises:
-        InputError: a folder, device, pipe or socket lies there, or the path cannot be looked at.
+        InputError: a folder, device, pipe or socket lies there, there is no folder to write it in,
+            or the path cannot be looked at.
     """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
+        if not Path(path).parent.is_dir():
+            raise InputError(f"cannot write {path}: its folder does not exist; make it") from None
         return
     except OSError as error:
         raise describe_os_error(error, path) from error
@@ -79,6 +92,30 @@ def require_utf8(path: str | os.PathLike) -> None:
         ) from None
 
 
+def read_bytes(path: str | os.PathLike, what: str = "") -> bytes:
+    """The content of a file, or what comes through a pipe.
+
+    Args:
+        path: the file.
+        what: what it is, for messages ("list", "image").
+
+    Raises:
+        InputError: it is missing, cannot be read, or is a device, which may have no end.
+    """
+    name = f"{what} {path}" if what else str(path)
+
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise InputError(f"{name} is a device, not a file")
+
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{name} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from None
+
+
 class _NamedTarget(io.FileIO):
     """A temporary file; what goes wrong in writing to it is said of the file it is to become."""
 
@@ -86,7 +123,7 @@ class _NamedTarget(io.FileIO):
         super().__init__(descriptor, "w")
         self._path = path
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -172,11 +209,14 @@ def read_json(path: str | os.PathLike, *, advice: str = "delete it") -> dict[str
         InputError: it cannot be read, or is not a JSON object; says what to do, ``advice``.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+    try:
+        content = json.loads(read_bytes(path).decode())
     except (ValueError, RecursionError):
         raise InputError(f"{path}: damaged, not JSON; {advice}") from None
 
@@ -216,6 +256,7 @@ def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
                 if message is None:
                     raise
 
+                wait_for_first_process()
                 print(f"error: {message}", file=sys.stderr)
                 code = 1
 
@@ -230,6 +271,15 @@ def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
     return wrapper
 
 
+def wait_for_first_process() -> None:
+    """Of several processes, let the first one speak: torchrun ends the others as soon as it has
+    failed, and what they had to say was the same, or a consequence.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what torchrun ends them by
+        time.sleep(PATIENCE)
+
+
 def _one_line(error: Exception) -> str | None:
     """What to tell the user of an error that is theirs or the machine's; None: it is a bug."""
     if isinstance(error, InputError):
@@ -237,7 +287,7 @@ def _one_line(error: Exception) -> str | None:
 
     if isinstance(error, OSError) and error.strerror:
         if isinstance(error.filename, (str, bytes, os.PathLike)):
-            return f"{os.fsdecode(error.filename)}: {error.strerror}"
+            return str(InputError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
 
         return error.strerror
 
@@ -298,7 +348,7 @@ class _LastingOutput:
         if error.errno not in (errno.EPIPE, errno.EBADF):
             self.problem = error.strerror
 
-        # From here on it leads to nowhere, for libraries and for what is still in its buffer too.
+        # From here on it leads to nowhere, for what is still in its buffer too.
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
 
@@ -315,6 +365,8 @@ def _lasting_outputs() -> Iterator[list[_LastingOutput]]:
         elif isinstance(stream, io.TextIOWrapper):
             # an ASCII terminal, or a path that is not UTF-8
             stream.reconfigure(errors="backslashreplace")
+            if stream is sys.__stderr__:
+                stream = _opened_anew(stream)
 
         outputs.append(_LastingOutput(stream))
 
@@ -330,6 +382,11 @@ def _lasting_outputs() -> Iterator[list[_LastingOutput]]:
             output if given is None else given
             for given, output in zip(before, outputs, strict=True)
         )
+
+
+def _opened_anew(stderr: IO[str]) -> IO[str]:
+    """stderr by a descriptor of its own: what libraries print to number 2 can then be silenced."""
+    return open(os.dup(2), "w", encoding=stderr.encoding, errors="backslashreplace", buffering=1)
 
 
 def _opened_nowhere(number: int) -> IO[str]:

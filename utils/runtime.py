@@ -8,6 +8,7 @@ import platform
 import signal as signals
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from utils.files import InputError
+from utils.files import InputError, wait_for_first_process
 
 if TYPE_CHECKING:
     import torch
@@ -125,9 +126,52 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
+class _Silence:
+    """How many threads want libraries to be silent, and where stderr led before."""
+
+    lock = threading.Lock()
+    depth = 0
+    stderr = -1
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keep what C libraries print to stderr about damaged files (libpng, libtiff, FFmpeg) from the
+    user, who gets one line of ours. Threads may overlap in it; scripts' own stderr still works.
+    """
+    with _Silence.lock:
+        if _Silence.depth == 0:
+            _Silence.stderr = os.dup(2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+
+        _Silence.depth += 1
+
+    try:
+        yield
+    finally:
+        with _Silence.lock:
+            _Silence.depth -= 1
+            if _Silence.depth == 0:
+                os.dup2(_Silence.stderr, 2)
+                os.close(_Silence.stderr)
+
+
 def available_cores() -> int:
     """Number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that programs may still take; None where that is not known."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+
+    return None
 
 
 def keep_freed_memory() -> None:
@@ -247,12 +291,11 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     import torch
     from torch import distributed
 
-    try:
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError:
-        raise InputError(
-            "WORLD_SIZE is not a number; start several processes with torchrun"
-        ) from None
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not (size.isdecimal() and 0 < int(size) < 2**31):
+        raise InputError(f"WORLD_SIZE is {size!r}; start several processes with torchrun")
+
+    count = int(size)
 
     device = select_device(device_name)
 
@@ -263,21 +306,30 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
         yield Processes(), device
         return
 
-    try:
-        processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
-    except KeyError as error:
-        raise InputError(
-            f"WORLD_SIZE is {count} but {error} is not set; start several processes with torchrun"
-        ) from None
+    numbers = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK")}
+    for name, text in numbers.items():
+        if not (text.isdecimal() and int(text) < count):
+            raise InputError(
+                f"WORLD_SIZE is {count}, but {name} is {text!r}; start several processes with "
+                "torchrun"
+            )
+
+    processes = Processes(int(numbers["RANK"]), count, int(numbers["LOCAL_RANK"]))
 
     if device.type == "cuda":
         device = select_device(f"cuda:{processes.local_rank}")
         torch.cuda.set_device(device)
 
-    if device.type == "cuda":
-        distributed.init_process_group("nccl", device_id=device)
-    else:
-        distributed.init_process_group("gloo")
+    try:
+        if device.type == "cuda":
+            distributed.init_process_group("nccl", device_id=device)
+        else:
+            distributed.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {count} processes do not find each other ({str(error).splitlines()[0]}); start "
+            "them with torchrun"
+        ) from None
 
     try:
         yield processes, device
@@ -293,6 +345,7 @@ def _leave_at_once(error: BaseException) -> None:
     torchrun ends the others once one has failed.
     """
     code = 1
+    wait_for_first_process()
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):

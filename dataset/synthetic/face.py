@@ -20,13 +20,14 @@ _SPLITS = {"train": 0, "test": 1}
 class SyntheticFace:
     """picture: (H, W, 3) uint8 BGR; landmarks: (98, 2) px; box: left, top, right, bottom px,
     inclusive; attributes: six flags in the order of dataset.annotations.ATTRIBUTES; quality: JPEG
-    quality to store it with."""
+    quality to store it with; skin: (3,) float32 BGR of the bare skin."""
 
     picture: np.ndarray
     landmarks: np.ndarray
     box: tuple[int, int, int, int]
     attributes: tuple[bool, ...]
     quality: int
+    skin: np.ndarray
 
 
 def draw_face(
@@ -70,7 +71,7 @@ def draw_face(
         blurred,
     )
 
-    return SyntheticFace(picture, landmarks, box, attributes, int(rng.integers(35, 96)))
+    return SyntheticFace(picture, landmarks, box, attributes, int(rng.integers(35, 96)), seen.skin)
 
 
 def _photograph(picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:

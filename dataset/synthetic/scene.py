@@ -45,7 +45,7 @@ class Rendering:
     """picture: (CANVAS, CANVAS, 3) float32 BGR, black where nothing is; mask: (CANVAS, CANVAS)
     bool; landmarks: (98, 2) px; box: (left, top, width, height) px, float; hidden: (98,) bool,
     covered by something worn; facts for the attributes; tone: (3,) BGR of the skin under its
-    light."""
+    light; skin: (3,) BGR of the bare skin."""
 
     picture: np.ndarray
     mask: np.ndarray
@@ -57,6 +57,7 @@ class Rendering:
     illumination: bool
     makeup: bool
     tone: np.ndarray
+    skin: np.ndarray
 
 
 class _Canvas:
@@ -137,11 +138,10 @@ def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset())
     shading = shade_head(head, surface, light, rotation, skin.shine)
     uv = _head_uv(head, vertices, eyes, expression.gaze)
     canvas = _Canvas()
-    drawn = [
-        (view.see(surface @ rotation.T), head.triangles, uv, shading),
-        _ready(body, body_turn, view, light),
-    ]
-    canvas.draw(drawn + [_ready(piece, rotation, view, light) for piece in pieces], atlas)
+    drawn = [(view.see(surface @ rotation.T), head.triangles, uv, shading)]
+    drawn += [_ready(body, body_turn, view, light)]
+    drawn += [_ready(piece, rotation, view, light) for piece in pieces]
+    canvas.draw(drawn, atlas)
     if glasses is not None and glasses.opacity > 0.02:
         canvas.draw_glass(_ready(glasses.lenses, rotation, view, light), atlas, glasses.opacity)
 
@@ -159,6 +159,7 @@ def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset())
         illumination=light.remarkable,
         makeup=skin.makeup,
         tone=np.clip(skin.tone * (light.ambient.mean(0) + 0.5 * light.colours.sum(0)), 0, 255),
+        skin=skin.tone,
     )
 
 

@@ -1,0 +1,293 @@
+"""What networks that are given away can do: NME on several sets, by attribute, by skin tone, and
+with a detector's boxes.
+
+    python benchmarks/released.py checkpoints/sepbn16.pt checkpoints/bn16.pt \\
+        --set "131 WFLW" PREPARED test --set "332 WFLW" PREPARED train \\
+        --pictures "131 WFLW" LIST IMAGES --detector YUNET.onnx --tones 2000
+
+Intervals are 95 % percentile bootstraps over faces; differences of two networks, or of two kinds of
+boxes, are paired: both see the same faces. Networks with 98 points are tried on sets with 68 on the
+60 points that both schemes have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.detector_boxes import MIN_IOU, by_image, detected_boxes
+from dataset.annotations import ATTRIBUTES, read_official_list
+from dataset.crop import face_patch, read_image
+from dataset.faces import FaceSet, load_faces
+from dataset.landmarks import WFLW_98
+from dataset.synthetic.face import draw_face
+from evaluation.evaluate import bootstrap_means, paired_difference, predict_landmarks
+from models.checkpoint import LoadedModel, load_model
+from prediction.detector import FaceDetector, yunet_path
+from prediction.predictor import LandmarkPredictor
+from utils.files import InputError, reports_input_errors
+from utils.metrics import nme
+from utils.runtime import describe_machine, progress
+
+# Individual typology angle of the skin, degrees: lower ends of the usual classes, light to dark.
+TONES = {"very light": 55, "light": 41, "intermediate": 28, "tan": 10, "brown": -30, "dark": -90}
+TONE_SEED = 20_261_124  # of faces drawn for nothing else
+
+
+def common_points(predicted: int, annotated: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Points of a network's scheme and of a set's that are the same: indices of both, and where
+    the outer eye corners stand among them.
+    """
+    if predicted == annotated:
+        every = np.arange(annotated)
+        eyes = {98: (60, 72), 68: (36, 45)}[annotated]
+        return every, every, eyes
+
+    if (predicted, annotated) != (98, 68):
+        raise InputError(f"networks with {predicted} points cannot be tried on {annotated}")
+
+    # contour, brows, nose, eye corners, mouth
+    of_98 = [*range(0, 33, 2), *range(33, 38), *range(42, 47), *range(51, 60), *(60, 64, 68, 72)]
+    of_68 = [*range(0, 17), *range(17, 22), *range(22, 27), *range(27, 36), *(36, 39, 42, 45)]
+    of_98 += range(76, 96)
+    of_68 += range(48, 68)
+
+    return np.array(of_98), np.array(of_68), (of_68.index(36), of_68.index(45))
+
+
+def percent_errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """NME of every face, (N,) in %, over the points that (N, P, 2) and (N, Q, 2) have in common."""
+    of_prediction, of_truth, eyes = common_points(prediction.shape[1], truth.shape[1])
+    return 100 * nme(prediction[:, of_prediction], truth[:, of_truth], eyes)
+
+
+def set_errors(networks: list[LoadedModel], faces: FaceSet) -> np.ndarray:
+    """NME in %, (M, N), of M networks over N faces."""
+    truth = faces.crop_landmarks().numpy()
+    return np.stack(
+        [
+            percent_errors(predict_landmarks(network.model, faces, device="cpu"), truth)
+            for network in networks
+        ]
+    )
+
+
+def cell(mean: float, low: float, high: float) -> str:
+    return f"{mean:.2f} ({low:.2f} … {high:.2f})".replace("-", "−")
+
+
+def row(name: str, errors: np.ndarray) -> str:
+    """A table's row for errors (M, N): n, every network's mean, the difference of the first two."""
+    if not errors.shape[1]:
+        return "| " + " | ".join([name, "0"] + ["–"] * (len(errors) + (len(errors) > 1))) + " |"
+
+    means = bootstrap_means(errors)
+    bounds = np.percentile(means, (2.5, 97.5), axis=1)  # (2, M)
+    cells = [cell(*values) for values in zip(errors.mean(axis=1), *bounds, strict=True)]
+    if len(errors) > 1:
+        change = paired_difference(means[[1, 0]], errors[[1, 0]])
+        cells.append(cell(change["difference"], change["low"], change["high"]))
+
+    return "| " + " | ".join([name, str(errors.shape[1]), *cells]) + " |"
+
+
+def table(first: str, networks: list[LoadedModel], rows: list[str]) -> str:
+    names = [network.name for network in networks]
+    heads = [first, "n", *names]
+    heads += [f"{names[0]} − {names[1]}"] if len(names) > 1 else []
+
+    return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *rows])
+
+
+def set_tables(networks: list[LoadedModel], sets: Sequence[Sequence[str]]) -> list[str]:
+    """NME on every set, and by attribute where a set has any."""
+    everything, parts = [], []
+
+    for name, folder, split in sets:
+        faces = load_faces(folder, split)
+        errors = set_errors(networks, faces)
+        everything.append(row(name, errors))
+        if faces.attributes.any():
+            parts += [
+                row(f"{name}, {attribute}", errors[:, faces.attributes[:, column]])
+                for column, attribute in enumerate(ATTRIBUTES)
+            ]
+
+    tables = [table("NME in %", networks, everything)] if everything else []
+
+    return tables + ([table("by attribute", networks, parts)] if parts else [])
+
+
+def typology_angle(bgr: np.ndarray) -> np.ndarray:
+    """Individual typology angle of skin colours (N, 3), BGR 0 to 255, in degrees: (N,)."""
+    lab = cv2.cvtColor((bgr[None] / 255).astype(np.float32), cv2.COLOR_BGR2Lab)[0]
+    return np.degrees(np.arctan2(lab[:, 0] - 50, lab[:, 2]))
+
+
+def draw_toned_faces(count: int) -> tuple[FaceSet, np.ndarray]:
+    """Freshly drawn faces, nearly frontal, and the typology angle of their bare skin (N,).
+
+    In profile the eye corners nearly meet, and a few such faces would decide the mean of a tone.
+    """
+    patches, landmarks, skins, attributes = [], [], [], []
+
+    for index in progress(range(count), desc="drawing", unit="face"):
+        face = draw_face(TONE_SEED, "test", index, frozenset({"pose"}))
+        patch, frame = face_patch(face.picture, face.box)
+        patches.append(cv2.cvtColor(patch, cv2.COLOR_BGR2RGB))
+        landmarks.append(frame.to_patch(face.landmarks))
+        skins.append(face.skin)
+        attributes.append(face.attributes)
+
+    faces = FaceSet(
+        patches=torch.from_numpy(np.stack(patches)),
+        landmarks=torch.from_numpy(np.stack(landmarks).astype(np.float32)),
+        scheme=WFLW_98,
+        attributes=np.array(attributes),
+        paths=[],
+    )
+
+    return faces, typology_angle(np.stack(skins))
+
+
+def tone_table(networks: list[LoadedModel], count: int) -> str:
+    """NME by the skin tone that the faces were drawn with."""
+    faces, angles = draw_toned_faces(count)
+    errors = set_errors(networks, faces)
+    rows, upper = [], np.inf
+
+    for name, lower in TONES.items():
+        bounds = (f"> {lower}°" if lower > -90 else f"≤ {upper}°").replace("-", "−")
+        rows.append(row(f"{name} ({bounds})", errors[:, (angles > lower) & (angles <= upper)]))
+        upper = lower
+
+    return table("drawn nearly frontal faces, by skin (typology angle)", networks, rows)
+
+
+def detector_rows(
+    predictors: list[LandmarkPredictor],
+    detector: FaceDetector,
+    name: str,
+    source: Path,
+    images: Path,
+) -> list[str]:
+    """NME with annotated and with detected boxes, for the faces of a list that were found."""
+    groups = by_image(read_official_list(source))
+    truth, hits = [], []
+    answers: list[list[list[np.ndarray]]] = [[[], []] for _ in predictors]
+
+    for image_name, group in progress(groups.items(), desc=name, unit="picture"):
+        image = read_image(images / image_name)
+        annotated = np.array([face.box for face in group])
+        detected, found = detected_boxes(detector, image, annotated)
+        truth += [face.landmarks for face in group]
+        hits += found.tolist()
+
+        for predictor, both in zip(predictors, answers, strict=True):
+            both[0] += list(predictor(image, annotated))
+            both[1] += list(predictor(image, detected))
+
+    found = np.array(hits)
+    rows = []
+
+    for predictor, both in zip(predictors, answers, strict=True):
+        # detected first, so that the difference is detected - annotated
+        errors = np.stack(
+            [percent_errors(np.array(points), np.array(truth))[found] for points in both[::-1]]
+        )
+        rows.append(row(f"{name}, {predictor.name}, {len(found)} faces", errors))
+
+    return rows
+
+
+def detector_table(
+    networks: list[LoadedModel], detector: FaceDetector, pictures: Sequence[Sequence[str]]
+) -> str:
+    predictors = [LandmarkPredictor(network, device="cpu") for network in networks]
+    rows = [
+        line
+        for name, source, images in pictures
+        for line in detector_rows(predictors, detector, name, Path(source), Path(images))
+    ]
+    heads = "| set, network | found | detected boxes | annotated boxes | difference |"
+
+    return "\n".join([heads, "|" + "---|" * 5, *rows])
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="NME of networks on several sets, by attribute, tone and kind of box."
+    )
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    parser.add_argument(
+        "--set",
+        dest="sets",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "PREPARED", "SPLIT"),
+        help="a prepared folder's train or test faces; may be repeated",
+    )
+    parser.add_argument(
+        "--pictures",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "LIST", "IMAGES"),
+        help="an official list and its image folder, for the detector's boxes; may be repeated",
+    )
+    parser.add_argument(
+        "--detector", type=Path, metavar="ONNX", help="YuNet (default: fetched once)"
+    )
+    parser.add_argument(
+        "--tones",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw N faces and sort them by the tone of their skin (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    if args.tones < 0:
+        parser.error("--tones must not be negative")
+    for _, _, split in args.sets:
+        if split not in ("train", "test"):
+            parser.error(f"--set: {split} is neither train nor test")
+
+    return args
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    networks = [load_model(path) for path in args.checkpoints]
+
+    machine = describe_machine()
+    print(", ".join(f"{key} {value}" for key, value in machine.items() if value is not None))
+    for path, network in zip(args.checkpoints, networks, strict=True):
+        print(f"{network.name}: {path}, {network.config['arm']}")
+
+    for text in set_tables(networks, args.sets):
+        print(f"\n{text}")
+
+    if args.tones:
+        print(f"\n{tone_table(networks, args.tones)}")
+
+    if args.pictures:
+        detector = FaceDetector(args.detector or yunet_path())
+        print(f"\n{detector_table(networks, detector, args.pictures)}")
+        print(f"\nFound: a detection overlaps the annotated box by an IoU of {MIN_IOU} or more.")
+
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,836 @@
+"""Any set of faces through the command lines: `.pts` folders, boxes, their scale, own schemes, and
+98 points on 68.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import write_official_set
+
+from dataset.annotations import read_official_list
+from dataset.crop import CROP_OFFSET, patch_frame
+from dataset.faces import load_faces
+from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, WFLW_OF_IBUG, define, to_ibug_68
+from dataset.pts import landmark_box, parse_pts
+from evaluation import evaluate
+from evaluation.cost import measure_speed
+from models.checkpoint import build_model, load_model, read, save
+from prediction.outputs import write_pts
+from utils.files import InputError
+from utils.metrics import nme
+
+PREPARE = "dataset/createWFLW256.py"
+LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
+# a point every fourth of the contour, the brows' upper edges, nose, eye corners, mouth, pupils
+FORTY = (
+    *range(0, 33, 4),
+    *(*range(33, 38), *range(42, 47)),
+    *(*range(51, 56), 57, 59),
+    *(60, 64, 68, 72),
+    *(76, 79, 82, 85, 88, 90, 92, 94),
+    *(96, 97),
+)
+
+
+@pytest.fixture(autouse=True)
+def quick_timing(monkeypatch):
+    """Speed is not the matter here."""
+    quick = functools.partial(measure_speed, batch_size=8, seconds=0.0)
+    monkeypatch.setattr(evaluate, "measure_speed", quick)
+
+
+def official_list(folder: Path, split: str) -> Path:
+    return folder / LISTS / f"list_98pt_rect_attr_{split}.txt"
+
+
+def write_pts_folders(folder: Path, images: Path, lists: dict[str, Path], step: int = 1) -> Path:
+    """A folder of pictures and .pts files for each split, from every ``step``-th face of a list, and
+    ``boxes.csv`` with their boxes; ``SPLIT.txt`` is the list of these faces.
+    """
+    with open(folder / "boxes.csv", "w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["file", "x0", "y0", "x1", "y1"])
+
+        for split, path in lists.items():
+            (folder / split).mkdir()
+            lines = path.read_text().splitlines()[::step]
+            (folder / f"{split}.txt").write_text("\n".join(lines))
+
+            for index, face in enumerate(read_official_list(folder / f"{split}.txt")):
+                source = images / face.image
+                name = f"face{index:04d}"
+                shutil.copy(source, folder / split / f"{name}{source.suffix}")
+                rows = "".join(f"{x!r} {y!r}\n" for x, y in (face.landmarks + 1).tolist())
+                header = f"version: 1\nn_points:  {len(face.landmarks)}\n"
+                (folder / split / f"{name}.pts").write_text(f"{header}{{\n{rows}}}\n")
+                writer.writerow([f"{split}/{name}{source.suffix}", *face.box])
+
+    return folder
+
+
+@pytest.fixture
+def pts_set(official_set, tmp_path) -> Path:
+    """The drawn faces as .pts folders, with 98 points."""
+    folder = tmp_path / "pts"
+    folder.mkdir()
+    lists = {split: official_list(official_set, split) for split in ("train", "test")}
+
+    return write_pts_folders(folder, official_set / "WFLW_images", lists)
+
+
+def pts_arguments(folder: Path, out: Path) -> list:
+    return ["--pts-train", folder / "train", "--pts-test", folder / "test", "--out", out]
+
+
+def numbers(path: Path) -> np.ndarray:
+    """The coordinates of a crop list."""
+    return np.array([line.split()[:-1] for line in path.read_text().splitlines()], float)
+
+
+def assert_one_line(result: tuple[int, str, str], *words: str) -> None:
+    code, _, errors = result
+    assert code == 1 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+    for word in words:
+        assert word in errors
+
+
+# --- .pts files ---------------------------------------------------------------------------------
+
+POINTS = np.array([[10.5, 20.0], [0.0, -3.25], [1e3, 7.125]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version: 1\nn_points: 3\n{\n11.5 21\n1 -2.25\n1001 8.125\n}\n",
+        "version: 1\r\nn_points:  3\r\n{\r\n11.5 21\r\n1 -2.25\r\n1001 8.125\r\n}",
+        "11.5 21\n1 -2.25\n1001 8.125\n",
+        "\ufeff# left eye, right eye, chin\n\n 11.5\t21 // left\n1 -2.25 # right\n1001 8.125\n",
+        "N_Points:3\n{\n11.5 21\n1.0e0 -2.25\n1.001e3 8.125\n}\n\n",
+    ],
+    ids=["iBUG's form", "CRLF", "bare lines", "comments", "another header"],
+)
+def test_pts_files(text):
+    np.testing.assert_array_equal(parse_pts(text.encode(), Path("a.pts")), POINTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_points: 3\n{\n1 2\n3 4\n}\n", "a.pts: n_points is 3, but 2 points follow"),
+        ("n_points: 2\n{\n1 2\n3 4\n", "a.pts: the closing brace is missing"),
+        ("1 2\n3 nan\n", "a.pts, line 2: '3 nan' is not finite"),
+        ("1 2\n3 -inf\n", "line 2: '3 -inf' is not finite"),
+        ("1 2\n3 4 5\n", "line 2: 3 fields, expected x and y"),
+        ("1 2\n3,4\n", "line 2: 1 fields, expected x and y"),
+        ("1 2\n3 four\n", "line 2: '3 four' is no pair of numbers"),
+        ("{\n1 2\n3 4\n}\n5 6\n", "line 5: '5 6' after the closing brace"),
+        ("1 2\n{\n3 4\n}\n", "line 2: '{' out of place"),
+        ("1 2\n3 4\n}\n", "line 3: '}' out of place"),
+        ("version: 1\n", "a.pts: 0 points"),
+        ("", "a.pts: 0 points"),
+        (b"\x89PNG\xff\xfe", "a.pts: not a text file"),
+    ],
+)
+def test_a_bad_pts_file_is_named(text, message):
+    data = text if isinstance(text, bytes) else text.encode()
+    with pytest.raises(InputError) as caught:
+        parse_pts(data, Path("a.pts"))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_predict_writes_is_read_back(tmp_path):
+    points = np.random.default_rng(0).normal(100, 80, (68, 2)).round(4)
+    write_pts(tmp_path / "a.pts", points)
+    read_back = parse_pts((tmp_path / "a.pts").read_bytes(), tmp_path / "a.pts")
+    np.testing.assert_allclose(read_back, points, atol=1e-9)
+
+
+# --- folders of them ----------------------------------------------------------------------------
+
+
+def test_a_pts_folder_gives_what_its_list_gives(pts_set, prepared_set, tmp_path, run_script):
+    arguments = [*pts_arguments(pts_set, tmp_path / "out"), "--boxes", pts_set / "boxes.csv"]
+    code, output, errors = run_script(PREPARE, *arguments)
+    assert (code, errors) == (0, "") and "12 train + 8 test faces (20 patches written)" in output
+
+    for split, count in (("train", 12), ("test", 8)):
+        found, expected = (
+            numbers(folder / f"WFLW256_{split}.txt") for folder in (tmp_path / "out", prepared_set)
+        )
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        for index in range(count):
+            name = f"{split}/WFLW{index:04d}.png"
+            assert (tmp_path / "out" / name).read_bytes() == (prepared_set / name).read_bytes()
+
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert (meta["scheme"], meta["num_points"], meta["box_scale"]) == ("WFLW-98", 98, 1.0)
+    assert meta["boxes"]["from"] == "table" and meta["boxes"]["file"] == "boxes.csv"
+    assert meta["source"]["train"]["pts"] == 12 and str(tmp_path) not in json.dumps(meta)
+    assert "nothing to do" in run_script(PREPARE, *arguments)[1]
+
+    (pts_set / "train" / "face0003.pts").write_text("1 2\n" * 98)
+    assert_one_line(run_script(PREPARE, *arguments), "holds a set of another source")
+
+
+def test_real_faces_as_pts_folders(shared_data, tmp_path, run_script):
+    """Helen and AFW, every tenth face; with the list's boxes the landmarks are the same, and boxes
+    laid about them lie where the list's do.
+    """
+    source = shared_data / "w300_68pt"
+    lists = {split: source / f"list_68pt_rect_attr_{split}.txt" for split in ("train", "test")}
+    folder = write_pts_folders(tmp_path, source / "images", lists, step=10)
+    arguments = [*pts_arguments(folder, tmp_path / "out"), "--boxes", folder / "boxes.csv"]
+    assert run_script(PREPARE, *arguments)[0] == 0
+    arguments = ["--images", source / "images", "--out", tmp_path / "listed"]
+    arguments += ["--train-list", folder / "train.txt", "--test-list", folder / "test.txt"]
+    assert run_script(PREPARE, *arguments)[0] == 0
+
+    for split in ("train", "test"):
+        found, expected = (
+            numbers(tmp_path / name / f"WFLW256_{split}.txt") for name in ("out", "listed")
+        )
+        assert len(found) == {"train": 87, "test": 34}[split]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+        for face in read_official_list(folder / f"{split}.txt"):
+            assert np.abs(np.array(landmark_box(face.landmarks)) - face.box).max() <= 4
+
+
+def test_boxes_about_the_landmarks(pts_set, tmp_path, run_script):
+    out = tmp_path / "out"
+    assert run_script(PREPARE, *pts_arguments(pts_set, out))[0] == 0
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["boxes"] == {"from": "landmarks", "side": 1.23, "rise": 0.13}
+    crops = load_faces(out, "train").crop_landmarks().double().numpy()
+
+    for points in crops:  # in a crop of 128 px the longer extent is 128 / 1.23
+        low, high = points.min(axis=0), points.max(axis=0)
+        assert (high - low).max() == pytest.approx(128 / 1.23, abs=3)
+        centre = (64, 64 + 0.13 * 128 / 1.23)
+        np.testing.assert_allclose((low + high) / 2, centre, atol=3)
+
+
+def test_boxes_of_wflw_are_laid_as_measured(shared_data):
+    """The constants are the medians over the 332 faces, to two digits."""
+    sides, rises, asides = [], [], []
+
+    for face in read_official_list(official_list(shared_data / "wflw", "train")):
+        low, high = face.landmarks.min(axis=0), face.landmarks.max(axis=0)
+        left, top, right, bottom = face.box
+        extent = (high - low).max()
+        sides.append((right - left + 1) / extent)
+        offset = (np.array([left + right, top + bottom]) - low - high) / 2 / extent
+        asides.append(offset[0])
+        rises.append(-offset[1])
+
+    assert len(sides) == 332
+    assert np.median(sides) == pytest.approx(1.23, abs=0.005)
+    assert np.median(rises) == pytest.approx(0.13, abs=0.005)
+    assert abs(np.median(asides)) < 0.01
+
+
+def spoil(folder: Path, kind: str) -> list[str]:
+    """Make a .pts set wrong in one way; what the one line must say."""
+    pts = folder / "test" / "face0002.pts"
+
+    if kind == "no picture":
+        (folder / "test" / "face0002.png").unlink()
+    elif kind == "no pts":
+        pts.unlink()
+        return ["face0002.png", "no face0002.pts beside it"]
+    elif kind == "count":
+        pts.write_text("1 2\n3 4\n")
+        return ["face0002.pts: 2 points, but", "face0000.pts has 98"]
+    elif kind == "nan":
+        pts.write_text("1 2\n3 nan\n")
+        return ["face0002.pts, line 2", "not finite"]
+    elif kind == "two pictures":
+        shutil.copy(pts.with_suffix(".png"), pts.with_suffix(".JPG"))
+        return ["face0002.png", "face0002.JPG lies beside it"]
+    elif kind == "one place":
+        pts.write_text("5 5\n" * 98)
+        return ["face0002.pts: all landmarks lie in one place"]
+    elif kind == "missing folder":
+        shutil.rmtree(folder / "test")
+        return [str(folder / "test"), "No such file"]
+    elif kind == "empty folder":
+        shutil.rmtree(folder / "test")
+        (folder / "test").mkdir()
+        return [str(folder / "test"), "holds no .pts file"]
+    elif kind == "damaged picture":
+        pts.with_suffix(".png").write_bytes(b"no picture")
+        return ["face0002.pts: image", "damaged"]
+    elif kind == "unknown number":
+        for path in folder.glob("*/*.pts"):
+            path.write_text("1 2\n3 4\n5 6\n")
+        return ["no landmark scheme has 3 points", "--scheme"]
+
+    return ["face0002.pts: no picture"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("no picture", "no pts", "count", "nan", "two pictures", "one place", "missing folder"),
+        *("empty folder", "damaged picture", "unknown number"),
+    ],
+)
+def test_what_is_wrong_with_a_pts_folder_is_one_line(pts_set, tmp_path, run_script, kind):
+    words = spoil(pts_set, kind)
+    result = run_script(PREPARE, *pts_arguments(pts_set, tmp_path / "out"))
+    assert_one_line(result, *words)
+    assert not (tmp_path / "out" / "meta.json").exists()
+
+
+def test_different_points_to_train_and_to_test(pts_set, tmp_path, run_script):
+    for path in (pts_set / "test").glob("*.pts"):
+        path.write_text("".join(f"{i} {i * i}\n" for i in range(68)))
+
+    result = run_script(PREPARE, *pts_arguments(pts_set, tmp_path / "out"))
+    assert_one_line(result, "has 98 points a face, but", "has 68")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("", "0 rows for face0000.png"),
+        ("face0000.png,1,1,9,9\ntrain/face0000.png,1,1,9,9\n", "2 rows for face0000.png"),
+        ("face0000.png,5,5,5,9\n", "line 2"),
+    ],
+)
+def test_a_table_has_one_box_for_each_face(pts_set, tmp_path, run_script, rows, message):
+    (pts_set / "boxes.csv").write_text("file,x0,y0,x1,y1\n" + rows)
+    arguments = [*pts_arguments(pts_set, tmp_path / "out"), "--boxes", pts_set / "boxes.csv"]
+    assert_one_line(run_script(PREPARE, *arguments), "boxes.csv", message)
+
+
+def test_boxes_from_the_detector(shared_data, tmp_path, run_script):
+    """Faces that it misses are named and counted; boxes lie about the faces."""
+    source = shared_data / "w300_68pt"
+    lists = {split: source / f"list_68pt_rect_attr_{split}.txt" for split in ("train", "test")}
+    folder = write_pts_folders(tmp_path, source / "images", lists, step=60)
+    hidden = folder / "test" / "face0001.jpg"
+    cv2.imwrite(str(hidden), np.full((300, 300, 3), 120, np.uint8))
+    yunet = shared_data / "models" / "face_detection_yunet_2023mar.onnx"
+    arguments = [*pts_arguments(folder, tmp_path / "out"), "--detector", yunet]
+    code, output, _ = run_script(PREPARE, *arguments)
+    assert code == 0
+    boxes = json.loads((tmp_path / "out" / "meta.json").read_text())["boxes"]
+    assert boxes["from"] == "detector" and boxes["file"] == yunet.name
+    assert "test/face0001.jpg" in boxes["missed"]["test"]
+
+    missed = boxes["missed"]["test"]
+    assert f"{len(missed)} test faces were not found and are left out: " in output
+    assert all(name in output for name in missed)
+    faces = load_faces(tmp_path / "out", "test")
+    assert len(faces) == 6 - len(missed)
+    centres = faces.crop_landmarks().double().numpy().mean(axis=1)
+    assert np.abs(centres - 64).max() < 30
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--pts-train", "a", "--out", "c"],
+        ["--pts-train", "a", "--pts-test", "b"],
+        ["--pts-train", "a", "--pts-test", "b", "--out", "c", "--wflw", "d"],
+        ["--pts-train", "a", "--pts-test", "b", "--out", "c", "--boxes", "d", "--detector", "e"],
+        ["--wflw", "a", "--boxes", "b"],
+        ["--wflw", "a", "--box-scale", "0.1"],
+        ["--wflw", "a", "--box-scale", "nan"],
+        ["--wflw", "a", "--box-scale", "4"],
+    ],
+)
+def test_wrong_usage(run_script, arguments):
+    code, _, errors = run_script(PREPARE, *arguments)
+    assert code == 2 and "error: " in errors
+
+
+# --- box scale ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scaled_set(official_set, tmp_path_factory) -> Path:
+    """The drawn faces, prepared with the box half as large again."""
+    from conftest import load_script
+
+    folder = tmp_path_factory.mktemp("scaled") / "out"
+    arguments = ["--wflw", official_set, "--out", folder, "--box-scale", "1.5"]
+    assert load_script(PREPARE).main(list(map(str, arguments))) == 0
+
+    return folder
+
+
+def test_box_scale_of_a_prepared_set(official_set, prepared_set, scaled_set, run_script):
+    meta = json.loads((scaled_set / "meta.json").read_text())
+    assert meta["box_scale"] == 1.5
+
+    for split in ("train", "test"):
+        found = numbers(scaled_set / f"WFLW256_{split}.txt").reshape(-1, 2, 98)
+        annotations = read_official_list(official_list(official_set, split))
+
+        for face, points in zip(annotations, found, strict=True):
+            frame, plain = patch_frame(face.box, "nearest", 1.5), patch_frame(face.box)
+            assert frame.side == pytest.approx(1.5 * plain.side, abs=2)
+            expected = (face.landmarks - (frame.left, frame.top)) * 256 / frame.side
+            np.testing.assert_allclose(points.T, expected, atol=1e-9)
+
+    plain, scaled = (
+        load_faces(folder, "test").landmarks.double().numpy()
+        for folder in (prepared_set, scaled_set)
+    )
+    np.testing.assert_allclose(np.ptp(plain, axis=1) / np.ptp(scaled, axis=1), 1.5, atol=0.04)
+
+    again = ["--wflw", official_set, "--out", scaled_set]
+    assert_one_line(run_script(PREPARE, *again), "holds a set of another box scale")
+
+
+def test_box_scale_follows_into_everything(
+    official_set, scaled_set, prepared_set, tmp_path, run_script, monkeypatch
+):
+    """Run record, checkpoint, test.py, predict.py; of ONNX, see the forty points below."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--data", scaled_set, "--width", "2", "--epochs", "1", "--run", "large"]
+    assert run_script("trainBaseline.py", *arguments)[0] == 0
+    final = tmp_path / "checkpoints" / "large" / "final.pt"
+    record = json.loads(final.with_name("config.json").read_text())
+    assert record["box_scale"] == read(final)["config"]["box_scale"] == 1.5
+
+    code, output, errors = run_script("test.py", final, "--data", scaled_set)
+    assert (code, errors) == (0, "") and "face box grown to 1.5 times its side" in output
+    code, output, errors = run_script("test.py", final, "--data", prepared_set)
+    assert code == 0 and errors.startswith("warning: large was trained on face boxes of 1.5 times")
+
+    faces = read_official_list(official_list(official_set, "test"))
+    expected = evaluate.predict_landmarks(
+        load_model(final).model, load_faces(scaled_set, "test"), device="cpu"
+    )
+    picture = official_set / "WFLW_images" / faces[0].image
+    code, _, errors = run_script(
+        "predict.py", picture, "--box", *faces[0].box, "--checkpoint", final
+    )
+    assert code == 0
+    answer = json.loads(Path("predictions/landmarks.json").read_text())
+    assert answer["box_scale"] == 1.5
+    image_px = np.array(answer["files"][0]["faces"][0]["landmarks"])
+    crop_px = patch_frame(faces[0].box, "nearest", 1.5).to_patch(image_px) - CROP_OFFSET
+    assert np.abs(crop_px - expected[0]).max() <= 1e-3
+
+
+def test_folders_and_checkpoints_of_earlier_versions(
+    official_set, prepared_set, tmp_path, run_script
+):
+    """They say nothing of scale, boxes and own schemes."""
+    folder = tmp_path / "old"
+    shutil.copytree(prepared_set, folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    for name in ("box_scale", "boxes", "scheme_definition"):
+        del meta[name]
+
+    (folder / "meta.json").write_text(json.dumps(meta))
+    result = run_script(PREPARE, "--wflw", official_set, "--out", folder)
+    assert result[0] == 0 and "already complete" in result[1]
+    faces = load_faces(folder, "test")
+    assert faces.scheme == WFLW_98 and faces.meta.get("box_scale", 1.0) == 1.0
+
+    loaded = load_model(write_checkpoint(tmp_path / "run" / "final.pt"))
+    assert loaded.config["box_scale"] == 1.0
+
+
+@pytest.mark.parametrize("value", ["1.2", float("nan"), -1, True, 99])
+def test_a_box_scale_that_is_none_is_refused(prepared_set, tmp_path, value):
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared_set, folder)
+    meta = json.loads((folder / "meta.json").read_text()) | {"box_scale": value}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(InputError, match="meta.json: box_scale is "):
+        load_faces(folder, "test")
+
+
+def write_checkpoint(path: Path, num_landmarks: int = 98, **changes) -> Path:
+    """A small network, as an earlier version wrote it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = {
+        "norm": "bn",
+        "num_landmarks": num_landmarks,
+        "width": 4,
+        "sets": None,
+        "groups": None,
+    }
+    torch.manual_seed(num_landmarks)
+    model = build_model(config)
+    with torch.no_grad():
+        model.fc2.bias.uniform_(20, 108)
+
+    config |= {"resample": "nearest", "released_geometry": False, "run": path.parent.name}
+    save(path, {"model": model.state_dict(), "config": config | changes, "format": 1})
+
+    return path
+
+
+# --- schemes of one's own -----------------------------------------------------------------------
+
+
+def forty_points() -> dict:
+    """A made-up scheme: 40 of WFLW's points, numbered anew."""
+    place = {point: i for i, point in enumerate(FORTY)}
+    contours = [
+        {"name": c.name, "points": [place[p] for p in c.points if p in place], "closed": c.closed}
+        for c in WFLW_98.contours
+    ]
+
+    return {
+        "name": "forty points",
+        "mirror": [place[WFLW_98.mirror[point]] for point in FORTY],
+        "outer_eyes": [place[60], place[72]],
+        "contours": contours,
+    }
+
+
+@pytest.fixture(scope="module")
+def forty_set(official_set, tmp_path_factory) -> tuple[Path, list]:
+    """Lists of the drawn faces with 40 points, the scheme's file, and the options to prepare them."""
+    folder = tmp_path_factory.mktemp("forty")
+    (folder / "scheme.json").write_text(json.dumps(forty_points()))
+
+    for split in ("train", "test"):
+        lines = [
+            line.split() for line in official_list(official_set, split).read_text().splitlines()
+        ]
+        chosen = [
+            [c for p in FORTY for c in line[2 * p : 2 * p + 2]] + line[196:] for line in lines
+        ]
+        (folder / f"{split}.txt").write_text("\n".join(map(" ".join, chosen)))
+
+    options = ["--images", official_set / "WFLW_images", "--train-list", folder / "train.txt"]
+
+    return folder, [*options, "--test-list", folder / "test.txt"]
+
+
+def test_forty_points_from_the_picture_to_the_export(
+    forty_set, official_set, tmp_path, run_script, monkeypatch
+):
+    folder, options = forty_set
+    data = tmp_path / "data"
+    scheme = ["--scheme", folder / "scheme.json", "--box-scale", 1.25]
+    assert run_script(PREPARE, *options, "--out", data, *scheme)[0] == 0 and len(FORTY) == 40
+    faces = load_faces(data, "test")
+    assert define(faces.scheme) == forty_points() and faces.landmarks.shape == (8, 40, 2)
+
+    monkeypatch.chdir(tmp_path)
+    training = ["--data", data, "--width", "2", "--epochs", "1", "--run", "own"]
+    assert run_script("trainBaselineSepDyBN.py", *training)[0] == 0
+    final = tmp_path / "checkpoints" / "own" / "final.pt"
+    config = read(final)["config"]
+    assert (config["scheme"], config["num_landmarks"]) == ("forty points", 40)
+
+    code, output, errors = run_script("test.py", final, "--data", data)
+    assert (code, errors) == (0, "") and "metric, 40 points" in output
+    prediction = evaluate.predict_landmarks(load_model(final).model, faces, device="cpu")
+    expected = nme(prediction, faces.crop_landmarks().numpy(), tuple(forty_points()["outer_eyes"]))
+    row = next(line for line in output.splitlines() if line.startswith("| own "))
+    assert float(row.split("|")[3]) == pytest.approx(100 * expected.mean(), abs=0.006)
+
+    face = read_official_list(folder / "test.txt", num_points=40)[0]
+    picture = official_set / "WFLW_images" / face.image
+    box = ["--box", *face.box, "--checkpoint", final]
+    assert run_script("predict.py", picture, *box, "--format", "pts")[0] == 0
+    answer = json.loads(Path("predictions/landmarks.json").read_text())
+    assert answer["scheme"] == "forty points"
+    image_px = np.array(answer["files"][0]["faces"][0]["landmarks"])
+    crop_px = patch_frame(face.box, "nearest", 1.25).to_patch(image_px) - CROP_OFFSET
+    assert np.abs(crop_px - prediction[0]).max() <= 1e-3
+    assert_one_line(run_script("predict.py", picture, *box, "--points", 68), "68 points cannot be")
+
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    assert run_script("export.py", final, "--onnx", "own.onnx")[0] == 0
+    said = {entry.key: entry.value for entry in onnx.load("own.onnx").metadata_props}
+    assert json.loads(said["scheme_definition"]) == forty_points()
+    assert said["box_scale"] == "1.25" and "round(side * box_scale / 2)" in said["crop_rule"]
+
+
+def test_own_points_as_pts_files(forty_set, tmp_path, run_script):
+    folder, _ = forty_set
+
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        faces = read_official_list(folder / f"{split}.txt", num_points=40)
+
+        for index, face in enumerate(faces):
+            cv2.imwrite(str(tmp_path / split / f"{index}.png"), np.zeros((200, 200, 3), np.uint8))
+            write_pts(tmp_path / split / f"{index}.pts", face.landmarks)
+
+    arguments = pts_arguments(tmp_path, tmp_path / "out")
+    assert_one_line(run_script(PREPARE, *arguments), "no landmark scheme has 40 points")
+    assert run_script(PREPARE, *arguments, "--scheme", folder / "scheme.json")[0] == 0
+    assert load_faces(tmp_path / "out", "train").scheme.name == "forty points"
+
+    (tmp_path / "test" / "3.pts").write_text("1 2\n3 4\n")
+    result = run_script(PREPARE, *arguments, "--scheme", folder / "scheme.json")
+    assert_one_line(result, "3.pts: 2 points, but the scheme has 40")
+
+
+def test_the_wrong_points_are_one_line(forty_set, prepared_set, tmp_path, run_script):
+    folder, options = forty_set
+    data = tmp_path / "data"
+    scheme = ["--scheme", folder / "scheme.json"]
+    assert_one_line(run_script(PREPARE, *options, "--out", data), "line 1: 91 fields, expected 207")
+    assert run_script(PREPARE, *options, "--out", data, *scheme)[0] == 0
+    final = write_checkpoint(tmp_path / "run" / "final.pt")
+    result = run_script("test.py", final, "--data", data)
+    assert_one_line(result, "98 landmarks (WFLW-98)", "40 (forty points)")
+
+    damaged = write_checkpoint(tmp_path / "bad" / "final.pt", scheme_definition=forty_points())
+    result = run_script("test.py", damaged, "--data", prepared_set)
+    assert_one_line(result, "forty points has 40 points, its network 98")
+
+    damaged = write_checkpoint(tmp_path / "bad" / "final.pt", scheme_definition={"name": 3})
+    result = run_script("test.py", damaged, "--data", prepared_set)
+    assert_one_line(result, str(damaged), "scheme_definition is damaged")
+
+
+def changed(**fields) -> dict:
+    return forty_points() | fields
+
+
+def contour(**fields) -> dict:
+    contours = forty_points()["contours"]
+    return changed(contours=[contours[0] | fields, *contours[1:]])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        (changed(mirror=[1, 2, 0, *range(3, 40)]), "mirror is no involution: point 0 goes to 1"),
+        (changed(mirror=[*range(39), 40]), "mirror names point 40; points are 0 to 39"),
+        (changed(mirror=[*range(39), 38.5]), "mirror names point 38.5"),
+        (changed(mirror=[*range(39), True]), "mirror names point True"),
+        (changed(mirror=[0]), "mirror must be a list"),
+        (changed(mirror="ab"), "mirror must be a list"),
+        (changed(outer_eyes=[3]), "outer_eyes must be a list of the two points"),
+        (changed(outer_eyes=[3, 3]), "outer_eyes names point 3 twice"),
+        (changed(outer_eyes=[3, 40]), "outer_eyes names point 40"),
+        (changed(name=""), "name is ''"),
+        (changed(name="two\nlines"), "it must be a text of one line"),
+        (changed(name="WFLW-98"), "name 'WFLW-98' is that of a built-in scheme"),
+        (changed(colour="red"), "unknown field 'colour'"),
+        ({"name": "x"}, "the scheme lacks mirror"),
+        (changed(contours=[]), "contours must be a list"),
+        (changed(contours=[5]), "contours[0] must be an object"),
+        (contour(points=[0, 1, 2, 1]), "contour 'face contour' names point 1 twice"),
+        (contour(points=[0, 1, 2]), "no contour holds point 3"),
+        (contour(points=[0, 99]), "contours[0].points names point 99"),
+        (contour(points=[]), "contours[0].points must be a list of points"),
+        (contour(closed="yes"), "contours[0].closed is 'yes'"),
+        (contour(name=7), "contours[0].name is 7"),
+        ([1, 2], "holds a list, not an object"),
+        ("{", "damaged, not JSON"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_scheme_that_is_none_is_one_line(forty_set, tmp_path, run_script, scheme, message):
+    path = tmp_path / "scheme.json"
+    if scheme is not None:
+        path.write_text(scheme if isinstance(scheme, str) else json.dumps(scheme))
+
+    result = run_script(PREPARE, *forty_set[1], "--out", tmp_path / "out", "--scheme", path)
+    assert_one_line(result, "scheme.json", message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_does_not_go_on_with_another_mirror(forty_set, tmp_path, run_script, monkeypatch):
+    folder, options = forty_set
+    scheme = json.loads((folder / "scheme.json").read_text())
+    (tmp_path / "same.json").write_text(json.dumps(scheme | {"mirror": [*range(40)]}))
+    monkeypatch.chdir(tmp_path)
+
+    for name, file in (("one", folder / "scheme.json"), ("two", tmp_path / "same.json")):
+        assert run_script(PREPARE, *options, "--out", name, "--scheme", file)[0] == 0
+
+    training = ["--width", "2", "--epochs", "1", "--run", "own"]
+    assert run_script("trainBaseline.py", "--data", "one", *training)[0] == 0
+    final = tmp_path / "checkpoints" / "own" / "final.pt"
+    final.rename(final.with_name("last.pt"))
+    result = run_script("trainBaseline.py", "--data", "two", *training, "--resume")
+    assert_one_line(result, "landmark scheme was")
+
+
+# --- 98 points on 68 ----------------------------------------------------------------------------
+
+
+def slow_68(points: np.ndarray) -> np.ndarray:
+    """(98, 2) -> (68, 2), written out."""
+    wflw = {i: 2 * i for i in range(17)}
+    wflw |= {i: i + 16 for i in range(17, 22)} | {i: i + 20 for i in range(22, 27)}
+    wflw |= {i: i + 24 for i in range(27, 36)} | {36: 60, 39: 64, 42: 68, 45: 72}
+    wflw |= {i: i + 28 for i in range(48, 68)}
+    found = np.full((68, 2), np.nan)
+    for ours, theirs in wflw.items():
+        found[ours] = points[theirs]
+
+    thirds = {37: (61, 62), 38: (63, 62), 40: (65, 66), 41: (67, 66)}
+    thirds |= {43: (69, 70), 44: (71, 70), 46: (73, 74), 47: (75, 74)}
+    for ours, (near, middle) in thirds.items():  # near: the one beside the corner
+        found[ours] = (2 * points[near] + points[middle]) / 3
+
+    return found
+
+
+def test_the_points_in_common():
+    assert COMMON_60.num_points == len(WFLW_OF_IBUG) == 60
+    points = np.random.default_rng(0).normal(0, 50, (5, 98, 2))
+    expected = np.stack([slow_68(face) for face in points])
+    np.testing.assert_allclose(to_ibug_68(points), expected, atol=1e-12)
+
+    # mirrored first or afterwards, it is the same
+    np.testing.assert_allclose(
+        to_ibug_68(points[:, list(WFLW_98.mirror)]),
+        to_ibug_68(points)[:, list(IBUG_68.mirror)],
+        atol=1e-12,
+    )
+    assert all(COMMON_60.mirror[COMMON_60.mirror[i]] == i for i in range(60))
+    assert sorted({p for c in COMMON_60.contours for p in c.points}) == list(range(60))
+
+
+def as_68(official: Path, folder: Path) -> list:
+    """The faces of a folder in WFLW's layout as lists with 68 points; options to prepare them."""
+    folder.mkdir()
+
+    for split in ("train", "test"):
+        lines = []
+        for line in official_list(official, split).read_text().splitlines():
+            fields = line.split()
+            points = slow_68(np.array(fields[:196], float).reshape(98, 2))
+            lines.append(" ".join([*map(repr, points.ravel().tolist()), *fields[196:]]))
+
+        (folder / f"{split}.txt").write_text("\n".join(lines))
+
+    options = ["--images", official / "WFLW_images", "--train-list", folder / "train.txt"]
+
+    return [*options, "--test-list", folder / "test.txt", "--out", folder / "prepared"]
+
+
+def check_three_ways(official: Path, data98: Path, tmp_path: Path, run_script) -> None:
+    """A network's answers as 98 points, as 60 in common, and of predict.py --points 68."""
+    options = as_68(official, tmp_path / "68")
+    assert run_script(PREPARE, *options)[0] == 0
+    final = write_checkpoint(tmp_path / "run98" / "final.pt")
+    faces68 = load_faces(tmp_path / "68" / "prepared", "test")
+    faces98 = load_faces(data98, "test")
+    models = evaluate.load_models([final], faces68, asked_for=True)
+    models, faces60 = evaluate.on_common_points(models, faces68)
+    common = evaluate.predict_landmarks(models["run98"].model, faces60, device="cpu")
+    whole = evaluate.predict_landmarks(load_model(final).model, faces98, device="cpu")
+    expected = np.stack([slow_68(points) for points in whole.astype(np.float64)])
+    kept = [point for point in range(68) if point not in (37, 38, 40, 41, 43, 44, 46, 47)]
+    np.testing.assert_allclose(common, expected[:, kept], atol=1e-4)
+    true60, true98 = (f.crop_landmarks().double().numpy() for f in (faces60, faces98))
+    np.testing.assert_allclose(true60, [slow_68(p)[kept] for p in true98], atol=1e-4)
+
+    annotations = read_official_list(official_list(official, "test"))
+    with open(tmp_path / "boxes.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "x0", "y0", "x1", "y1"])
+        writer.writerows([face.image, *face.box] for face in annotations)
+
+    pictures = sorted({official / "WFLW_images" / face.image for face in annotations})
+    arguments = ["--boxes", tmp_path / "boxes.csv", "--checkpoint", final, "--points", 68]
+    arguments += ["--format", "pts", "--out", tmp_path / "out"]
+    assert run_script("predict.py", *pictures, *arguments)[0] == 0
+    answer = json.loads((tmp_path / "out" / "landmarks.json").read_text())
+    assert (answer["scheme"], answer["made_from"]) == ("iBUG-68", "WFLW-98")
+    assert answer["interpolated_along_the_eyelids"] == [37, 38, 40, 41, 43, 44, 46, 47]
+    found = {
+        (entry["file"], tuple(face["box"])): np.array(face["landmarks"])
+        for entry in answer["files"]
+        for face in entry["faces"]
+    }
+
+    for face, crop_px in zip(annotations, expected, strict=True):
+        points = found[str(official / "WFLW_images" / face.image), face.box]
+        image_px = patch_frame(face.box).to_image(crop_px + CROP_OFFSET)
+        assert np.abs(points - image_px).max() <= 1e-4 + 1e-7 * np.abs(image_px).max()
+
+    for path in (tmp_path / "out").glob("*.pts"):
+        assert len(parse_pts(path.read_bytes(), path)) == 68
+
+
+def test_98_points_on_68(official_set, prepared_set, tmp_path, run_script):
+    check_three_ways(official_set, prepared_set, tmp_path, run_script)
+
+
+def test_98_points_on_68_of_real_faces(shared_data, tmp_path, run_script):
+    wflw = shared_data / "wflw"
+    assert run_script(PREPARE, "--wflw", wflw, "--out", tmp_path / "98")[0] == 0
+    check_three_ways(wflw, tmp_path / "98", tmp_path, run_script)
+
+
+def test_the_table_says_60_common_points(official_set, tmp_path, run_script, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_script(PREPARE, *as_68(official_set, tmp_path / "68"))[0] == 0
+    data = tmp_path / "68" / "prepared"
+    paths = [
+        write_checkpoint(tmp_path / "checkpoints" / f"run{count}" / "final.pt", count)
+        for count in (98, 68)
+    ]
+    code, output, errors = run_script("test.py", *paths, "--data", data, "--out", "results")
+    assert (code, errors) == (0, "") and "metric, 60 common points" in output
+    assert "Points: 60 common points of WFLW-98 and iBUG-68; the eight on the eyelids" in output
+    assert "60 common points" in Path("results/table.md").read_text()
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    assert metrics["points"] == "60 common points"
+
+    faces = load_faces(data, "test")
+    kept = [point for point in range(68) if point not in (37, 38, 40, 41, 43, 44, 46, 47)]
+    eyes = kept.index(36), kept.index(45)
+    target = faces.crop_landmarks().double().numpy()[:, kept]
+
+    for path, count in zip(paths, (98, 68), strict=True):
+        points = evaluate.predict_landmarks(load_model(path).model, faces, device="cpu")
+        points = np.stack([slow_68(face) for face in points]) if count == 98 else points
+        expected = 100 * nme(points[:, kept], target, eyes).mean()
+        found = metrics["models"][f"run{count}"]["subsets"]["full"]["nme_percent"]
+        assert found == pytest.approx(expected, rel=1e-5)
+
+    # one that was merely found must fit, and a network of 68 points alone keeps all of them
+    code, output, errors = run_script("test.py", "--data", data)
+    assert code == 0 and "metric, 68 points" in output
+    assert errors.count("\n") == 1 and "98 landmarks" in errors and "60 common points" in errors
+
+
+def test_68_points_on_98_are_refused(prepared_set, tmp_path, run_script):
+    final = write_checkpoint(tmp_path / "run" / "final.pt", 68)
+    assert_one_line(run_script("test.py", final, "--data", prepared_set), "68 landmarks", "98")
+
+
+def test_pictures_of_a_network_with_68_points_need_no_making(official_set, tmp_path, run_script):
+    final = write_checkpoint(tmp_path / "run" / "final.pt", 68)
+    face = read_official_list(official_list(official_set, "test"))[0]
+    arguments = [official_set / "WFLW_images" / face.image, "--whole", "--checkpoint", final]
+    assert run_script("predict.py", *arguments, "--points", 68, "--out", tmp_path / "out")[0] == 0
+    answer = json.loads((tmp_path / "out" / "landmarks.json").read_text())
+    assert answer["scheme"] == "iBUG-68" and "made_from" not in answer
+
+
+def test_help_says_what_is_interpolated(run_script):
+    code, output, _ = run_script("predict.py", "--help")
+    assert code == 0 and "interpolated along the network's lids" in " ".join(output.split())
+
+
+def test_the_drawn_set_has_68_points_too(tmp_path, run_script):
+    """iBUG's own number needs no scheme."""
+    official = write_official_set(tmp_path / "drawn", train=3, test=2, num_points=68)
+    assert run_script(PREPARE, "--wflw", official, "--out", tmp_path / "out")[0] == 0
+    assert load_faces(tmp_path / "out", "test").scheme == IBUG_68

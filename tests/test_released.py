@@ -1,0 +1,335 @@
+"""Networks that are given away: packed, found by name, loaded by torch.hub, trained further."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, load_script, write_checkpoint, write_official_set
+
+from dataset.annotations import read_official_list
+from dataset.crop import read_image
+from dataset.faces import load_faces
+from dataset.landmarks import IBUG_68, WFLW_98
+from evaluation.evaluate import face_errors, find_checkpoints, predict_landmarks
+from models.checkpoint import load_model, read, save
+from prediction.predictor import LandmarkPredictor
+
+PRIVATE = {
+    "command": "trainBaselineSepDyBN.py --data /home/somebody/faces",
+    "data": "/home/somebody/faces",
+    "machine": {"cpu": "somebody's"},
+    "init": "/home/somebody/other.pt",
+    "commit": "0" * 40,
+    "device": "auto",
+}
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """Folder of a finished run whose settings say where it was made."""
+    final = write_checkpoint(tmp_path / "runs" / "somebodys" / "final.pt")
+    content = read(final)
+    content["config"] |= PRIVATE | {"epochs": 25, "seed": 3}
+    save(final, content)
+
+    return final.parent
+
+
+def test_a_packed_network_is_small_and_nearly_the_same(run, prepared_set, run_script, tmp_path):
+    out = tmp_path / "small16.pt"
+    code, output, errors = run_script(
+        "benchmarks/pack.py", run, "--out", out, "--data", prepared_set
+    )
+    assert code == 0 and not errors
+    assert f"sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}" in output
+    before, after = map(float, re.findall(r"([\d.]+) % (?:before|after)", output))
+    assert abs(before - after) <= 0.02 and "n = 8" in output
+    assert out.stat().st_size < 0.6 * (run / "final.pt").stat().st_size
+
+    packed, original = load_model(out), load_model(run / "final.pt")
+    assert packed.name == "small16" and packed.config["epochs"] == 25
+    for name, tensor in original.model.state_dict().items():
+        other = packed.model.state_dict()[name]
+        assert other.dtype == tensor.dtype
+        exact = tensor.half().to(tensor.dtype) if tensor.dim() > 1 else tensor
+        assert torch.equal(other, exact), name
+
+
+def test_a_packed_network_does_not_say_where_it_was_made(run, run_script, tmp_path):
+    out = tmp_path / "small16.pt"
+    code, _, _ = run_script("benchmarks/pack.py", run / "final.pt", "--out", out)
+    content = read(out)
+    assert code == 0 and not set(content["config"]) & set(PRIVATE)
+    assert set(content) == {"model", "config", "format"}
+    for word in (b"somebody", b"trainBaseline", bytes(str(tmp_path), "ascii")):
+        assert word not in out.read_bytes()
+
+
+def test_what_cannot_be_packed_is_named(run, prepared_set, run_script, tmp_path):
+    final = run / "final.pt"
+    original = final.read_bytes()
+    code, _, errors = run_script("benchmarks/pack.py", run, "--out", final)
+    assert code == 1 and "own checkpoint" in errors and final.read_bytes() == original
+
+    content = read(final)
+    save(run / "last.pt", content | {"training": {}})
+    out = tmp_path / "x.pt"
+    code, _, errors = run_script("benchmarks/pack.py", run / "last.pt", "--out", out)
+    assert code == 1 and "not the final.pt of a finished run" in errors
+
+    content["model"]["fc1.weight"][0, 0] = 1e6  # floating point 16 ends at 65,504
+    save(final, content)
+    code, _, errors = run_script("benchmarks/pack.py", run, "--out", out)
+    assert code == 1 and "fc1.weight" in errors and errors.count("\n") == 1 and not out.exists()
+
+
+def test_settings_that_nothing_is_known_of_are_not_packed(run, run_script, tmp_path):
+    content = read(run / "final.pt")
+    content["config"]["hostname"] = "somebodys"
+    save(run / "final.pt", content)
+    code, _, errors = run_script("benchmarks/pack.py", run, "--out", tmp_path / "x.pt")
+    assert code == 1 and "hostname" in errors and errors.count("\n") == 1
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_a_network_that_loses_too_much_is_not_written(run, prepared_set, run_script, tmp_path):
+    content = read(run / "final.pt")
+    # large numbers that cancel: their rounding does not
+    state, out = content["model"], tmp_path / "x.pt"
+    state["fc2.weight"][:] = 0
+    state["fc2.weight"][:, 0], state["fc1.bias"][0] = 2049.0, 1.0
+    state["fc1.weight"][0] = 0
+    state["fc2.bias"][:] = -2049.0 + 60
+    save(run / "final.pt", content)
+    code, _, errors = run_script("benchmarks/pack.py", run, "--out", out, "--data", prepared_set)
+    assert code == 1 and "differs by more than 0.02" in errors and not out.exists()
+
+
+def test_networks_beside_the_runs_are_found_by_name(tmp_path, run):
+    folder = tmp_path / "checkpoints"
+    for name in ("sepbn16.pt", "bn16.pt", "mine/final.pt", "published.pth"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / "final.pt", folder / name)
+
+    found = [str(path.relative_to(folder)) for path in find_checkpoints(folder)]
+    assert found == ["mine/final.pt", "bn16.pt", "sepbn16.pt", "published.pth"]
+
+
+def test_training_starts_from_a_packed_network(
+    run, prepared_set, run_script, tmp_path, monkeypatch
+):
+    out = tmp_path / "small16.pt"
+    assert run_script("benchmarks/pack.py", run, "--out", out)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", prepared_set, "--width", 4, "--groups", 2, "--batch-size", 4]
+    options += ["--epochs", 1, "--lr", 0, "--warmup-epochs", 0, "--weight-decay", 0]
+    code, _, errors = run_script("trainBaselineSepDyBN.py", *options, "--init", out)
+    assert code == 0, errors
+
+    trained = load_model(tmp_path / "checkpoints/sepbn/final.pt").model.state_dict()
+    for name, tensor in load_model(out).model.state_dict().items():
+        assert trained[name].dtype == tensor.dtype
+        if name.startswith(("conv", "fc")):
+            assert torch.allclose(trained[name], tensor, atol=1e-6), name
+
+    # every setting that a run has is known, and the run's folder is not among those kept
+    again = tmp_path / "again.pt"
+    code, _, errors = run_script(
+        "benchmarks/pack.py", tmp_path / "checkpoints/sepbn", "--out", again
+    )
+    assert code == 0, errors
+    assert bytes(str(tmp_path), "ascii") not in again.read_bytes()
+
+
+HUB = """
+import sys, numpy as np, torch
+predictor = torch.hub.load(sys.argv[1], "sepbn_landmarks", source="local", device="cpu")
+network = torch.hub.load(sys.argv[1], "sepbn_vanilla", source="local", pretrained=True)
+fresh = torch.hub.load(sys.argv[1], "sepbn_vanilla", source="local", width=4, num_sets=2)
+picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+np.savez(
+    sys.argv[2],
+    landmarks=predictor(picture, [[10, 10, 79, 79]]),
+    output=network(torch.zeros(1, 3, 128, 128)).detach().numpy(),
+    mode=[network.training, fresh.training],
+    fresh=fresh(torch.zeros(2, 3, 128, 128)).shape,
+    sets=fresh.bn1.num_sets,
+)
+"""
+
+
+def test_torch_hub_loads_the_predictor_and_the_network(run, tmp_path):
+    # a clone with this network in the place of the one that comes with the code
+    clone = tmp_path / "clone"
+    for room in ("models", "prediction", "dataset", "utils"):
+        shutil.copytree(
+            ROOT / room,
+            clone / room,
+            ignore=shutil.ignore_patterns("__pycache__", "WFLW*", "synthetic_set*"),
+        )
+
+    shutil.copy(ROOT / "hubconf.py", clone)
+    (clone / "checkpoints").mkdir()
+    shutil.copy(run / "final.pt", clone / "checkpoints/sepbn16.pt")
+
+    # elsewhere, and in another process, so that nothing but torch.hub finds the modules
+    answer = tmp_path / "answer.npz"
+    command = [sys.executable, "-c", HUB, str(clone), str(answer)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+    answers = np.load(answer)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    expected = LandmarkPredictor(run / "final.pt", device="cpu")(picture, [[10, 10, 79, 79]])
+    assert np.abs(answers["landmarks"] - expected).max() < 1e-3
+
+    model = load_model(run / "final.pt").model
+    with torch.no_grad():
+        assert np.abs(answers["output"] - model(torch.zeros(1, 3, 128, 128)).numpy()).max() < 1e-3
+
+    assert answers["mode"].tolist() == [False, True]
+    assert answers["fresh"].tolist() == [2, 196] and answers["sets"] == 2
+
+
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in re.findall(r"-?\d+\.\d+", text.replace("−", "-"))]
+
+
+def test_released_prints_errors_with_intervals_by_set_and_attribute(
+    run, prepared_set, run_script, tmp_path
+):
+    other = write_checkpoint(tmp_path / "other" / "final.pt", seed=1)
+    sets = ["--set", "drawn", prepared_set, "test", "--set", "more", prepared_set, "train"]
+    code, output, errors = run_script("benchmarks/released.py", run / "final.pt", other, *sets)
+    assert code == 0 and not errors
+
+    faces = load_faces(prepared_set, "test")
+    nmes = [
+        100 * face_errors(load_model(p).model, faces, device="cpu")
+        for p in (run / "final.pt", other)
+    ]
+    line = next(line for line in output.splitlines() if line.startswith("| drawn |"))
+    assert "| 8 |" in line
+    found = numbers(line)
+    assert found[0] == round(nmes[0].mean(), 2) and found[3] == round(nmes[1].mean(), 2)
+    assert abs(found[6] - (nmes[0] - nmes[1]).mean()) < 0.006
+    assert found[1] < found[0] < found[2] and found[7] < found[6] < found[8]
+
+    blur = faces.attributes[:, 5]
+    line = next(line for line in output.splitlines() if line.startswith("| drawn, blur |"))
+    assert f"| {blur.sum()} |" in line
+    if blur.any():
+        assert numbers(line)[0] == round(nmes[0][blur].mean(), 2)
+
+
+def test_released_tries_98_points_on_the_60_that_68_share(run, run_script, tmp_path):
+    official = write_official_set(tmp_path / "official68", train=2, test=3, num_points=68)
+    lists = official / "WFLW_annotations/list_98pt_rect_attr_train_test"
+    prepared = tmp_path / "prepared68"
+    options = ["--images", official / "WFLW_images", "--out", prepared]
+    options += ["--train-list", lists / "list_98pt_rect_attr_train.txt"]
+    options += ["--test-list", lists / "list_98pt_rect_attr_test.txt"]
+    assert run_script("dataset/createWFLW256.py", *options)[0] == 0
+
+    code, output, _ = run_script(
+        "benchmarks/released.py", run / "final.pt", "--set", "other", prepared, "test"
+    )
+    assert code == 0
+
+    # the same points by the contours' names, which both schemes share
+    pairs = []
+    for a, b in zip(WFLW_98.contours, IBUG_68.contours, strict=False):
+        ours, theirs = a.points, b.points
+        assert a.name == b.name
+        if a.name == "face contour":
+            ours = ours[::2]
+        elif "brow" in a.name:  # from the outer to the inner end, or back: the upper edge
+            ours = ours[:5]
+        elif "eye" in a.name:
+            ours, theirs = ours[::4], theirs[::3]
+
+        pairs += zip(ours, theirs, strict=True)
+
+    assert len(pairs) == 60
+    faces = load_faces(prepared, "test")
+    prediction = predict_landmarks(load_model(run / "final.pt").model, faces, device="cpu")
+    truth = faces.crop_landmarks().numpy()
+    errors = []
+    for points, true in zip(prediction, truth, strict=True):
+        apart = np.linalg.norm(true[36] - true[45])
+        errors.append(
+            100 * np.mean([np.linalg.norm(points[a] - true[b]) for a, b in pairs]) / apart
+        )
+
+    line = next(line for line in output.splitlines() if line.startswith("| other |"))
+    assert numbers(line)[0] == round(float(np.mean(errors)), 2)
+
+
+def test_released_sorts_drawn_faces_by_their_skin(run, run_script):
+    code, output, _ = run_script("benchmarks/released.py", run / "final.pt", "--tones", 12)
+    assert code == 0
+    counts = [
+        int(row.split("|")[2])
+        for row in output.splitlines()
+        if "°" in row and "n" not in row.split("|")[2]
+    ]
+    assert len(counts) == 6 and sum(counts) == 12
+
+
+def test_the_typology_angle_of_known_colours():
+    angle = load_script("benchmarks/released.py").typology_angle
+    # L* = 50 gives 0 whatever b* is; brighter skin is above, darker below
+    light, middle, dark = angle(
+        np.array([[205, 226, 255], [98, 117, 141], [30, 37, 54]], np.float32)
+    )
+    assert light > 55 and abs(middle) < 10 and dark < -30
+
+
+def test_released_compares_annotated_and_detected_boxes(run, official_set, run_script, monkeypatch):
+    lists = official_set / "WFLW_annotations/list_98pt_rect_attr_train_test"
+    annotations = read_official_list(lists / "list_98pt_rect_attr_test.txt")
+
+    class Detector:
+        """Finds every annotated face, in the annotated box; but none in the first picture."""
+
+        def __init__(self, path: Path) -> None:
+            pass
+
+        def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            boxes = [
+                face.box
+                for face in annotations
+                if face.image != annotations[0].image
+                and np.array_equal(read_image(official_set / "WFLW_images" / face.image), image)
+            ]
+            return np.array(boxes).reshape(-1, 4), np.ones(len(boxes))
+
+    script = load_script("benchmarks/released.py")
+    monkeypatch.setattr(script, "FaceDetector", Detector)
+    network = load_model(run / "final.pt")
+    pictures = [("drawn", lists / "list_98pt_rect_attr_test.txt", official_set / "WFLW_images")]
+    row = script.detector_table([network], Detector(Path()), pictures).splitlines()[-1]
+    found = sum(face.image != annotations[0].image for face in annotations)
+    assert f"{len(annotations)} faces | {found} |" in row
+    detected, annotated, difference = numbers(row)[0], numbers(row)[3], numbers(row)[6:]
+    assert detected == annotated and difference == [0, 0, 0]
+
+
+def test_jitter_is_printed_before_and_after(run, run_script):
+    code, output, errors = run_script(
+        "benchmarks/jitter.py", "--checkpoint", run / "final.pt", "--sigma", 5, "--faces", 1
+    )
+    assert code == 0, errors
+    rows = [line for line in output.splitlines() if line.startswith("| 5 |")]
+    assert [row.split("|")[2].strip() for row in rows] == ["still", "carried"]
+    for row in rows:
+        before, after = numbers(row)[:2]
+        assert 0 < after < before

@@ -1,0 +1,213 @@
+"""Landmarks of a video: smoothing, and boxes from frame to frame."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from dataset.crop import overlap_ratios
+from prediction.smoothing import MIN_CUTOFF, SPEED_GAIN, LandmarkSmoother, OneEuroFilter
+from prediction.tracking import FaceTracker, match_boxes
+
+RATE = 25.0
+IMAGE = np.zeros((200, 300, 3), np.uint8)
+
+
+def one_coordinate_at_a_time(samples: np.ndarray, rate: float) -> np.ndarray:
+    """The filter of the paper for one point (T, 2), in plain loops."""
+
+    def alpha(cutoff: float) -> float:
+        tau = 1 / (2 * math.pi * cutoff)
+        return 1 / (1 + tau * rate)
+
+    answer, velocity = list(samples[0]), [0.0, 0.0]
+    answers = [tuple(answer)]
+
+    for before, now in zip(samples[:-1], samples[1:], strict=True):
+        a = alpha(1.0)
+        for axis in (0, 1):
+            velocity[axis] = a * (now[axis] - before[axis]) * rate + (1 - a) * velocity[axis]
+
+        a = alpha(1.0 + 10.0 * math.hypot(*velocity))
+        for axis in (0, 1):
+            answer[axis] = a * now[axis] + (1 - a) * answer[axis]
+
+        answers.append(tuple(answer))
+
+    return np.array(answers)
+
+
+def test_it_is_the_filter_of_the_paper():
+    samples = np.random.default_rng(0).normal(size=(40, 5, 2)).cumsum(axis=0) / 50
+    smooth = OneEuroFilter(RATE)
+    answers = np.stack([smooth(points) for points in samples])
+    for point in range(5):
+        expected = one_coordinate_at_a_time(samples[:, point], RATE)
+        assert np.allclose(answers[:, point], expected, atol=1e-12)
+
+
+def test_constant_points_are_unchanged():
+    points, smooth = np.random.default_rng(1).normal(size=(98, 2)), OneEuroFilter(RATE)
+    for _ in range(20):
+        assert np.array_equal(smooth(points), points)
+
+
+@pytest.mark.parametrize("speed", [0.05, 0.5, 5.0])  # face sides a second
+def test_the_lag_behind_a_ramp_is_bounded(speed):
+    smooth, direction = OneEuroFilter(RATE), np.array([0.6, -0.8])
+    for frame in range(500):
+        points = np.zeros((3, 2)) + direction * speed * frame / RATE
+        lag = np.linalg.norm(points - smooth(points), axis=1)
+
+    expected = speed / (2 * math.pi * (MIN_CUTOFF + SPEED_GAIN * speed))
+    assert np.allclose(lag, expected, rtol=1e-3)
+    assert lag.max() < 1 / (2 * math.pi * SPEED_GAIN) < 0.016
+
+
+def test_jitter_is_lowered():
+    noise = np.random.default_rng(2).normal(0, 0.005, (200, 98, 2))
+    smooth = OneEuroFilter(RATE)
+    answers = np.stack([smooth(0.5 + points) for points in noise])
+    assert answers[20:].std(axis=0).mean() < 0.5 * noise[20:].std(axis=0).mean()
+
+
+def test_a_rate_must_be_positive():
+    with pytest.raises(ValueError, match="rate must be positive"):
+        OneEuroFilter(0)
+
+
+def test_faces_keep_their_filters_when_their_order_changes():
+    random = np.random.default_rng(3)
+    boxes = [[0, 0, 49, 49], [100, 100, 199, 199]]
+    frames = [random.normal(0, 1, (2, 98, 2)) + [[[25, 25]], [[150, 150]]] for _ in range(6)]
+    in_order, swapped = LandmarkSmoother(RATE), LandmarkSmoother(RATE)
+
+    for number, landmarks in enumerate(frames):
+        expected = in_order(boxes, landmarks)
+        order = [1, 0] if number % 2 else [0, 1]
+        answer = swapped([boxes[i] for i in order], landmarks[order])
+        assert np.array_equal(answer, expected[order])
+        assert answer.dtype == np.float32
+
+
+def test_smoothing_does_not_depend_on_the_size_of_the_face():
+    random, small, large = np.random.default_rng(4), LandmarkSmoother(RATE), LandmarkSmoother(RATE)
+    for _ in range(10):
+        landmarks = random.normal(20, 1, (1, 98, 2))
+        doubled = large([[0, 0, 79, 79]], 2 * landmarks)
+        assert np.allclose(2 * small([[0, 0, 39, 39]], landmarks), doubled, rtol=1e-6)
+
+
+def test_a_face_that_appears_is_not_smoothed_with_another():
+    smoother = LandmarkSmoother(RATE)
+    smoother([[0, 0, 49, 49]], np.full((1, 98, 2), 20.0))
+    landmarks = np.stack([np.full((98, 2), 120.0), np.full((98, 2), 21.0)])
+    answer = smoother([[100, 100, 149, 149], [0, 0, 49, 49]], landmarks)
+    assert np.array_equal(answer[0], landmarks[0]) and (answer[1] < 21).all()
+    assert smoother([], np.empty((0, 98, 2))).shape == (0, 98, 2)
+
+
+def test_overlap_ratios_by_counting_pixels():
+    boxes = np.array([[2, 3, 9, 12], [0, 0, 4, 4], [20, 20, 25, 22]])
+    others = np.array([[5, 1, 15, 8], [2, 3, 9, 12]])
+
+    def pixels(box: np.ndarray) -> set[tuple[int, int]]:
+        return {(x, y) for x in range(box[0], box[2] + 1) for y in range(box[1], box[3] + 1)}
+
+    expected = [
+        [len(pixels(a) & pixels(b)) / len(pixels(a) | pixels(b)) for b in others] for a in boxes
+    ]
+    assert np.allclose(overlap_ratios(boxes, others), expected)
+
+
+def test_boxes_are_matched_once_best_first():
+    before = [[0, 0, 9, 9], [5, 0, 14, 9]]
+    assert match_boxes([[4, 0, 13, 9], [1, 0, 10, 9], [90, 90, 99, 99]], before) == [1, 0, None]
+    assert match_boxes([[0, 0, 9, 9], [0, 0, 9, 9]], [[0, 0, 9, 9]]) == [0, None]
+    assert match_boxes([], before) == [] and match_boxes(before, []) == [None, None]
+
+
+def searching(*answers: list[list[int]]):
+    """A detector that gives one answer after the other, and the list of its answers so far."""
+    given: list = []
+
+    def find(image: np.ndarray) -> tuple[list, list]:
+        boxes = answers[min(len(given), len(answers) - 1)]
+        given.append(boxes)
+        return boxes, [0.9] * len(boxes)
+
+    return find, given
+
+
+def test_a_carried_box_moves_and_grows_with_the_landmarks():
+    find, given = searching([[40, 50, 79, 99]])
+    tracker = FaceTracker(find, 4)
+    shape = np.random.default_rng(5).normal(0, 10, (98, 2))
+    shape -= shape.mean(axis=0)
+
+    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9])
+    tracker.update((shape + [60, 75])[None])
+    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], None)  # nothing has moved yet
+
+    # moved by (10, -5); 0.04 of the side, 49, is left for trembling, and half of the rest is done
+    tracker.update((shape + [70, 70])[None])
+    assert tracker.boxes(IMAGE) == ([[44, 48, 83, 97]], None)
+
+    # twice as large, (x - 60) * 2 + 60, (y - 75) * 2 + 75: towards 20 25 98 123
+    tracker.update((2 * shape + [60, 75])[None])
+    assert tracker.boxes(IMAGE) == ([[33, 38, 90, 109]], None) and len(given) == 1
+
+    tracker.update((shape + [60, 75])[None])
+    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9]) and len(given) == 2
+
+
+def test_a_carried_box_stays_near_a_moving_face():
+    find, _ = searching([[40, 50, 89, 99]])
+    tracker = FaceTracker(find, 1000)
+    shape = np.random.default_rng(10).normal(65, 10, (98, 2))
+    for frame in range(60):
+        (left, *_), *_ = tracker.boxes(IMAGE)[0]
+        assert 0 <= 40 + 2 * frame - left < 0.15 * 50  # 2 px, 0.04 of its side, a frame
+        tracker.update((shape + [2 * frame, 0])[None])
+
+
+def test_a_carried_box_stands_still_while_landmarks_tremble():
+    find, _ = searching([[40, 50, 79, 99]])
+    tracker, random = FaceTracker(find, 1000), np.random.default_rng(9)
+    shape = random.normal(60, 10, (98, 2))
+    for _ in range(50):
+        assert tracker.boxes(IMAGE)[0] == [[40, 50, 79, 99]]
+        tracker.update((shape + random.normal(0, 0.2, 2) + random.normal(0, 0.5, (98, 2)))[None])
+
+
+def test_every_frame_is_searched_while_no_face_is_known():
+    find, given = searching([], [], [[10, 10, 50, 50]])
+    tracker = FaceTracker(find, 10)
+    for count in (1, 2, 3):
+        boxes, _ = tracker.boxes(IMAGE)
+        tracker.update(np.random.default_rng(6).uniform(10, 50, (len(boxes), 98, 2)))
+        assert len(given) == count
+
+    tracker.boxes(IMAGE)
+    assert len(given) == 3
+
+
+@pytest.mark.parametrize(
+    "landmarks",
+    [
+        np.full((1, 98, 2), np.nan),
+        np.random.default_rng(7).uniform(5000, 5050, (1, 98, 2)),  # far outside the picture
+        np.random.default_rng(7).uniform(-1e6, 1e6, (1, 98, 2)),  # a giant's
+        np.full((1, 98, 2), 30.0),  # all in one point
+    ],
+)
+def test_a_face_that_cannot_be_is_searched_for_again(landmarks):
+    find, given = searching([[10, 10, 50, 50]])
+    tracker = FaceTracker(find, 10)
+    tracker.boxes(IMAGE)
+    tracker.update(np.random.default_rng(8).uniform(10, 50, (1, 98, 2)))
+    tracker.boxes(IMAGE)
+    tracker.update(landmarks)
+    assert tracker.boxes(IMAGE)[1] == [0.9] and len(given) == 2
