@@ -27,4 +27,6 @@ touch "$environment/$mark"
 "$python" -m venv "$environment"
 "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 "$environment/bin/ruff" check --quiet .
-"$environment/bin/python" -m pytest "$@"
+"$environment/bin/ruff" format --quiet --check .
+"$environment/bin/mypy" --no-error-summary
+"$environment/bin/python" -m pytest --numprocesses auto "$@"

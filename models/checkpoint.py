@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from models.architecture import Architecture
+from models.vanilla import VanillaCNN
 from utils.files import InputError, atomic_write
 
 FORMAT = 1
@@ -60,7 +61,7 @@ class LoadedModel:
     name: str
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
+def build_model(config: dict[str, Any]) -> VanillaCNN:
     """A freshly initialised network.
 
     Args:

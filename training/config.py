@@ -217,7 +217,7 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
         allow_abbrev=False,
     )
 
-    fixed = {"norm": "sepbn"} if sepbn else {}
+    fixed: dict[str, Any] = {"norm": "sepbn"} if sepbn else {}
     left_out = fixed if sepbn else SEPBN_OPTIONS
 
     for setting in fields(TrainConfig):
@@ -248,7 +248,7 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
     )
 
     existing.add_argument("--overwrite", action="store_true", help="replace an existing run")
-    values = vars(parser.parse_args(argv))
+    values: dict[str, Any] = vars(parser.parse_args(argv))
     resume, overwrite = values.pop("resume"), values.pop("overwrite")
 
     return TrainConfig(**values, **fixed), resume, overwrite

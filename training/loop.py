@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 from tqdm import tqdm
 
 from dataset.faces import FaceSet, load_faces
 from evaluation.evaluate import face_errors
 from evaluation.figures import training_curve
 from models import checkpoint
+from models.vanilla import VanillaCNN
 from training.config import TrainConfig
 from training.run import (
     COLUMNS,
@@ -108,7 +109,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
         init = config.init if saved is None else None  # what was saved replaces it
         model = _initial_model(config, record, train_faces, init=init, announce=processes.leads)
-        model = model.to(device, memory_format=torch.channels_last)
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         step = TrainingStep(model, train_faces, config, processes=processes)
 
         if saved is not None:
@@ -123,7 +124,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
 def _initial_model(
     config: TrainConfig, record: dict[str, Any], faces: FaceSet, *, init: str | None, announce: bool
-) -> nn.Module:
+) -> VanillaCNN:
     """The network before the first step: drawn from the seed, then ``--mean-shape-init`` and the
     weights ``init``.
     """
@@ -289,6 +290,7 @@ class Loop:
 
     def close_epoch(self, epoch: int) -> None:
         """Log the epoch and keep its weights where that is due; the first process's work."""
+        assert self.report is not None, "only the first process has one"
         step, config, done = self.step, self.config, epoch + 1
         seconds = time.monotonic() - self.began
         rate = step.learning_rates(done * step.iterations - 1)

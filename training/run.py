@@ -298,7 +298,7 @@ def refuse_damaged_state(saved: dict[str, Any], step: TrainingStep, where: Path)
         "epoch": is_count(training.get("epoch"), step.config.epochs),
         "position": is_count(training.get("position"), step.iterations),
         "seconds": isinstance(seconds, (int, float)) and 0 <= seconds < math.inf,
-        "loss_sum": _is_finite(loss_sum) and loss_sum.numel() == 1,
+        "loss_sum": _is_finite(loss_sum, torch.Size([1])),
         "log": _is_log(training.get("log"), training.get("epoch")),
         "momentum": isinstance(momentum, dict)
         and momentum.keys() == wanted.keys()

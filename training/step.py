@@ -108,7 +108,7 @@ class TrainingStep:
                     weight.data = weight.data.clone(memory_format=torch.contiguous_format)
 
         if self.config.compile:
-            network = torch.compile(network)
+            network = torch.compile(network)  # type: ignore[assignment]
 
         if self.processes.count > 1:
             with (
@@ -178,6 +178,7 @@ class TrainingStep:
         self._graph.replay()
 
     def _step(self) -> None:
+        assert self.epoch is not None, "start_epoch comes first"
         rows = self.epoch.order[self.position * self.config.batch_size + self.share]
         images, targets = batch(self.faces, self.epoch, rows)
         self.rate.copy_(self.rates[self.position][0])
@@ -258,7 +259,9 @@ class TrainingStep:
 
     def state(self) -> dict[str, Any]:
         """Momentum buffers and counters, for ``last.pt``; all processes must ask."""
-        names = {weight: name for name, weight in self.model.named_parameters()}
+        names: dict[torch.Tensor, str] = {
+            weight: name for name, weight in self.model.named_parameters()
+        }
         buffers = {
             names[weight]: values["momentum_buffer"]
             for weight, values in self.optimizer.state.items()

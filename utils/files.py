@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 PATIENCE = 5.0  # s; torchrun looks ten times a second whether a process has failed
 
@@ -384,7 +384,7 @@ def _lasting_outputs() -> Iterator[list[_LastingOutput]]:
         )
 
 
-def _opened_anew(stderr: IO[str]) -> IO[str]:
+def _opened_anew(stderr: TextIO) -> TextIO:
     """stderr by a descriptor of its own: what libraries print to number 2 can then be silenced."""
     return open(os.dup(2), "w", encoding=stderr.encoding, errors="backslashreplace", buffering=1)
 

@@ -92,10 +92,11 @@ class _PlainLines(tqdm):
     SECONDS = 10.0  # between two lines
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._last_line, self._last_shown = time.monotonic(), -1
+        self._last_line = time.monotonic()
+        self._last_shown: float = -1
         super().__init__(*args, **options | {"mininterval": self.SECONDS, "leave": False})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
         now = time.monotonic()
         if now - self._last_line < self.SECONDS or self.n == self._last_shown:
             return False
@@ -108,7 +109,7 @@ class _PlainLines(tqdm):
         parts = [
             f"{self.desc}: {self.unit} {self.n:,}" + (f" of {self.total:,}" if self.total else "")
         ]
-        parts += [self.postfix or f"{rate:,.1f} {self.unit}/s"]
+        parts += [str(self.postfix or "") or f"{rate:,.1f} {self.unit}/s"]
         parts += [] if left is None else [f"{_duration(left)} left"]
         print(", ".join(parts), file=sys.stderr, flush=True)
 
