@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Makes every figure of README.md again, in a few minutes: bash docs/make_figures.sh
+# The faces are drawn with a seed that no training used.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$python" docs/draw_sepbn.py
+"$python" dataset/createSynthetic.py --out "$work/drawn" --train 8 --test 300 --seed 2024
+"$python" dataset/createWFLW256.py --wflw "$work/drawn" --out "$work/data"
+"$python" visualize.py checkpoints/sepbn16.pt --data "$work/data" --out "$work/figures"
+
+cp "$work/figures/mapping_parameters.png" "$work/figures/attention_by_subset.png" docs/figures/
+"$python" - "$work/figures/faces.png" docs/figures/faces.jpg <<'END'
+import sys
+
+import cv2
+
+picture = cv2.imread(sys.argv[1])
+small = cv2.resize(picture, None, fx=0.75, fy=0.75, interpolation=cv2.INTER_AREA)
+cv2.imwrite(sys.argv[2], small, [cv2.IMWRITE_JPEG_QUALITY, 88])
+END
