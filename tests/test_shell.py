@@ -14,7 +14,7 @@ from conftest import ROOT
 PYTHON = """#!/usr/bin/env bash
 if [ "$1 $2" = "-m venv" ]; then
     mkdir -p "$3/bin"
-    for program in python ruff; do
+    for program in python ruff mypy; do
         printf '#!/bin/sh\\nexit 0\\n' > "$3/bin/$program"
         chmod +x "$3/bin/$program"
     done
