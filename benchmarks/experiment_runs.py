@@ -27,8 +27,9 @@ from dataset.faces import FaceSet, list_path, load_faces, read_meta
 from evaluation.evaluate import face_errors, summarize
 from training.config import SEPBN_OPTIONS, TrainConfig
 from training.loop import train
+from training.run import run_record
 from utils.files import InputError, atomic_write, make_folder
-from utils.runtime import select_device
+from utils.runtime import Processes, select_device
 
 HOLD_OUT = 0.25  # share of the training faces
 COLUMNS = (
@@ -157,7 +158,13 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
     print(config.run, file=sys.stderr, flush=True)
     found = _train(config, plan.work)
 
-    row = _row(folder) | {"suite": plan.suite, "stage": stage, "arm": arm}
+    if found is None and not folder.exists():  # it diverged in its first epoch
+        folder.mkdir(parents=True)
+        row = _row_of(_record(config)) | {"train_seconds": 0.0}
+    else:
+        row = _row(folder)
+
+    row |= {"suite": plan.suite, "stage": stage, "arm": arm}
     row["status"] = "diverged" if found is None else "finished"
 
     if found is not None:
@@ -177,14 +184,27 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
 def _row(folder: Path) -> dict[str, Any]:
     """What a run's folder says about it: settings, faces, machine, time."""
     record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    machine = record["machine"]
-    row = {name: value for name, value in (record | machine).items() if name in COLUMNS}
-    row |= {f"n_{split}": count for split, count in record["faces"].items()}
-    row["device"] = machine["cuda"] if record["device_type"] == "cuda" else "cpu"
     with (folder / "log.csv").open(encoding="utf-8") as file:
         seconds = sum(float(line["seconds"]) for line in csv.DictReader(file))
 
-    return row | {"train_seconds": round(seconds, 1)}
+    return _row_of(record) | {"train_seconds": round(seconds, 1)}
+
+
+def _row_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The columns that a run's record fills: settings, faces, machine."""
+    machine = record["machine"]
+    row = {name: value for name, value in (record | machine).items() if name in COLUMNS}
+    row |= {f"n_{split}": count for split, count in record["faces"].items()}
+
+    return row | {"device": machine["cuda"] if record["device_type"] == "cuda" else "cpu"}
+
+
+def _record(config: TrainConfig) -> dict[str, Any]:
+    """The record that a run would have left, had it not failed in its first epoch."""
+    faces = [load_faces(config.data, split, limit=config.limit) for split in ("train", "test")]
+    device = select_device(config.device)
+
+    return run_record(config, *faces, device=device, processes=Processes())
 
 
 def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
