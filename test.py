@@ -8,8 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.files import atomic_write, make_folder, reports_input_errors, write_json
+
+if TYPE_CHECKING:
+    from dataset.faces import FaceSet
+    from evaluation.evaluate import Evaluation
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -84,17 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     if out is None:
         return 0
 
-    from evaluation.figures import write_evaluation
-
     curves = {result.name: robustness(result.loaded.model, faces, **run) for result in results}
     curve_tables = tables.robustness_tables(curves, min(len(faces), ROBUSTNESS_FACES))
     print("", *curve_tables, sep="\n\n")
-
-    with atomic_write(out / "table.md", "w") as file:
-        file.write("\n".join(f"- {line}" for line in [*protocol, *warnings]) + "\n\n")
-        file.write("\n\n".join(sections + curve_tables) + "\n")
-
-    tables.write_faces(out / "faces.csv", faces, results)
 
     content = {
         "protocol": protocol,
@@ -102,25 +99,44 @@ def main(argv: list[str] | None = None) -> int:
         "points": tables.count_points(faces.scheme),
         "data": faces.meta,
         "machine": describe_machine(run["device"]),
-        "models": {
-            r.name: {
-                "path": str(r.loaded.path),
-                "config": r.loaded.config,
-                "subsets": r.summary,
-                **r.cost,
-            }
-            for r in results
-        },
+        "models": describe_models(results),
         "mean_shape": mean_shape,
         "differences": pairs,
         "robustness": curves,
     }
-
-    write_json(out / "metrics.json", content)
-    figures = write_evaluation(out, faces, results, curves)
-    print(f"\nwrote metrics.json, faces.csv, table.md and {len(figures)} figures to {out}")
+    write_results(out, faces, results, content, sections + curve_tables)
 
     return 0
+
+
+def describe_models(results: list[Evaluation]) -> dict[str, dict]:
+    """What metrics.json says of every model."""
+    return {
+        result.name: {
+            "path": str(result.loaded.path),
+            "config": result.loaded.config,
+            "subsets": result.summary,
+            **result.cost,
+        }
+        for result in results
+    }
+
+
+def write_results(
+    out: Path, faces: FaceSet, results: list[Evaluation], content: dict, sections: list[str]
+) -> None:
+    """Write metrics.json with ``content``, table.md with ``sections``, faces.csv and figures."""
+    from evaluation import tables
+    from evaluation.figures import write_evaluation
+
+    with atomic_write(out / "table.md", "w") as file:
+        file.write("\n".join(f"- {line}" for line in content["protocol"] + content["warnings"]))
+        file.write("\n\n" + "\n\n".join(sections) + "\n")
+
+    tables.write_faces(out / "faces.csv", faces, results)
+    write_json(out / "metrics.json", content)
+    figures = write_evaluation(out, faces, results, content["robustness"])
+    print(f"\nwrote metrics.json, faces.csv, table.md and {len(figures)} figures to {out}")
 
 
 if __name__ == "__main__":

@@ -144,6 +144,10 @@ class TrainConfig:
             if name in at_least_zero and value < 0:
                 raise InputError(f"{option} {value}: must not be negative")
 
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse what a range cannot say: names, and settings that do not go with each other."""
         if self.run in ("", "..") or self.run != Path(self.run).name:
             raise InputError(
                 f"--run {self.run!r}: must be a plain name; files go to the folder checkpoints/RUN"

@@ -59,19 +59,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             finite, a full disk.
     """
     config.check()
-
-    if config.compile and not (
-        shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    ):
-        raise InputError(
-            "--compile needs a C++ compiler, and none was found; install g++ or leave --compile out"
-        )
-
-    if config.tensorboard and find_spec("tensorboard") is None:
-        raise InputError(
-            "--tensorboard needs the package tensorboard; pip install tensorboard, or leave it out"
-        )
-
+    _require_programs(config)
     folder = RunFolder(config.run)
 
     if resume and folder.final.exists() and not folder.last.exists():
@@ -120,6 +108,19 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             folder.start(overwrite=overwrite)
 
         return fit(step, test_faces, record=record, folder=folder, saved=saved)
+
+
+def _require_programs(config: TrainConfig) -> None:
+    """Refuse options that need what is not installed."""
+    if config.compile and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise InputError(
+            "--compile needs a C++ compiler, and none was found; install g++ or leave --compile out"
+        )
+
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise InputError(
+            "--tensorboard needs the package tensorboard; pip install tensorboard, or leave it out"
+        )
 
 
 def _initial_model(
