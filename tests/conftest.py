@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from dataset.landmarks import scheme_for  # noqa: E402
+
+# A shell lets its background jobs ignore Ctrl-C, and their children too; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
