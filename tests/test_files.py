@@ -167,6 +167,7 @@ def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
         (MemoryError("Unable to allocate 7 PiB\nfor an array"), "not enough memory"),
         (RuntimeError("[enforce fail]\nDefaultCPUAllocator: can't allocate memory"), "not enough"),
         (RuntimeError("CUDA out of memory. Tried to allocate\n2 GiB"), "not enough memory"),
+        (ImportError("lib.so: failed to map segment from shared object"), "not enough memory"),
         (cv2.error("(-4:Insufficient memory) Failed to allocate"), "not enough memory"),
     ],
 )

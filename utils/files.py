@@ -309,6 +309,7 @@ def _is_lack_of_memory(error: Exception) -> bool:
     text = str(error).lower()
     signs = (
         "not enough memory",
+        "failed to map segment",  # of a library, when it is imported
         "out of memory",
         "can't allocate memory",
         "cannot allocate memory",
@@ -318,7 +319,9 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
     kinds = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
 
-    return (isinstance(error, RuntimeError) or "cv2" in kinds) and any(s in text for s in signs)
+    refusing = isinstance(error, (RuntimeError, ImportError)) or "cv2" in kinds
+
+    return refusing and any(sign in text for sign in signs)
 
 
 class _LastingOutput:
