@@ -241,10 +241,10 @@ def _inside(folder: Path) -> Iterator[None]:
 
 @cache
 def digest(data: str) -> str:
-    """Of a prepared folder's lists and meta data."""
-    files = [list_path(Path(data), split) for split in ("train", "test")] + [
-        Path(data) / "meta.json"
-    ]
+    """Of a folder's lists and, where it has any (released lists have none), its meta data."""
+    files = [list_path(Path(data), split) for split in ("train", "test")]
+    files += [path for path in [Path(data) / "meta.json"] if path.exists()]
+
     return blake2b(b"\0".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
 
 

@@ -140,9 +140,8 @@ def _cover(pixels: torch.Tensor, edges: torch.Tensor, colour: torch.Tensor) -> t
 def _colours(pixels: torch.Tensor, values: dict[str, torch.Tensor]) -> torch.Tensor:
     """Grey, cast, contrast and brightness, as one affine map of the three channels, then gamma."""
     grey = values["grey"][:, :, None]  # (B, 1, 1)
-    luminance = torch.tensor(LUMINANCE, device=pixels.device)
     identity = torch.eye(3, device=pixels.device)
-    mixed = (1.0 - grey) * identity + grey * luminance  # (B, 3 out, 3 in)
+    mixed = (1.0 - grey) * identity + grey * _luminance(pixels.device)  # (B, 3 out, 3 in)
     factor = values["contrast"] * values["cast"]  # (B, 3 out)
     offset = values["brightness"] + MID_GREY * (1.0 - values["contrast"])  # (B, 1)
 
@@ -154,6 +153,12 @@ def _colours(pixels: torch.Tensor, values: dict[str, torch.Tensor]) -> torch.Ten
     bent = light.log_().mul_(values["gamma"][:, :, None]).exp_().mul_(WHITE)
 
     return bent.view_as(pixels)
+
+
+@lru_cache(maxsize=4)
+def _luminance(device: torch.device) -> torch.Tensor:
+    """(3,) weights; made once, since a CUDA graph may copy nothing from the host."""
+    return torch.tensor(LUMINANCE, device=device)
 
 
 def _smooth(pixels: torch.Tensor) -> torch.Tensor:

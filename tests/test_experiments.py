@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -98,32 +99,13 @@ def test_a_suite_tunes_trains_tabulates_and_does_nothing_twice(run_script, prepa
     } == before
 
     networks = [tmp_path / "checkpoints" / row["run"] / "final.pt" for row in main]
-    code, report, _ = run_script(
-        SCRIPT,
-        "--suite",
-        "liveness",
-        "--data",
-        prepared_set,
-        "--work",
-        tmp_path,
-        "--checkpoints",
-        networks[2],
-    )
+    liveness = ("--suite", "liveness", "--data", prepared_set, "--work", tmp_path, "--checkpoints")
+    code, report, _ = run_script(SCRIPT, *liveness, networks[2])
     assert code == 0 and report.count(f"| {main[2]['run']} |") >= 2
     found = read_rows(tmp_path / "liveness.csv")
     assert [row["module"] for row in found] == ["all", *(f"bn{i}" for i in range(1, 7))]
     assert float(found[0]["nme_percent"]) == pytest.approx(float(main[2]["nme_percent"]), abs=1e-3)
-    code, _, complaint = run_script(
-        SCRIPT,
-        "--suite",
-        "liveness",
-        "--data",
-        prepared_set,
-        "--work",
-        tmp_path,
-        "--checkpoints",
-        networks[1],
-    )
+    code, _, complaint = run_script(SCRIPT, *liveness, networks[1])
     assert code == 1 and "no SepBN in it" in complaint and complaint.count("\n") == 1
 
 
@@ -157,6 +139,17 @@ def test_a_stopped_suite_goes_on_where_it_was(run_script, prepared_set, tmp_path
     assert len(calls) == 3 and calls[1] == calls[2] and calls[2][1], (
         "the stopped run was not resumed"
     )
+
+
+def test_released_lists_without_meta_data_give_a_row(run_script, prepared_set, tmp_path):
+    data = tmp_path / "released"
+    shutil.copytree(prepared_set, data)
+    (data / "meta.json").unlink()
+    command = ("--suite", "real98", "--data", data, *SMALL, "--seeds", 1, "--arms", "bn")
+    command += ("--rates", 0.01, "--work", tmp_path / "work")
+    code, table, errors = run_script(SCRIPT, *command)
+    assert code == 0 and "| bn | 0.01 | 1 of 1 |" in table
+    assert run_script(SCRIPT, *command)[:2] == (0, table)
 
 
 def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path):
