@@ -20,8 +20,10 @@ import pytest  # noqa: E402
 
 from dataset.landmarks import scheme_for  # noqa: E402
 
-# A shell lets its background jobs ignore Ctrl-C, and their children too; tests send it.
+# A shell lets its background jobs ignore Ctrl-C, nohup a lost terminal, and their children do so
+# too; tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
 
