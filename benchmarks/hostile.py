@@ -426,7 +426,8 @@ def read_damaged(
     """Outcomes of reading ``count`` damaged copies: loaded, refused, or what happened instead."""
     outcomes: Counter[str] = Counter()
 
-    for start in range(0, count, CHUNK):
+    starts = range(0, count, CHUNK)
+    for start in progress(starts, desc="damaged files", unit="chunk"):
         numbers = range(start, min(start + CHUNK, count))
         noted = root / "outcomes"
         noted.write_text("")

@@ -27,7 +27,7 @@ from benchmarks.detector_boxes import MIN_IOU, by_image, detected_boxes
 from dataset.annotations import ATTRIBUTES, read_official_list
 from dataset.crop import face_patch, read_image
 from dataset.faces import FaceSet, load_faces
-from dataset.landmarks import WFLW_98
+from dataset.landmarks import COMMON_60, WFLW_98, points_within, scheme_for
 from dataset.synthetic.face import draw_face
 from evaluation.evaluate import bootstrap_means, paired_difference, predict_landmarks
 from models.checkpoint import LoadedModel, load_model
@@ -42,31 +42,15 @@ TONES = {"very light": 55, "light": 41, "intermediate": 28, "tan": 10, "brown": 
 TONE_SEED = 20_261_124  # of faces drawn for nothing else
 
 
-def common_points(predicted: int, annotated: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Points of a network's scheme and of a set's that are the same: indices of both, and where
-    the outer eye corners stand among them.
-    """
-    if predicted == annotated:
-        every = np.arange(annotated)
-        eyes = {98: (60, 72), 68: (36, 45)}[annotated]
-        return every, every, eyes
-
-    if (predicted, annotated) != (98, 68):
-        raise InputError(f"networks with {predicted} points cannot be tried on {annotated}")
-
-    # contour, brows, nose, eye corners, mouth
-    of_98 = [*range(0, 33, 2), *range(33, 38), *range(42, 47), *range(51, 60), *(60, 64, 68, 72)]
-    of_68 = [*range(0, 17), *range(17, 22), *range(22, 27), *range(27, 36), *(36, 39, 42, 45)]
-    of_98 += range(76, 96)
-    of_68 += range(48, 68)
-
-    return np.array(of_98), np.array(of_68), (of_68.index(36), of_68.index(45))
-
-
 def percent_errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """NME of every face, (N,) in %, over the points that (N, P, 2) and (N, Q, 2) have in common."""
-    of_prediction, of_truth, eyes = common_points(prediction.shape[1], truth.shape[1])
-    return 100 * nme(prediction[:, of_prediction], truth[:, of_truth], eyes)
+    own, annotated = scheme_for(prediction.shape[1]), scheme_for(truth.shape[1])
+    common = annotated if own == annotated else COMMON_60
+    chosen, true = points_within(own, common), points_within(annotated, common)
+    if chosen is None or true is None:
+        raise InputError(f"networks with {own.name} cannot be tried on {annotated.name}")
+
+    return 100 * nme(prediction[:, list(chosen)], truth[:, list(true)], common.outer_eyes)
 
 
 def set_errors(networks: list[LoadedModel], faces: FaceSet) -> np.ndarray:
