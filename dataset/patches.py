@@ -25,6 +25,7 @@ from utils.runtime import available_cores, note, progress
 SHAPE = (PATCH_SIZE, PATCH_SIZE, 3)
 PATCH_BYTES = PATCH_SIZE * PATCH_SIZE * 3
 DIGEST_BYTES = 32
+FEW = 1_000  # faces, 0.2 GB: what a limit leaves may go to memory
 
 
 def open_patches(
@@ -35,8 +36,8 @@ def open_patches(
     Args:
         source: the crop list.
         paths: the N patch files that it names.
-        limit: use the first ``limit`` faces only; these alone are then decoded, into memory, where
-            there is no file to map.
+        limit: use the first ``limit`` faces only; where there is no file to map and they are at
+            most ``FEW``, these alone are decoded, into memory.
 
     Returns:
         (N, 256, 256, 3) uint8, RGB, and (N,) int64, the sum of each patch's values.
@@ -49,7 +50,7 @@ def open_patches(
     digest = _digest(source, paths)
 
     found = _map(store, len(paths), digest)
-    if found is None and count == len(paths):
+    if found is None and (count == len(paths) or count > FEW):
         try:
             with _one_at_a_time(store):
                 found = _map(store, len(paths), digest)  # another process may have made it
