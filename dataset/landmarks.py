@@ -35,7 +35,8 @@ class LandmarkScheme:
     Args:
         name: name of the scheme.
         mirror: entry i is the landmark that lands at i when the face is mirrored (an involution).
-        outer_eyes: the two landmarks whose distance normalises the NME: the outer eye corners.
+        outer_eyes: the two landmarks whose distance normalises the NME: the outer eye corners in
+            the built-in schemes. Whoever changes them changes every NME that is reported.
         contours: groups of landmarks, together all P of them.
     """
 
@@ -147,12 +148,12 @@ EYELIDS_68 = tuple(point for _, pair in _LIDS for point in pair)
 def _common_scheme() -> LandmarkScheme:
     """iBUG-68 without the eyelids, its landmarks numbered anew."""
     place = {point: i for i, point in enumerate(WFLW_OF_IBUG)}
-    right_eye, left_eye = IBUG_68.outer_eyes
+    left, right = IBUG_68.outer_eyes
 
     return LandmarkScheme(
         name="60 common points",
         mirror=tuple(place[IBUG_68.mirror[point]] for point in WFLW_OF_IBUG),
-        outer_eyes=(place[right_eye], place[left_eye]),
+        outer_eyes=(place[left], place[right]),
         contours=tuple(
             Contour(c.name, tuple(place[p] for p in c.points if p in place), c.closed)
             for c in IBUG_68.contours

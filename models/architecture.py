@@ -11,13 +11,27 @@ from torch import Tensor
 
 from models.vanilla import NUM_STAGES, Baseline, BaselineSepDyBN, VanillaCNN
 
+SEPBN_SIZE = ("sets", "groups", "attention_grid")  # fields of Architecture that SepBN alone has
+
+# What `describe` says of the norms without options: the arm, and whether it is published
+PLAIN_ARMS = {
+    "none": (
+        "Vanilla CNN without normalisation: the released baseline",
+        "published NME 5.70",
+    ),
+    "bn": (
+        "Vanilla CNN with BatchNorm: the plain counterpart of SepBN",
+        "not published; the published 5.70 has no normalisation, --norm none",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Architecture:
     """All that the shapes of a network's weights follow from.
 
     Args:
-        norm: ``"bn"``, ``"none"`` or ``"sepbn"``.
+        norm: one of ``PLAIN_NORMS``, or ``"sepbn"``.
         num_landmarks: number of points P.
         width: channels of the first stage.
         sets: K of SepBN; None for other normalisations, like the two below.
@@ -41,9 +55,7 @@ class Architecture:
         if config["norm"] != "sepbn":
             return cls(config["norm"], **size)
 
-        options: dict[str, Any] = {
-            name: config.get(name) for name in ("sets", "groups", "attention_grid")
-        }
+        options: dict[str, Any] = {name: config.get(name) for name in SEPBN_SIZE}
 
         return cls("sepbn", **size, **options)
 
@@ -88,14 +100,8 @@ class Architecture:
 
     def describe(self) -> str:
         """Which arm of the comparison this is, in words, and whether it is the published one."""
-        if self.norm == "none":
-            text = "Vanilla CNN without normalisation: the released baseline"
-            published = "published NME 5.70"
-        elif self.norm == "bn":
-            text = "Vanilla CNN with BatchNorm: the plain counterpart of SepBN"
-            published = "not published; the published 5.70 has no normalisation, --norm none"
-        else:
-            text, published = self._describe_sepbn()
+        sepbn = self.norm == "sepbn"
+        text, published = self._describe_sepbn() if sepbn else PLAIN_ARMS[self.norm]
 
         if self.width != 64:
             published = f"width {self.width}, not the published 64"

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.architecture import Architecture
+from models.architecture import SEPBN_SIZE, Architecture
 from models.vanilla import VanillaCNN
 from utils.files import InputError, atomic_write
 
@@ -300,9 +300,8 @@ def _architecture(state: dict[str, torch.Tensor], path: Path) -> Architecture:
 
 def _refuse_contradictions(architecture: Architecture, config: dict[str, Any], path: Path) -> None:
     """Refuse a config that says other than the weights; SepBN's settings count with SepBN."""
-    sepbn = ("sets", "groups", "attention_grid")
     for name, value in architecture.as_config().items():
-        if architecture.norm != "sepbn" and name in sepbn:
+        if architecture.norm != "sepbn" and name in SEPBN_SIZE:
             continue
 
         said = config[name]

@@ -14,6 +14,9 @@ from models.sepbn import SepBatchNorm2d
 NUM_STAGES = 6
 NEGATIVE_SLOPE = 0.01
 
+# --norm of trainBaseline.py -> what makes the layer after each convolution from its channels
+PLAIN_NORMS: dict[str, Callable[[int], nn.Module] | None] = {"bn": nn.BatchNorm2d, "none": None}
+
 
 class VanillaCNN(nn.Module):
     r"""Landmark coordinates regressed directly from a 128 x 128 face crop.
@@ -25,6 +28,7 @@ class VanillaCNN(nn.Module):
 
     Args:
         norm: makes the normalisation layer for a number of channels, or None for no normalisation.
+            Whatever it makes is called ``bn1`` to ``bn6``, as in the released weights.
         num_landmarks: number of points P.
         width: channels of the first stage; 64 as published.
 
@@ -91,9 +95,9 @@ def Baseline(norm: str = "bn", num_landmarks: int = 98, width: int = 64) -> Vani
     """The Vanilla CNN with BatchNorm (``norm="bn"``) or, as in the released baseline, without any
     (``norm="none"``).
     """
-    if norm not in ("bn", "none"):
-        raise ValueError(f'norm must be "bn" or "none", got {norm!r}')
-    return VanillaCNN(nn.BatchNorm2d if norm == "bn" else None, num_landmarks, width)
+    if norm not in PLAIN_NORMS:
+        raise ValueError(f"norm must be one of {', '.join(PLAIN_NORMS)}, got {norm!r}")
+    return VanillaCNN(PLAIN_NORMS[norm], num_landmarks, width)
 
 
 def BaselineSepDyBN(

@@ -43,16 +43,19 @@ class Shot:
     boxes: list[list[int]]  # N times left, top, right, bottom
     scores: list[float] | None  # the detector's; None for boxes that were given
     patches: np.ndarray  # (N, 256, 256, 3) uint8 RGB
-    frames: list[PatchFrame]
+    frames: list[PatchFrame]  # where the N patches lie in the image
 
 
 class LandmarkPredictor:
     """A trained network, ready to be called on pictures.
 
-    Args: checkpoint: path of a checkpoint (our own form or the released one), or a model that is
-        already loaded. device: "auto", "cpu", "cuda" or "cuda:N". batch_size: faces that go through
-        the network at once. points: 68 makes iBUG's 68 landmarks of WFLW's 98: 60 are the same
-        points, the eyelids are interpolated along the lids.
+    Args:
+        checkpoint: path of a checkpoint (our own form or the released one), or a model that is
+            already loaded.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        batch_size: faces that go through the network at once.
+        points: 68 makes iBUG's 68 landmarks of WFLW's 98: 60 are the same points, the eyelids are
+            interpolated along the lids.
 
     Attributes:
         scheme: the meaning of the P landmarks; `scheme.name` is "WFLW-98", "iBUG-68", or that of a

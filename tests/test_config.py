@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
-from models.architecture import Architecture
+from models.architecture import PLAIN_ARMS, Architecture
+from models.vanilla import PLAIN_NORMS
 from training.config import TrainConfig, parse_arguments
 from utils.files import InputError
 
@@ -129,3 +132,8 @@ def test_values_no_run_could_use(argv, message):
 )
 def test_the_arm_in_words(settings, words):
     assert words in Architecture(num_landmarks=98, **settings).describe()
+
+
+def test_every_norm_that_may_be_chosen_has_layers_and_words():
+    (choices,) = (s.metadata["choices"] for s in fields(TrainConfig) if s.name == "norm")
+    assert set(choices) == PLAIN_NORMS.keys() == PLAIN_ARMS.keys()

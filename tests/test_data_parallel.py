@@ -4,8 +4,10 @@ not shared.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from conftest import ROOT
 from torch import distributed, multiprocessing
 
 from dataset.faces import load_faces
-from models.checkpoint import build_model, load_model
+from models.checkpoint import build_model, load_model, read
 from training import step as training_step
 from training.config import TrainConfig
 from training.step import TrainingStep
@@ -147,3 +149,33 @@ def test_the_command_line_under_torchrun(prepared_set, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test NME") == 1 and "(2 processes)" in done.stdout
     assert load_model(tmp_path / "checkpoints/sepbn/final.pt").config["processes"] == 2
+
+
+def test_torchrun_hands_sigterm_on_and_the_run_is_saved(prepared_set, tmp_path):
+    script = str(ROOT / "trainBaseline.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script]
+    settings = ["--width", "2", "--epochs", "100000", "--batch-size", "4"]
+    torchrun = subprocess.Popen(
+        [*command, "--data", str(prepared_set), *settings],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    log = tmp_path / "checkpoints/baseline/log.csv"
+    try:
+        patience = time.monotonic() + 120
+        while not (log.is_file() and log.read_text().count("\n") > 1):
+            assert torchrun.poll() is None and time.monotonic() < patience
+            time.sleep(0.1)
+
+        torchrun.send_signal(signal.SIGTERM)
+        output, errors = torchrun.communicate(timeout=60)
+    finally:
+        torchrun.terminate()  # it may have nothing left to end; its processes end with it
+
+    assert torchrun.returncode == 1 and "SignalException" in errors
+    assert output.count("stopped at step") == 1
+    training = read(log.with_name("last.pt"))["training"]
+    assert len(training["log"]) == training["epoch"] >= 1

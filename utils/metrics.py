@@ -22,7 +22,7 @@ def point_errors(
         prediction: (N, P, 2), in any isotropic pixel unit.
         target: (N, P, 2), in the same unit.
         outer_eyes: indices of the two outer eye corners, whose distance in ``target`` is the
-            normaliser.
+            normaliser; callers take them from the faces' ``LandmarkScheme``.
 
     Returns:
         (N, P) float64, fractions of the inter-ocular distance.

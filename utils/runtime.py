@@ -363,7 +363,7 @@ class StopRequest:
     """Remembers SIGTERM, SIGINT or SIGHUP instead of dying at once: a loop can save and leave.
 
     Use as a context manager; ``signal`` is the number of the signal that came, or 0. A second one
-    acts as usual.
+    acts as usual. Of several processes, ``training.loop`` asks whether any has one.
     """
 
     SIGNALS = (signals.SIGTERM, signals.SIGINT, signals.SIGHUP)
