@@ -15,6 +15,7 @@ from utils.files import atomic_write, make_folder, reports_input_errors, write_j
 if TYPE_CHECKING:
     from dataset.faces import FaceSet
     from evaluation.evaluate import Evaluation
+    from models.checkpoint import LoadedModel
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -70,17 +71,14 @@ def main(argv: list[str] | None = None) -> int:
     mean_shape = evaluate.mean_shape_summary(arguments.data, faces)
     out = make_folder(arguments.out) if arguments.out else None
 
-    protocol, warnings = tables.protocol(arguments.data, faces, models)
-    print(*protocol, "", sep="\n")
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-
+    protocol, warnings = tell_protocol(arguments.data, faces, models)
     results = [evaluate.evaluate(loaded, name, faces, **run) for name, loaded in models.items()]
-    sections = [tables.accuracy_table(results, mean_shape, tables.count_points(faces.scheme))]
+    pairs = evaluate.differences(results, masks) if len(results) > 1 else []
+    points = tables.count_points(faces.scheme)
+
+    sections = [tables.accuracy_table(results, mean_shape, points)]
     if mean_shape is None:
         sections.append(f"The mean shape's row is left out: {arguments.data} has no training list.")
-
-    pairs = evaluate.differences(results, masks) if len(results) > 1 else []
     if pairs:
         sections.append(tables.difference_table(pairs, masks))
 
@@ -96,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     content = {
         "protocol": protocol,
         "warnings": warnings,
-        "points": tables.count_points(faces.scheme),
+        "points": points,
         "data": faces.meta,
         "machine": describe_machine(run["device"]),
         "models": describe_models(results),
@@ -107,6 +105,21 @@ def main(argv: list[str] | None = None) -> int:
     write_results(out, faces, results, content, sections + curve_tables)
 
     return 0
+
+
+def tell_protocol(
+    data: Path, faces: FaceSet, models: dict[str, LoadedModel]
+) -> tuple[list[str], list[str]]:
+    """Print how the numbers to come are made, and on stderr what makes them incomparable; returns
+    both."""
+    from evaluation import tables
+
+    protocol, warnings = tables.protocol(data, faces, models)
+    print(*protocol, "", sep="\n")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+    return protocol, warnings
 
 
 def describe_models(results: list[Evaluation]) -> dict[str, dict]:

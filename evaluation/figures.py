@@ -216,21 +216,7 @@ def face_gallery(
         for axes, index in zip(line, indices, strict=False):
             true = faces.crop_landmarks()[index].cpu().numpy()
             show_face(axes, faces, index)
-            lines = np.stack([true, prediction[index]], axis=1)  # (P, 2 ends, 2)
-            axes.add_collection(LineCollection(list(lines), colors="gold", linewidths=0.6))
-            axes.scatter(
-                *true.T, s=9, facecolors="none", edgecolors="white", linewidths=0.8, label="true"
-            )
-
-            axes.scatter(
-                *prediction[index].T,
-                s=5,
-                color="black",
-                edgecolors="gold",
-                linewidths=0.5,
-                label="predicted",
-            )
-
+            _show_points(axes, true, prediction[index])
             fit_view(axes, true, prediction[index])
             words = f"{label}face {index}, NME {100 * errors[index]:.1f} %\n"
             words += attribute_names(faces, index)
@@ -313,6 +299,17 @@ def show_face(axes, faces: FaceSet, index: int) -> None:
         (-0.5, -0.5), CROP_SIZE, CROP_SIZE, fill=False, color="white", linewidth=0.8, linestyle="--"
     )
     axes.add_patch(crop).set_path_effects(outline)
+
+
+def _show_points(axes: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
+    """Draw true and predicted points, (P, 2) crop px each, and what lies between them."""
+    lines = np.stack([true, predicted], axis=1)  # (P, 2 ends, 2)
+    axes.add_collection(LineCollection(list(lines), colors="gold", linewidths=0.6))
+
+    x, y = true.T
+    axes.scatter(x, y, s=9, facecolors="none", edgecolors="white", linewidths=0.8, label="true")
+    x, y = predicted.T
+    axes.scatter(x, y, s=5, color="black", edgecolors="gold", linewidths=0.5, label="predicted")
 
 
 def attribute_names(faces: FaceSet, index: int) -> str:
@@ -442,22 +439,7 @@ def attention_by_subset(weights: np.ndarray, attributes: np.ndarray) -> Figure:
             _heat_map_rows(weights[inside].mean(axis=0)),
             _heat_map_rows(weights[~inside].mean(axis=0)),
         )
-
-        for (row, column), d in np.ndenumerate(effect):
-            words = f"{mean[row, column]:.2f} | {rest[row, column]:.2f}\n" + (
-                "d –" if np.isnan(d) else f"d {d:+.2f}"
-            )
-            dark = np.isfinite(d) and abs(d) < 0.6
-
-            axes.text(
-                column,
-                row,
-                words,
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if dark else "black",
-            )
+        _write_effects(axes, effect, mean, rest)
 
     figure.colorbar(
         image,
@@ -472,6 +454,25 @@ def attention_by_subset(weights: np.ndarray, attributes: np.ndarray) -> Figure:
     )
 
     return figure
+
+
+def _write_effects(axes: Axes, effect: np.ndarray, mean: np.ndarray, rest: np.ndarray) -> None:
+    """Write both mean weights and Cohen's d into the cells of a heat map of ``effect``."""
+    for (row, column), d in np.ndenumerate(effect):
+        words = f"{mean[row, column]:.2f} | {rest[row, column]:.2f}\n" + (
+            "d –" if np.isnan(d) else f"d {d:+.2f}"
+        )
+        dark = np.isfinite(d) and abs(d) < 0.6
+
+        axes.text(
+            column,
+            row,
+            words,
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if dark else "black",
+        )
 
 
 def set_usage(model: nn.Module, weights: np.ndarray) -> Figure:

@@ -26,6 +26,26 @@ from utils.schedule import learning_rate, temperature
 WARM_STEPS = 3
 
 
+def _refuse_impossible(
+    config: TrainConfig, faces: int, processes: Processes, device: torch.device
+) -> None:
+    """Refuse settings that do not go with so many training faces, the processes or the device."""
+    if config.batch_size % processes.count:
+        raise InputError(
+            f"--batch-size {config.batch_size} cannot be shared equally by {processes.count} "
+            "processes"
+        )
+
+    if faces < config.batch_size:
+        raise InputError(
+            f"--batch-size {config.batch_size} is more than the {faces} training faces"
+        )
+
+    on_cuda = device.type == "cuda"
+    if on_cuda and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise InputError("--precision bf16: this GPU has no bfloat16; use --precision fp32")
+
+
 class TrainingStep:
     """One iteration of the recipe, with everything it reads and writes on the device.
 
@@ -51,20 +71,8 @@ class TrainingStep:
         processes: Processes = Processes(),
         graph: bool | None = None,
     ) -> None:
-        if config.batch_size % processes.count:
-            raise InputError(
-                f"--batch-size {config.batch_size} cannot be shared equally by {processes.count} "
-                "processes"
-            )
-
-        if len(faces) < config.batch_size:
-            raise InputError(
-                f"--batch-size {config.batch_size} is more than the {len(faces)} training faces"
-            )
-
         parameter = next(model.parameters())
-        if parameter.is_cuda and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
-            raise InputError("--precision bf16: this GPU has no bfloat16; use --precision fp32")
+        _refuse_impossible(config, len(faces), processes, parameter.device)
 
         self.device, self.dtype = parameter.device, parameter.dtype
         self.model, self.config, self.processes = model, config, processes

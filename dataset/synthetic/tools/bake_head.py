@@ -216,6 +216,26 @@ def identity_basis(
     return (vectors[:, best].T @ samples / np.sqrt(2 * SAMPLES)).reshape(COMPONENTS, -1, 3)
 
 
+def unhidden(
+    vertices: np.ndarray, triangles: np.ndarray, towards: np.ndarray, size: int = 220
+) -> np.ndarray:
+    """Which vertices (V,) no triangle hides from a far eye in the direction ``towards`` (3,), by
+    what is foremost in its picture of ``size`` x ``size`` pixels."""
+    across = np.cross([0, 1, 0] if abs(towards[1]) < 0.9 else [1, 0, 0], towards)
+    across /= np.linalg.norm(across)
+    points = np.stack(
+        (vertices @ across, -vertices @ np.cross(towards, across), vertices @ towards), 1
+    )
+    points = (points * [70, 70, 1] + [size / 2, size / 2, 0]).astype(np.float32)
+
+    fragments = rasterise(points, triangles, (size, size), np.zeros(len(triangles), bool))
+    depth = np.full(size * size, -np.inf, np.float32)
+    depth[fragments.pixel] = fragments.depth
+    cell = np.rint(points[:, :2]).astype(int).clip(0, size - 1)
+
+    return points[:, 2] > depth[cell[:, 1] * size + cell[:, 0]] - 0.06
+
+
 def surroundings(
     vertices: np.ndarray, triangles: np.ndarray, skin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -230,7 +250,7 @@ def surroundings(
         np.add.at(normals, triangles[:, k], faces)
 
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
-    count, size = 180, 220
+    count = 180
     step = np.arange(count) + 0.5
     polar, turn = np.arccos(1 - 2 * step / count), np.pi * (1 + 5**0.5) * step
     directions = np.stack(
@@ -239,19 +259,7 @@ def surroundings(
     seen = np.zeros((count, len(vertices)), np.float32)
 
     for k, towards in enumerate(directions):
-        across = np.cross([0, 1, 0] if abs(towards[1]) < 0.9 else [1, 0, 0], towards)
-        across /= np.linalg.norm(across)
-        points = np.stack(
-            (vertices @ across, -vertices @ np.cross(towards, across), vertices @ towards), 1
-        )
-        points = (points * [70, 70, 1] + [size / 2, size / 2, 0]).astype(np.float32)
-        fragments = rasterise(points, triangles[skin], (size, size), np.zeros(skin.sum(), bool))
-        depth = np.full(size * size, -np.inf, np.float32)
-        depth[fragments.pixel] = fragments.depth
-        cell = np.rint(points[:, :2]).astype(int).clip(0, size - 1)
-        seen[k] = (points[:, 2] > depth[cell[:, 1] * size + cell[:, 0]] - 0.06) & (
-            normals @ towards > -0.05
-        )
+        seen[k] = unhidden(vertices, triangles[skin], towards) & (normals @ towards > -0.05)
 
     cosine = np.maximum(0, directions @ normals.T)
     x, y, z = directions.T
