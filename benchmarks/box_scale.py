@@ -4,20 +4,20 @@
 
 DIR of ``--wflw`` is in WFLW's layout; that of ``--faces68`` holds images/ and
 list_68pt_rect_attr_train.txt and _test.txt. Each set is prepared at every scale (WORK/sets/), and
-BatchNorm and SepBN (K = 3, G = 1) are trained on each of them: width 8, 25 epochs of batch 8, warm-up
-over a tenth of them, start at the mean shape, the learning rates that were tuned for 25 epochs at
-scale 1. They were not tuned again at the other scales, which favours scale 1, if any.
+BatchNorm and SepBN (K = 3, G = 1) are trained on each of them: width 8, 25 epochs of batch 8,
+warm-up over a tenth of them, start at the mean shape, the learning rates that were tuned for 25
+epochs at scale 1. They were not tuned again at the other scales, which favours scale 1, if any.
 
 The NME is normalised by the distance of the eye corners in the same picture, so it compares over
-scales. A face counts as cut where one of its true landmarks lies outside the 128 px crop (below -0.5
-or above 127.5 crop px). Tables (Markdown) are printed after every seed; the same command again goes
-on where it was stopped, and prints the tables alone where all is done. WORK/boxes.csv has a row for
-every run, WORK/boxes_SET_faces.csv the error of every test face.
+scales. A face counts as cut where one of its true landmarks lies outside the 128 px crop (below
+-0.5 or above 127.5 crop px). Tables (Markdown) are printed after every seed; the same command again
+goes on where it was stopped, and prints the tables alone where all is done. WORK/boxes.csv has a
+row for every run, WORK/boxes_SET_faces.csv the error of every test face.
 
-**Expected**, written down before the first run: the share of cut faces falls from about half to a few
-percent at 1.2; at 25 epochs and width 8 the NME gains nothing by it (a larger box leaves the face
-fewer pixels): within 0.5 points of scale 1 at 1.1 and 1.2 on either set, worse at 1.3; the order of
-the scales is the same for both arms.
+**Expected**, written down before the first run: the share of cut faces falls from about half to a
+few percent at 1.2; at 25 epochs and width 8 the NME gains nothing by it (a larger box leaves the
+face fewer pixels): within 0.5 points of scale 1 at 1.1 and 1.2 on either set, worse at 1.3; the
+order of the scales is the same for both arms.
 """
 
 from __future__ import annotations

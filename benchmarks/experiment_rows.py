@@ -119,7 +119,8 @@ def curves(rows: list[dict[str, str]]) -> dict[str, dict[int, list[float]]]:
 
 
 def draw_lengths(panels: dict[str, list[dict[str, str]]], out: Path) -> None:
-    """Error against length of training: a panel a set of faces, a curve an arm, mean ± std of seeds.
+    """Error against length of training: a panel a set of faces, a curve an arm, mean and spread
+    (std) of seeds.
 
     A length with a single seed has a hollow mark and no band.
 

@@ -284,9 +284,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 
     load_weights(model, state, path)
     # Channels last is the order of the crops: a third of the time of a batch of one on a CPU.
-    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    return LoadedModel(model, config, path, config["run"])
+    return LoadedModel(model.eval(), config, path, config["run"])
 
 
 def _architecture(state: dict[str, torch.Tensor], path: Path) -> Architecture:

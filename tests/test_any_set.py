@@ -53,8 +53,8 @@ def official_list(folder: Path, split: str) -> Path:
 
 
 def write_pts_folders(folder: Path, images: Path, lists: dict[str, Path], step: int = 1) -> Path:
-    """A folder of pictures and .pts files for each split, from every ``step``-th face of a list, and
-    ``boxes.csv`` with their boxes; ``SPLIT.txt`` is the list of these faces.
+    """A folder of pictures and .pts files for each split, from every ``step``-th face of a list,
+    and ``boxes.csv`` with their boxes; ``SPLIT.txt`` is the list of these faces.
     """
     with open(folder / "boxes.csv", "w", newline="") as table:
         writer = csv.writer(table)
@@ -500,7 +500,9 @@ def forty_points() -> dict:
 
 @pytest.fixture(scope="module")
 def forty_set(official_set, tmp_path_factory) -> tuple[Path, list]:
-    """Lists of the drawn faces with 40 points, the scheme's file, and the options to prepare them."""
+    """Lists of the drawn faces with 40 points, the scheme's file, and the options to prepare
+    them.
+    """
     folder = tmp_path_factory.mktemp("forty")
     (folder / "scheme.json").write_text(json.dumps(forty_points()))
 

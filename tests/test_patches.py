@@ -1,4 +1,4 @@
-"""The memory-mapped patches: the same as decoded ones, made once, made anew when a patch changed."""
+"""The memory-mapped patches: the same as decoded ones, made once, anew when a patch changed."""
 
 from __future__ import annotations
 

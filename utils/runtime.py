@@ -96,10 +96,10 @@ class _PlainLines(tqdm):
         self._last_shown: float = -1
         super().__init__(*args, **options | {"mininterval": self.SECONDS, "leave": False})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         now = time.monotonic()
         if now - self._last_line < self.SECONDS or self.n == self._last_shown:
-            return False
+            return
 
         self._last_line, self._last_shown = now, self.n
         values = self.format_dict
@@ -112,8 +112,6 @@ class _PlainLines(tqdm):
         parts += [str(self.postfix or "") or f"{rate:,.1f} {self.unit}/s"]
         parts += [] if left is None else [f"{_duration(left)} left"]
         print(", ".join(parts), file=sys.stderr, flush=True)
-
-        return True
 
     def clear(self, *_: Any, **__: Any) -> None:
         """Nothing to wipe away: what was printed stays."""
