@@ -140,9 +140,11 @@ def test_crop_list_round_trip_is_exact(tmp_path, patches, points):
     landmarks[0, 0] = (-0.0, 1e-17)
     write_crop_list(tmp_path / "list.txt", landmarks, patches)
     got, paths = read_crop_list(tmp_path / "list.txt")
+
     assert got.dtype == np.float64
     np.testing.assert_array_equal(got, landmarks)
     assert paths == [tmp_path.resolve() / name for name in patches]
+
     fields = (tmp_path / "list.txt").read_text().splitlines()[1].split()
     assert len(fields) == 2 * points + 1 and fields[-1] == "test/WFLW0001.png"
     assert [float(field) for field in fields[:-1]] == [

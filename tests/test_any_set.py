@@ -191,6 +191,7 @@ def test_real_faces_as_pts_folders(shared_data, tmp_path, run_script):
     folder = write_pts_folders(tmp_path, source / "images", lists, step=10)
     arguments = [*pts_arguments(folder, tmp_path / "out"), "--boxes", folder / "boxes.csv"]
     assert run_script(PREPARE, *arguments)[0] == 0
+
     arguments = ["--images", source / "images", "--out", tmp_path / "listed"]
     arguments += ["--train-list", folder / "train.txt", "--test-list", folder / "test.txt"]
     assert run_script(PREPARE, *arguments)[0] == 0
@@ -209,8 +210,10 @@ def test_real_faces_as_pts_folders(shared_data, tmp_path, run_script):
 def test_boxes_about_the_landmarks(pts_set, tmp_path, run_script):
     out = tmp_path / "out"
     assert run_script(PREPARE, *pts_arguments(pts_set, out))[0] == 0
+
     meta = json.loads((out / "meta.json").read_text())
     assert meta["boxes"] == {"from": "landmarks", "side": 1.23, "rise": 0.13}
+
     crops = load_faces(out, "train").crop_landmarks().double().numpy()
 
     for points in crops:  # in a crop of 128 px the longer extent is 128 / 1.23
@@ -325,6 +328,7 @@ def test_boxes_from_the_detector(shared_data, tmp_path, run_script):
     arguments = [*pts_arguments(folder, tmp_path / "out"), "--detector", yunet]
     code, output, _ = run_script(PREPARE, *arguments)
     assert code == 0
+
     boxes = json.loads((tmp_path / "out" / "meta.json").read_text())["boxes"]
     assert boxes["from"] == "detector" and boxes["file"] == yunet.name
     assert "test/face0001.jpg" in boxes["missed"]["test"]
@@ -332,8 +336,10 @@ def test_boxes_from_the_detector(shared_data, tmp_path, run_script):
     missed = boxes["missed"]["test"]
     assert f"{len(missed)} test faces were not found and are left out: " in output
     assert all(name in output for name in missed)
+
     faces = load_faces(tmp_path / "out", "test")
     assert len(faces) == 6 - len(missed)
+
     centres = faces.crop_landmarks().double().numpy().mean(axis=1)
     assert np.abs(centres - 64).max() < 30
 
@@ -403,12 +409,14 @@ def test_box_scale_follows_into_everything(
     monkeypatch.chdir(tmp_path)
     arguments = ["--data", scaled_set, "--width", "2", "--epochs", "1", "--run", "large"]
     assert run_script("trainBaseline.py", *arguments)[0] == 0
+
     final = tmp_path / "checkpoints" / "large" / "final.pt"
     record = json.loads(final.with_name("config.json").read_text())
     assert record["box_scale"] == read(final)["config"]["box_scale"] == 1.5
 
     code, output, errors = run_script("test.py", final, "--data", scaled_set)
     assert (code, errors) == (0, "") and "face box grown to 1.5 times its side" in output
+
     code, output, errors = run_script("test.py", final, "--data", prepared_set)
     assert code == 0 and errors.startswith("warning: large was trained on face boxes of 1.5 times")
 
@@ -421,8 +429,10 @@ def test_box_scale_follows_into_everything(
         "predict.py", picture, "--box", *faces[0].box, "--checkpoint", final
     )
     assert code == 0
+
     answer = json.loads(Path("predictions/landmarks.json").read_text())
     assert answer["box_scale"] == 1.5
+
     image_px = np.array(answer["files"][0]["faces"][0]["landmarks"])
     crop_px = patch_frame(faces[0].box, "nearest", 1.5).to_patch(image_px) - CROP_OFFSET
     assert np.abs(crop_px - expected[0]).max() <= 1e-3
@@ -441,6 +451,7 @@ def test_folders_and_checkpoints_of_earlier_versions(
     (folder / "meta.json").write_text(json.dumps(meta))
     result = run_script(PREPARE, "--wflw", official_set, "--out", folder)
     assert result[0] == 0 and "already complete" in result[1]
+
     faces = load_faces(folder, "test")
     assert faces.scheme == WFLW_98 and faces.meta.get("box_scale", 1.0) == 1.0
 
@@ -527,18 +538,21 @@ def test_forty_points_from_the_picture_to_the_export(
     data = tmp_path / "data"
     scheme = ["--scheme", folder / "scheme.json", "--box-scale", 1.25]
     assert run_script(PREPARE, *options, "--out", data, *scheme)[0] == 0 and len(FORTY) == 40
+
     faces = load_faces(data, "test")
     assert define(faces.scheme) == forty_points() and faces.landmarks.shape == (8, 40, 2)
 
     monkeypatch.chdir(tmp_path)
     training = ["--data", data, "--width", "2", "--epochs", "1", "--run", "own"]
     assert run_script("trainBaselineSepDyBN.py", *training)[0] == 0
+
     final = tmp_path / "checkpoints" / "own" / "final.pt"
     config = read(final)["config"]
     assert (config["scheme"], config["num_landmarks"]) == ("forty points", 40)
 
     code, output, errors = run_script("test.py", final, "--data", data)
     assert (code, errors) == (0, "") and "metric, 40 points" in output
+
     prediction = evaluate.predict_landmarks(load_model(final).model, faces, device="cpu")
     expected = nme(prediction, faces.crop_landmarks().numpy(), tuple(forty_points()["outer_eyes"]))
     row = next(line for line in output.splitlines() if line.startswith("| own "))
@@ -548,8 +562,10 @@ def test_forty_points_from_the_picture_to_the_export(
     picture = official_set / "WFLW_images" / face.image
     box = ["--box", *face.box, "--checkpoint", final]
     assert run_script("predict.py", picture, *box, "--format", "pts")[0] == 0
+
     answer = json.loads(Path("predictions/landmarks.json").read_text())
     assert answer["scheme"] == "forty points"
+
     image_px = np.array(answer["files"][0]["faces"][0]["landmarks"])
     crop_px = patch_frame(face.box, "nearest", 1.25).to_patch(image_px) - CROP_OFFSET
     assert np.abs(crop_px - prediction[0]).max() <= 1e-3
@@ -558,6 +574,7 @@ def test_forty_points_from_the_picture_to_the_export(
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     assert run_script("export.py", final, "--onnx", "own.onnx")[0] == 0
+
     said = {entry.key: entry.value for entry in onnx.load("own.onnx").metadata_props}
     assert json.loads(said["scheme_definition"]) == forty_points()
     assert said["box_scale"] == "1.25" and "round(side * box_scale / 2)" in said["crop_rule"]
@@ -588,8 +605,10 @@ def test_the_wrong_points_are_one_line(forty_set, prepared_set, tmp_path, run_sc
     folder, options = forty_set
     data = tmp_path / "data"
     scheme = ["--scheme", folder / "scheme.json"]
+
     assert_one_line(run_script(PREPARE, *options, "--out", data), "line 1: 91 fields, expected 207")
     assert run_script(PREPARE, *options, "--out", data, *scheme)[0] == 0
+
     final = write_checkpoint(tmp_path / "run" / "final.pt")
     result = run_script("test.py", final, "--data", data)
     assert_one_line(result, "98 landmarks (WFLW-98)", "40 (forty points)")
@@ -663,6 +682,7 @@ def test_a_run_does_not_go_on_with_another_mirror(forty_set, tmp_path, run_scrip
 
     training = ["--width", "2", "--epochs", "1", "--run", "own"]
     assert run_script("trainBaseline.py", "--data", "one", *training)[0] == 0
+
     final = tmp_path / "checkpoints" / "own" / "final.pt"
     final.rename(final.with_name("last.pt"))
     result = run_script("trainBaseline.py", "--data", "two", *training, "--resume")
@@ -728,6 +748,7 @@ def check_three_ways(official: Path, data98: Path, tmp_path: Path, run_script) -
     """A network's answers as 98 points, as 60 in common, and of predict.py --points 68."""
     options = as_68(official, tmp_path / "68")
     assert run_script(PREPARE, *options)[0] == 0
+
     final = write_checkpoint(tmp_path / "run98" / "final.pt")
     faces68 = load_faces(tmp_path / "68" / "prepared", "test")
     faces98 = load_faces(data98, "test")
@@ -738,6 +759,7 @@ def check_three_ways(official: Path, data98: Path, tmp_path: Path, run_script) -
     expected = np.stack([slow_68(points) for points in whole.astype(np.float64)])
     kept = [point for point in range(68) if point not in (37, 38, 40, 41, 43, 44, 46, 47)]
     np.testing.assert_allclose(common, expected[:, kept], atol=1e-4)
+
     true60, true98 = (f.crop_landmarks().double().numpy() for f in (faces60, faces98))
     np.testing.assert_allclose(true60, [slow_68(p)[kept] for p in true98], atol=1e-4)
 
@@ -751,9 +773,11 @@ def check_three_ways(official: Path, data98: Path, tmp_path: Path, run_script) -
     arguments = ["--boxes", tmp_path / "boxes.csv", "--checkpoint", final, "--points", 68]
     arguments += ["--format", "pts", "--out", tmp_path / "out"]
     assert run_script("predict.py", *pictures, *arguments)[0] == 0
+
     answer = json.loads((tmp_path / "out" / "landmarks.json").read_text())
     assert (answer["scheme"], answer["made_from"]) == ("iBUG-68", "WFLW-98")
     assert answer["interpolated_along_the_eyelids"] == [37, 38, 40, 41, 43, 44, 46, 47]
+
     found = {
         (entry["file"], tuple(face["box"])): np.array(face["landmarks"])
         for entry in answer["files"]
@@ -782,15 +806,18 @@ def test_98_points_on_68_of_real_faces(shared_data, tmp_path, run_script):
 def test_the_table_says_60_common_points(official_set, tmp_path, run_script, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_script(PREPARE, *as_68(official_set, tmp_path / "68"))[0] == 0
+
     data = tmp_path / "68" / "prepared"
     paths = [
         write_checkpoint(tmp_path / "checkpoints" / f"run{count}" / "final.pt", count)
         for count in (98, 68)
     ]
     code, output, errors = run_script("test.py", *paths, "--data", data, "--out", "results")
+
     assert (code, errors) == (0, "") and "metric, 60 common points" in output
     assert "Points: 60 common points of WFLW-98 and iBUG-68; the eight on the eyelids" in output
     assert "60 common points" in Path("results/table.md").read_text()
+
     metrics = json.loads(Path("results/metrics.json").read_text())
     assert metrics["points"] == "60 common points"
 

@@ -89,14 +89,17 @@ def test_single_maps_against_their_formulas():
 
     assert moved() == pytest.approx([86, 36], abs=1e-12)
     assert moved(flip=np.array([True])) == pytest.approx([127 - 86, 36], abs=1e-12)
+
     angle = 0.3
     turned = 127.5 + np.array(
         [np.cos(angle) * 22.5 + np.sin(angle) * 27.5, np.sin(angle) * 22.5 - np.cos(angle) * 27.5]
     )
+
     assert moved(rotation=np.array([angle])) == pytest.approx(turned - 64, abs=1e-12)
     assert moved(shear=np.array([[0.2, -0.1]])) == pytest.approx(
         [150 + 20 - 64, 100 - 15 - 64], abs=1e-12
     )
+
     window = moved(window=np.array([[10.0, -5.0]]))
     assert window == pytest.approx([(150 - 54) * 127 / 147, (100 - 69) * 127 / 117], abs=1e-12)
 
@@ -141,9 +144,11 @@ def test_flipping_twice_is_the_identity(monkeypatch):
 
     images, targets = flip(faces)
     assert not torch.equal(images, central_crops(faces.patches))
+
     patches = faces.patches.clone()
     patches[:, 64:192, 64:192] = (images.permute(0, 2, 3, 1) * 128 + 127.5).round().to(torch.uint8)
     images, targets = flip(replace(faces, patches=patches, landmarks=targets + 64))
+
     assert torch.equal(images, central_crops(faces.patches))
     assert torch.allclose(targets, faces.crop_landmarks(), atol=1e-4)
 
@@ -157,8 +162,10 @@ def test_flipped_targets_are_mirrored_and_permuted(monkeypatch):
     )
     targets = draw_epoch(faces, seed=0, epoch=0).targets
     points = faces.crop_landmarks()[:, list(WFLW_98.mirror)]
+
     assert torch.allclose(targets[..., 0], 127 - points[..., 0], atol=1e-4)
     assert torch.allclose(targets[..., 1], points[..., 1], atol=1e-4)
+
     released = draw_epoch(faces, seed=0, epoch=0, released_geometry=True).targets
     assert torch.allclose(released[..., 0], 128 - points[..., 0], atol=1e-4)
     assert torch.allclose(released[..., 1], points[..., 1], atol=1e-4)
@@ -170,10 +177,12 @@ def test_released_geometry_changes_labels_alone_and_rotates_them_about_128():
         draw_epoch(faces, seed=3, epoch=2, released_geometry=flag) for flag in (False, True)
     )
     assert torch.equal(ours.matrices, theirs.matrices) and torch.equal(ours.order, theirs.order)
+
     _, draws = draw(64, seed=3, epoch=2)
     shift = (theirs.targets - ours.targets).numpy()
     plain = (draws.rotation == 0) & ~draws.flip
     assert np.abs(shift[plain]).max() < 1e-4
+
     only_flip = draws.flip & (draws.rotation == 0)
     assert np.allclose(shift[only_flip], [1, 0], atol=1e-4)
 

@@ -23,6 +23,7 @@ def test_scales_are_compared_on_the_same_faces(official_set, tmp_path, run_scrip
     arguments += ["--seeds", 2, "--scales", 1.5]
     code, output, _ = run_script("benchmarks/box_scale.py", *arguments)
     assert code == 0
+
     rows = list(csv.DictReader((work / "boxes.csv").open()))
     assert len(rows) == 16  # 2 sets, 2 arms, 2 scales, 2 seeds
     assert {row["box_scale"] for row in rows} == {"1.0", "1.5"}

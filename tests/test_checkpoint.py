@@ -76,6 +76,7 @@ def test_attention_on_a_grid_comes_back(tmp_path):
     loaded = load_model(own_file(tmp_path / "grid.pt", config))
     assert "4 x 4 grid" in loaded.config["arm"] and loaded.config["attention_grid"] == 4
     assert load_model(own_file(tmp_path / "older.pt")).config["attention_grid"] is None
+
     faces = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -122,6 +123,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PLANTED", str(tmp_path / "ran"))
     torch.save({"model": Planted(), "config": {}}, tmp_path / "zip.pt")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Planted()))
+
     for name in ("zip.pt", "plain.pth"):
         with pytest.raises(InputError, match="refused") as error:
             load_model(tmp_path / name)
@@ -241,6 +243,7 @@ def test_weights_that_are_none_are_refused(tmp_path, bad):
     path = own_sepbn_file(tmp_path)
     content = checkpoint.read(path)
     weight = content["model"]["conv2.weight"]
+
     if bad == "int32":
         weight = weight.int()
     elif bad == "list":
@@ -249,6 +252,7 @@ def test_weights_that_are_none_are_refused(tmp_path, bad):
         weight = torch.zeros(1).expand(10_000_000, 10_000, 3, 3)
     else:
         weight = torch.full_like(weight, bad)
+
     content["model"]["conv2.weight"] = weight
     checkpoint.save(path, content)
 

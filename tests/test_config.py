@@ -26,6 +26,7 @@ def test_defaults_are_the_published_recipe():
     assert (config.epochs, config.warmup, config.batch_size, config.lr) == (2000, 800, 8, 1e-3)
     assert (config.momentum, config.weight_decay, config.width) == (0.9, 5e-4, 64)
     assert not resume and not overwrite
+
     config.check()
     baseline = parse_arguments([], sepbn=False)[0]
 

@@ -36,6 +36,7 @@ class SmallResNet(nn.Module):
             x = block(x)
         x = self.down["conv"](x)
         norm = self.down["norm"]
+
         if isinstance(norm, nn.SyncBatchNorm):  # refuses CPU tensors in training
             x = F.batch_norm(
                 x,
@@ -49,6 +50,7 @@ class SmallResNet(nn.Module):
             )
         else:
             x = norm(x)
+
         return self.head(x.mean((2, 3)))
 
 
@@ -72,16 +74,19 @@ def test_same_function_after_conversion(training, layout):
     expected = model(x)
     model.load_state_dict(state)  # the running estimates have moved in training
     converted = convert_batchnorm(model, num_sets=4, groups=2)
+
     assert converted is model
     assert not [
         layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm)
     ]
     assert sum(isinstance(layer, SepBatchNorm2d) for layer in model.modules()) == 6
+
     for layer in model.modules():
         if isinstance(layer, SepBatchNorm2d):  # whatever the attention says
             nn.init.normal_(layer.fc1.weight, std=3)
             nn.init.normal_(layer.fc2.weight, std=3)
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
+
     before = model.blocks[0].bn1.running_mean.clone()
     model.train()(x).sum().backward()
     assert not torch.equal(before, model.blocks[0].bn1.running_mean)
@@ -94,6 +99,7 @@ def test_settings_are_kept():
     norm.running_var.fill_(3)
     norm.bias.requires_grad_(False)
     new = convert_batchnorm(norm, 2, 3, temperature=5.0, reduction=0.5)
+
     assert isinstance(new, SepBatchNorm2d)
     assert (new.num_sets, new.groups) == (2, 3)
     assert (new.eps, new.momentum, new.training) == (0.01, None, False)
@@ -117,11 +123,13 @@ def test_layers_without_maps_or_without_statistics(options):
     expected = [model.train(mode)(x) for mode in (True, False)]
     model[0].reset_running_stats()
     convert_batchnorm(model)
+
     assert isinstance(model[0], SepBatchNorm2d)
     assert (model[0].affine, model[0].track_running_stats) == (
         options.get("affine", True),
         options.get("track_running_stats", True),
     )
+
     for mode, output in zip((True, False), expected, strict=True):
         torch.testing.assert_close(model.train(mode)(x), output)
 
@@ -149,6 +157,7 @@ def test_unknown_subclasses_are_named_and_nothing_changes():
     with pytest.raises(TypeError, match=r"blocks\.1\.bn2.*BatchNormAct2d"):
         convert_batchnorm(model)
     assert type(model.stem[1]) is nn.BatchNorm2d
+
     model = SmallResNet()
     with pytest.raises(ValueError, match=r"down\.norm.*8 channels"):
         convert_batchnorm(model, groups=3)

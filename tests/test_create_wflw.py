@@ -97,6 +97,7 @@ def test_real_wflw_faces(shared_data, tmp_path, run_script):
     # on a slow machine stderr has lines of progress
     assert code == 0 and "error" not in errors
     assert "332 train + 131 test faces (463 patches written)" in output
+
     check_split(out, "train", official_list(wflw, "train"), wflw / "WFLW_images")
     lines = check_split(out, "test", official_list(wflw, "test"), wflw / "WFLW_images")
     rows = (out / "WFLW256_test.txt").read_text().splitlines()
@@ -145,6 +146,7 @@ def test_real_68_point_faces(shared_data, tmp_path, run_script):
     arguments = ["--images", folder / "images", "--train-list", tmp_path / "train.txt"]
     arguments += ["--test-list", tmp_path / "test.txt", "--out", tmp_path / "out"]
     assert run_script(SCRIPT, *arguments)[0] == 0
+
     for split in ("train", "test"):
         check_split(tmp_path / "out", split, tmp_path / f"{split}.txt", folder / "images")
 
@@ -167,8 +169,10 @@ def test_area_patches_and_their_landmarks(official_set, tmp_path, run_script):
     code, _, errors = run_script(
         SCRIPT, "--wflw", official_set, "--out", tmp_path / "out", "--resample", "area"
     )
+
     assert (code, errors) == (0, "")
     assert json.loads((tmp_path / "out" / "meta.json").read_text())["resample"] == "area"
+
     lines = official_list(official_set, "test").read_text().splitlines()
 
     for line, row in zip(
@@ -189,6 +193,7 @@ def test_an_image_with_several_faces_is_decoded_once(
     ).splitlines()
     names = Counter(line.split()[-1] for line in lines)
     assert max(names.values()) > 1
+
     seen, real = [], dataset.crop.read_image
     monkeypatch.setattr(dataset.crop, "read_image", lambda path: seen.append(path) or real(path))
     assert run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path / "out")[0] == 0
@@ -226,6 +231,7 @@ def test_runs_from_anywhere_without_torch(official_set, prepared_set, tmp_path):
     assert contents(tmp_path / "dataset" / "WFLW256") == contents(prepared_set)
     command = [sys.executable, root / SCRIPT, "--wflw", official_set]
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
     assert (again.returncode, again.stderr) == (
         0,
         "",
@@ -240,6 +246,7 @@ def test_a_finished_set_is_left_alone(official_set, prepared_set, run_script):
         "",
     ) and "12 train + 8 test faces (already complete, nothing to do)" in output
     assert {path: path.stat().st_mtime_ns for path in prepared_set.rglob("*")} == before
+
     code, _, errors = run_script(
         SCRIPT, "--wflw", official_set, "--out", prepared_set, "--resample", "area"
     )
@@ -287,6 +294,7 @@ def test_an_interrupted_run_carries_on(
     (out / "train" / ".WFLW0011.png.7.tmp").touch()  # a killed process leaves its file
     kept = {path: path.stat().st_ino for path in out.rglob("WFLW*.png")}
     assert 8 <= len(kept) < 20 and not list(out.glob("*.txt")) and not (out / "meta.json").exists()
+
     code, output, _ = run_script(*command)
     assert code == 0 and f"({20 - len(kept)} patches written)" in output
     assert {path: path.stat().st_ino for path in kept} == kept
@@ -325,6 +333,7 @@ def test_preparing_again_mends_what_is_damaged(official_set, prepared_set, tmp_p
     meta = json.loads((out / "meta.json").read_text())
     (out / "meta.json").write_text(json.dumps({**meta, "counts": None}))
     code, output, _ = run_script(SCRIPT, "--wflw", official_set, "--out", out)
+
     assert code == 0 and "(2 patches written)" in output
     assert contents(out) == contents(prepared_set)
 
@@ -396,6 +405,7 @@ def test_lists_may_come_through_pipes(official_set, prepared_set, tmp_path, run_
     arguments += ["--train-list", pipes["train"], "--test-list", pipes["test"]]
     code, _, errors = run_script(SCRIPT, *arguments)
     assert (code, errors) == (0, "")
+
     made, expected = contents(tmp_path / "out"), contents(prepared_set)
     sources = [json.loads(files.pop("meta.json"))["source"] for files in (made, expected)]
     assert made == expected
@@ -510,6 +520,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(
     advice = {errno.ENOSPC: "the disk is full", errno.EACCES: "no permission"}[number]
     assert code == 1 and errors.startswith(f"error: cannot write {out}") and advice in errors
     assert errors.count("\n") == 1
+
     patches = {name: data for name, data in contents(out).items() if name != ".partial.json"}
     assert patches and patches.items() <= contents(prepared_set).items()
     assert run_script(SCRIPT, "--wflw", official_set, "--out", out)[0] == 0

@@ -93,6 +93,7 @@ def test_patch_is_the_resized_padded_square(box, resample):
         "area": cv2.INTER_AREA if len(square) > 256 else cv2.INTER_LINEAR,
     }[resample]
     patch, frame = face_patch(image, box, resample)
+
     assert (frame.left, frame.top, frame.side) == (left, top, len(square))
     assert patch.shape == (256, 256, 3) and patch.dtype == np.uint8
     np.testing.assert_array_equal(patch, cv2.resize(square, (256, 256), interpolation=rule))
@@ -116,6 +117,7 @@ def test_to_image_undoes_to_patch(resample):
     points = np.random.default_rng(3).uniform(-50, 400, (4, 98, 2))
     frame = patch_frame((31, 17, 130, 100), resample)
     np.testing.assert_allclose(frame.to_image(frame.to_patch(points)), points, atol=1e-10)
+
     if resample == "nearest":
         expected = (points - [frame.left, frame.top]) * 256 / frame.side
     else:

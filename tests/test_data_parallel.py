@@ -146,6 +146,7 @@ def test_the_command_line_under_torchrun(prepared_set, tmp_path):
         text=True,
         timeout=120,
     )
+
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test NME") == 1 and "(2 processes)" in done.stdout
     assert load_model(tmp_path / "checkpoints/sepbn/final.pt").config["processes"] == 2

@@ -90,6 +90,7 @@ class Served:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self.checkpoints = write_networks(folder)
+
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -108,6 +109,7 @@ class Served:
         limit = threading.Timer(4 * PATIENCE, self.process.kill)
         limit.start()
         self.said = ""
+
         while "the page is at" not in self.said:
             line = self.process.stdout.readline()
             self.said += line
@@ -124,6 +126,7 @@ def write_networks(folder: Path) -> list[Path]:
     torch.manual_seed(4)
     steered = BaselineSepDyBN(3, 2, 1.0, width=2)
     make_sets_differ(steered)
+
     with torch.no_grad():
         for name, weights in steered.named_parameters():
             if name.startswith("bn") and "fc" in name:
@@ -180,6 +183,7 @@ def page(served, chromium):
     page.wait_for_selector("[data-example]")
     yield page
     page.close()
+
     assert [url for url in asked if not url.startswith((served.address, "data:", "blob:"))] == []
     assert errors == []
 
@@ -300,8 +304,10 @@ def test_downloads(served, page, tmp_path):
         "smile.json",
         "smile.pts",
     ]
+
     points = json.loads(files["JSON"].read_text())["files"][0]["faces"][0]["landmarks"]
     np.testing.assert_allclose(np.add(points, 0.5), landmarks(page), atol=0.006)
+
     rows = re.findall(r"^([-\d.]+) ([-\d.]+)$", files[".pts"].read_text(), flags=re.MULTILINE)
     np.testing.assert_allclose(np.array(rows, float) - 1, points, atol=1e-3)
     assert cv2.imread(str(files["overlay"])).shape == cv2.imread(str(EXAMPLES / "smile.jpg")).shape

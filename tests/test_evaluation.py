@@ -97,6 +97,7 @@ def test_predictions_do_not_depend_on_the_batch_and_restore_the_mode(faces):
     by_eight, by_three = (
         predict_landmarks(model, faces, device="cpu", batch_size=size) for size in (8, 3)
     )
+
     assert by_eight.shape == (8, 98, 2) and by_eight.dtype == np.float32
     np.testing.assert_allclose(by_three, by_eight, atol=1e-4)
     assert model.training
@@ -135,10 +136,12 @@ def test_an_empty_subset_is_a_dash_in_the_table():
         {"faces": 2, "nme_percent": 11, "fr_percent": 50, "auc": 0.4}
     )
     assert summary["blur"]["faces"] == 0 and np.isnan(summary["blur"]["nme_percent"])
+
     table = tables.accuracy_table(
         [evaluate.Evaluation("m", None, None, errors, summary, {})], summary, "98 points"
     )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
     assert rows[0] == ["model", "metric, 98 points", "full (2)", "blur (0)"]
     assert rows[2:5] == [
         ["m", "NME %", "11.00", "–"],
@@ -161,6 +164,7 @@ def test_bootstrap_interval_agrees_with_a_plain_loop():
     slow = [errors[1, draw].mean() - errors[0, draw].mean() for draw in slow]
     result = paired_difference(bootstrap_means(errors), errors)
     assert result["difference"] == pytest.approx(errors[1].mean() - errors[0].mean(), rel=1e-12)
+
     width = np.std(slow)
     assert result["low"] == pytest.approx(np.percentile(slow, 2.5), abs=0.1 * width)
     assert result["high"] == pytest.approx(np.percentile(slow, 97.5), abs=0.1 * width)
@@ -171,6 +175,7 @@ def test_bootstrap_is_paired_seeded_and_chunked():
     # the same faces are hard for both: no uncertainty is left
     twins = np.stack([errors, errors + 0.01])
     result = paired_difference(bootstrap_means(twins, resamples=300), twins)
+
     assert list(result.values()) == pytest.approx([0.01, 0.01, 0.01], rel=1e-9)
     assert np.array_equal(
         bootstrap_means(twins, resamples=300), bootstrap_means(twins, resamples=300)
@@ -178,6 +183,7 @@ def test_bootstrap_is_paired_seeded_and_chunked():
     assert not np.array_equal(
         bootstrap_means(twins, resamples=300), bootstrap_means(twins, resamples=300, seed=1)
     )
+
     many = np.random.default_rng(5).normal(size=(2, 3000))
     means = bootstrap_means(many, resamples=1000)  # several chunks
     assert means.shape == (2, 1000) and len(np.unique(means[0])) == 1000
@@ -216,6 +222,7 @@ def test_painted_dots_come_back_to_where_they_were(shift, scale):
     grid = np.arange(128)
     # centroids, window px
     centres = np.stack([[(w.sum(0) @ grid) / w.sum(), (w.sum(1) @ grid) / w.sum()] for w in seen])
+
     np.testing.assert_allclose(
         to_nominal_crop(centres[:, None], shifts, scale)[:, 0], dots - 64, atol=0.12
     )
@@ -233,6 +240,7 @@ def test_robustness_of_a_constant_answer(faces):
     points = np.random.default_rng(6).uniform(30, 100, (98, 2))
     curves = robustness(Constant(points), faces, device="cpu")
     assert list(curves["shift"]) == list(SHIFTS) and list(curves["scale"]) == list(SCALES)
+
     target = faces.crop_landmarks().numpy()
 
     for scale, value in curves["scale"].items():
@@ -244,6 +252,7 @@ def test_robustness_of_a_constant_answer(faces):
     assert curves["shift"][0.0] == curves["scale"][1.0]
     angles = np.random.default_rng(0).uniform(0, 2 * np.pi, 8)
     step = 0.2 * 128 * np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, None]
+
     assert curves["shift"][0.2] == pytest.approx(
         100 * nme(points + step, target, (60, 72)).mean(), rel=1e-5
     )
@@ -316,6 +325,7 @@ def test_released_form_has_the_same_nme_as_our_own(run_script, prepared_set, fac
         face_errors(load_model(path).model, faces, device="cpu") for path in (own, released)
     )
     np.testing.assert_allclose(errors, expected, rtol=1e-6)
+
     code, output, _ = run_script("test.py", own, released, "--data", prepared_set)
     assert (
         code == 0
@@ -335,6 +345,7 @@ def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
     code, output, errors = run_script(
         "test.py", first, second, "--data", prepared_set, "--out", out, "--batch-size", 3
     )
+
     assert code == 0
     assert errors.count("warning: b (unfinished) was trained on patches resampled by 'area'") == 1
 
@@ -351,6 +362,7 @@ def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
     assert metrics["models"]["a"]["subsets"]["full"]["nme_percent"] == pytest.approx(
         100 * face_errors(load_model(first).model, faces, device="cpu").mean(), rel=1e-6
     )
+
     rows = list(csv.DictReader((out / "faces.csv").open()))
     assert [int(row["index"]) for row in rows] == list(range(8))
 
@@ -364,18 +376,22 @@ def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
 
     (pair,) = metrics["differences"]
     assert (pair["first"], pair["second"]) == ("a", "b (unfinished)")
+
     full = pair["subsets"]["full"]
     means = [
         metrics["models"][name]["subsets"]["full"]["nme_percent"]
         for name in ("a", "b (unfinished)")
     ]
+
     assert full["low"] <= full["difference"] <= full["high"]
     assert full["difference"] == pytest.approx(means[1] - means[0])
     assert metrics["mean_shape"]["full"]["nme_percent"] > 0
     assert metrics["robustness"]["a"]["scale"]["1.0"] == pytest.approx(means[0], rel=1e-3)
     assert metrics["machine"]["torch"] and metrics["data"]["scheme"] == "WFLW-98"
+
     table = (out / "table.md").read_text()
     assert "| a " in table and "NME %, shift of the box (8 faces)" in table
+
     pictures = {path.name for path in out.glob("*.png")}
     galleries = {"faces_a.png", "faces_b_unfinished_.png"}
     assert (
@@ -424,6 +440,7 @@ def test_checkpoints_are_found(run_script, prepared_set, tmp_path, monkeypatch):
     torch.save(Baseline("none", width=4).state_dict(), folder / "baseline_model_final.pth")
     code, output, errors = run_script("test.py", "--data", prepared_set)
     assert code == 0
+
     names = {line.split(":")[0] for line in output.splitlines() if line.startswith("Model ")}
     assert names == {"Model done", "Model running (unfinished)", "Model baseline_model_final"}
     assert errors.count("warning: left out: ") == 1 and "predicts 68 landmarks" in errors
@@ -465,11 +482,13 @@ def test_a_bad_checkpoint_is_one_clear_line(run_script, prepared_set, tmp_path, 
     code, output, errors = run_script("test.py", path, "--data", prepared_set)
     assert code == 1 and "code was run" not in output + errors
     assert errors.startswith("error: ") and errors.count("\n") == 1 and str(path) in errors
+
     expected = {
         "landmarks": "68 landmarks",
         "missing key": "conv3.weight",
         "unexpected key": "conv7.weight",
     }
+
     assert expected.get(kind, "") in errors
 
 

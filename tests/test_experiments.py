@@ -58,6 +58,7 @@ def test_a_suite_tunes_trains_tabulates_and_does_nothing_twice(run_script, prepa
     )
     code, table, _ = run_script(SCRIPT, *command)
     assert code == 0
+
     rows = read_rows(tmp_path / "real98.csv")
     main = [row for row in rows if row["stage"] == "main"]
     assert [(row["arm"], row["seed"]) for row in main] == [
@@ -67,8 +68,10 @@ def test_a_suite_tunes_trains_tabulates_and_does_nothing_twice(run_script, prepa
     assert str(tmp_path) not in (tmp_path / "real98.csv").read_text(), (
         "a row names a folder of this disk"
     )
+
     faces = read_rows(tmp_path / "real98_faces.csv")
     assert len(faces) == 8
+
     for row in main:
         errors = [
             float(face[f"{row['arm']} width 2 epochs 2 seed {row['seed']}"]) for face in faces
@@ -78,11 +81,13 @@ def test_a_suite_tunes_trains_tabulates_and_does_nothing_twice(run_script, prepa
         assert float(row["nme_percent"]) == pytest.approx(
             float(log[-1]["test_nme_percent"]), abs=1e-6
         )
+
     means = {arm: [float(row["nme_percent"]) for row in main if row["arm"] == arm] for arm in arms}
     for arm in arms:
         chosen = next(row["lr"] for row in main if row["arm"] == arm)
         assert f"| {arm} | {float(chosen):g} | 2 of 2 | {np.mean(means[arm]):.2f} ± " in table
     assert next(line for line in table.splitlines() if line.startswith("| bn-released − bn |"))
+
     tuned = {
         float(row["lr"]): float(row["nme_percent"])
         for row in rows
@@ -102,9 +107,11 @@ def test_a_suite_tunes_trains_tabulates_and_does_nothing_twice(run_script, prepa
     liveness = ("--suite", "liveness", "--data", prepared_set, "--work", tmp_path, "--checkpoints")
     code, report, _ = run_script(SCRIPT, *liveness, networks[2])
     assert code == 0 and report.count(f"| {main[2]['run']} |") >= 2
+
     found = read_rows(tmp_path / "liveness.csv")
     assert [row["module"] for row in found] == ["all", *(f"bn{i}" for i in range(1, 7))]
     assert float(found[0]["nme_percent"]) == pytest.approx(float(main[2]["nme_percent"]), abs=1e-3)
+
     code, _, complaint = run_script(SCRIPT, *liveness, networks[1])
     assert code == 1 and "no SepBN in it" in complaint and complaint.count("\n") == 1
 
@@ -134,6 +141,7 @@ def test_a_stopped_suite_goes_on_where_it_was(run_script, prepared_set, tmp_path
     code, output, _ = run_script(SCRIPT, *command)
     assert (code, output) == (143, "")
     assert len(read_rows(tmp_path / "real98.csv")) == 1
+
     code, output, _ = run_script(SCRIPT, *command)
     assert code == 0 and "| bn | 0.01 | 2 of 2 |" in output
     assert len(calls) == 3 and calls[1] == calls[2] and calls[2][1], (
@@ -156,8 +164,10 @@ def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path):
     command = ("--suite", "real98", "--data", prepared_set, *SMALL, "--seeds", 1, "--arms", "none")
     code, table, _ = run_script(SCRIPT, *command, "--work", tmp_path / "one", "--rates", 1e30)
     assert code == 0 and "| none | 1e+30 | 0 of 1 | – |" in table
+
     (row,) = read_rows(tmp_path / "one" / "real98.csv")
     assert row["status"] == "diverged" and row["nme_percent"] == ""
+
     code, _, complaint = run_script(
         SCRIPT, *command, "--work", tmp_path / "two", "--rates", 1e30, 1e31
     )
@@ -214,6 +224,7 @@ def test_other_faces_need_another_work_folder(run_script, prepared_set, tmp_path
         0.01,
     )
     code, _, complaint = run_script(SCRIPT, *command)
+
     assert code == 1 and "choose another --work" in complaint
 
 
@@ -232,10 +243,12 @@ def test_short_runs_reach_temperature_one_after_a_third():
         runs.configuration(plan, arm, run="r", lr=0.01, seed=0)
         for arm in ("sepbn-g1k8", "sepbn-g1k8-fixed", "bn-released")
     )
+
     assert (annealed.temperature, annealed.sets, annealed.warmup) == (10, 8, 3)
     assert fixed.temperature == 1 and replace(fixed, temperature=annealed.temperature) == annealed
     assert released.released_geometry and released.norm == "bn" and released.temperature is None
     assert annealed.attention_grid is None
+
     grid = runs.configuration(plan, "sepbn-g1k8-grid4-fixed", run="r", lr=0.01, seed=0)
     assert grid == replace(fixed, attention_grid=4)
     assert runs.split_arm("sepbn-g1k8-grid4-fixed-released")[0] == "sepbn-g1k8-grid4"
@@ -247,8 +260,10 @@ def test_rates_are_tuned_on_training_faces_only(prepared_set, tmp_path):
         read_crop_list(list_path(runs.hold_out(plan), split)) for split in ("train", "test")
     )
     landmarks, patches = read_crop_list(list_path(prepared_set, "train"))
+
     assert (len(train[1]), len(held[1])) == (9, 3)
     assert sorted(train[1] + held[1]) == sorted(patches)
+
     for points, path in zip(np.concatenate([train[0], held[0]]), train[1] + held[1], strict=True):
         np.testing.assert_array_equal(points, landmarks[patches.index(path)])
     assert read_crop_list(list_path(runs.hold_out(plan), "test"))[1] == held[1]
@@ -303,11 +318,13 @@ def test_differences_are_paired_by_face_and_in_points():
     random_errors = random.uniform(0.02, 0.4, (3, 50))
     first = by_seed(random_errors)
     assert tables.difference(first, by_seed(random_errors + 0.01)) == "+1.00 | +1.00 … +1.00 | 0.00"
+
     shifts = np.array([[0.01], [0.02], [0.03]])
     assert (
         tables.difference(first, by_seed(random_errors - shifts)) == "-2.00 | -2.00 … -2.00 | 1.00"
     )
     assert tables.difference({0: first[0]}, {0: first[0]}).endswith("| –")
+
     shifted = {seed: errors + 0.01 for seed, errors in first.items()}
     assert tables.difference({1: first[1], 2: first[2]}, {0: shifted[0], 2: shifted[2]}).endswith(
         "| –"
@@ -329,6 +346,7 @@ def test_share_of_the_gain_that_batchnorm_has():
     assert words(none - 0.08, none - 0.1, "-released").endswith(
         "from none-released to sepbn-g1k3-released."
     )
+
     noise = np.random.default_rng(1).normal(0, 0.05, none.shape)
     assert words(none, none + noise - noise.mean()).startswith("There is no clear difference")
 
@@ -348,11 +366,13 @@ def test_constant_attention_is_uniform_or_as_given(prepared_set):
     model = lively_network()
     flat = liveness.constant_attention(model)
     np.testing.assert_allclose(attention_weights(flat, faces, device="cpu")[1], 1 / 3, rtol=1e-6)
+
     only_second = np.zeros((6, 2, 3))
     only_second[:, :, 1] = 1
     second = liveness.constant_attention(model, only_second)
     mixed = np.random.default_rng(0).dirichlet([1, 1, 1], (6, 2))
     mixture = liveness.constant_attention(model, mixed)
+
     for m, (name, module) in enumerate(sepbn_modules(model).items()):
         torch.testing.assert_close(sepbn_modules(second)[name].weight[2], module.weight[1])
         for c in range(module.num_features):
@@ -364,6 +384,7 @@ def test_constant_attention_is_uniform_or_as_given(prepared_set):
     for module in sepbn_modules(model).values():
         module.temperature.fill_(1e9)  # makes attention uniform in another way
     ours, other = (predict_landmarks(network, faces, device="cpu") for network in (flat, model))
+
     np.testing.assert_allclose(ours, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
     assert (
         np.abs(predict_landmarks(second, faces, device="cpu") - ours).max()
@@ -381,6 +402,7 @@ def test_attention_that_knows_a_label_stands_out():
         [float(x) for x in line.split(" | ")[2:]]
         for line in liveness.attention_by_label(weights, masks)
     )
+
     assert known[0] > 2 * known[1] and unknown[0] < 1.5 * unknown[1]
 
 
@@ -401,10 +423,13 @@ def test_mixtures_hold_equal_shares_of_their_sub_domains(tmp_path, monkeypatch):
     monkeypatch.setattr(mixtures.createSynthetic, "main", draw)
     folder = mixtures.mixture(tmp_path, 2, 8)
     faces = load_faces(folder, "train")
+
     assert [path.parent.parent.name for path in faces.paths] == ["plain"] * 4 + ["lighting"] * 4
     assert len(set(seeds.values())) == len(seeds) == 2, "two sub-domains share their people"
+
     labels = liveness.face_labels(load_faces(folder, "test"))
     np.testing.assert_array_equal(labels["domain plain"], [True, True, False, False])
+
     monkeypatch.setattr(mixtures.createSynthetic, "main", lambda argv: 1)
     with pytest.raises(InputError, match="sub-domain plain"):
         mixtures.mixture(tmp_path / "other", 1, 8)
@@ -452,6 +477,7 @@ def test_attentive_normalisation_is_a_sum_of_weighted_affine_maps(training, sets
         share = min(max(logits[n, k] / 6 + 0.5, 0), 1)
         scale, shift = layer.weight[k, c].item(), layer.bias[k, c].item()
         expected[n, c] += share * (scale * hat[n, c] + shift)
+
     np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -473,6 +499,7 @@ def test_squeeze_and_excitation_gates_every_channel(training, channels, hidden):
         gate = 1 / (1 + np.exp(-outer - layer.excite.bias.detach().numpy()))
         for c in range(channels):
             expected[n, c] = gate[c] * z[n, c]
+
     np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -482,6 +509,7 @@ def test_relatives_are_arms_like_the_others(run_script, prepared_set, tmp_path):
     command = (*command, "--rates", 0.01, "--seeds", 1, "--arms", *arms)
     code, table, _ = run_script(SCRIPT, *command)
     assert code == 0 and "| an-k5 − bn |" in table and "| bn-se − bn |" in table
+
     rows = {row["arm"]: row for row in read_rows(tmp_path / "relatives98.csv")}
     assert all(rows[arm]["status"] == "finished" for arm in arms)
 
@@ -489,6 +517,7 @@ def test_relatives_are_arms_like_the_others(run_script, prepared_set, tmp_path):
     channels = [2 * 2**stage for stage in range(6)]
     more = {arm: int(rows[arm]["parameters"]) - int(rows["bn"]["parameters"]) for arm in arms}
     assert more["an-k5"] == sum(5 * c + 2 * 5 + 2 * 5 * c - 2 * c for c in channels)
+
     hidden = [max(1, c // 16) for c in channels]
     assert more["bn-se"] == sum(2 * c * h + h + c for c, h in zip(channels, hidden, strict=True))
     assert run_script(SCRIPT, *command) == (0, table, "")
@@ -506,6 +535,7 @@ def test_a_stopped_relative_resumes_bit_for_bit(prepared_set, tmp_path, monkeypa
     }
     monkeypatch.chdir(tmp_path)
     assert relatives.train_relative(configs["whole"]) == 0
+
     step, calls = relatives.TrainingStep.__call__, []
 
     def interrupted(self) -> None:
@@ -518,6 +548,7 @@ def test_a_stopped_relative_resumes_bit_for_bit(prepared_set, tmp_path, monkeypa
         patch.setattr(relatives.TrainingStep, "__call__", interrupted)
         assert relatives.train_relative(configs["cut"]) == 128 + signal.SIGTERM
     assert relatives.train_relative(configs["cut"]) == 0
+
     whole, cut = final("whole"), final("cut")
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
     assert relatives.train_relative(configs["cut"]) == 0, "a finished run is not finished"
@@ -528,15 +559,18 @@ def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp
     command = (*command, "--width", 2, "--limit", 8, "--tune-epochs", 1, "--seeds", 2)
     code, output, _ = run_script(SCRIPT, *command, "--epochs", 3, 2)
     assert code == 0
+
     rows = read_rows(tmp_path / "lengths98.csv")
     names = [row["run"] for row in rows]
     assert len(set(names)) == len(names), "a run is listed twice"
+
     lengths = [int(row["epochs"]) for row in rows if row["stage"] == "main"]
     assert lengths == [2] * 6 + [3] * 6
 
     heads, _, *lines = output.split("\n\n")[-2].splitlines()
     assert heads.startswith("| epochs | width | seeds | none | bn | sepbn-g1k3 | bn − none")
     assert [line.split(" | ")[:3] for line in lines] == [["| 2", "2", "2"], ["| 3", "2", "2"]]
+
     for line, epochs in zip(lines, ("2", "3"), strict=True):
         nmes = [float(row["nme_percent"]) for row in rows
                 if (row["stage"], row["arm"], row["epochs"]) == ("main", "bn", epochs)]  # fmt: skip
@@ -576,16 +610,19 @@ def test_real_and_drawn_faces_together(run_script, prepared_set, tmp_path, monke
     command = ("--suite", "domains", "--data", prepared_set, "--work", tmp_path)
     command = (*command, "--width", 2, "--epochs", 2, "--seeds", 1, "--rates", 0.01, "--limit", 16)
     code, output, _ = run_script(SCRIPT, *command)
+
     assert code == 0
     assert (
         output.startswith("domains: 16 training, 8 test faces") and "| sepbn-g1k3 − bn |" in output
     )
+
     mixed = tmp_path / "drawn" / f"{prepared_set.name}_8_and_8_drawn"
     homes = [path.parent.parent.name for path in load_faces(mixed, "train").paths]
     assert homes == [prepared_set.name] * 8 + ["drawn"] * 8
     assert {path.parent.parent.name for path in load_faces(mixed, "test").paths} == {
         prepared_set.name
     }
+
     best, chance = (
         float(cell) for cell in output.strip().splitlines()[-1].split(" | ")[1::2][:1] * 2
     )
@@ -625,6 +662,7 @@ def test_intervals_from_rows_alone_over_faces_and_over_people(run_script, tmp_pa
     plain = write_faces(tmp_path / "plain.csv", errors)
     code, words, _ = run_script(ROWS, "difference", plain, "a", "b")
     change = 100 * (errors[1].mean() - errors[0].mean())
+
     assert code == 0 and words.startswith(f"b − a: {change:+.2f} points (95 % over 200 faces ")
     assert "people" not in words
 
@@ -635,6 +673,7 @@ def test_intervals_from_rows_alone_over_faces_and_over_people(run_script, tmp_pa
         for part in words.partition("(")[2].split(";")
     ]
     assert "95 % over 10 people" in words
+
     (low, high), (person_low, person_high) = intervals
     assert person_high - person_low > 1.5 * (high - low)
 

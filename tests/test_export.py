@@ -52,6 +52,7 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
     model = write_checkpoint(tmp_path / "final.pt", arm)
     file = tmp_path / "net.onnx"
     code, output, errors = run_script("export.py", tmp_path / "final.pt", "--onnx", file)
+
     assert code == 0, errors
     assert "crop px" in output
 
@@ -71,6 +72,7 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
 
     proto = onnx.load(file)
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+
     said = {entry.key: entry.value for entry in proto.metadata_props}
     assert (
         said["input_size"] == "128"
@@ -98,6 +100,7 @@ def test_a_network_that_answers_nonsense_is_not_written(tmp_path, run_script):
     content = torch.load(tmp_path / "good.pt", weights_only=True)
     save(tmp_path / "bad.pt", content | {"model": model.state_dict()})
     code, _, errors = run_script("export.py", tmp_path / "bad.pt", "--onnx", tmp_path / "net.onnx")
+
     assert code == 1 and errors.count("error:") == 1 and "not written" in errors
     assert not (tmp_path / "net.onnx").exists()
 
@@ -113,6 +116,7 @@ def test_missing_packages_are_named_in_one_line(tmp_path, run_script, monkeypatc
     code, _, errors = run_script(
         "export.py", tmp_path / "final.pt", "--onnx", tmp_path / "net.onnx"
     )
+
     assert code == 1
     assert (
         errors == "error: export needs packages that are not installed; "

@@ -22,11 +22,14 @@ def folder(prepared_set, tmp_path):
 def test_pixels_are_rgb_and_landmarks_those_of_the_list(prepared_set):
     faces = load_faces(prepared_set, "test")
     assert len(faces) == 8 and faces.scheme.num_points == 98
+
     line = (prepared_set / "WFLW256_test.txt").read_text().splitlines()[3].split()
     expected = np.array(line[:196], float).reshape(2, 98).T
     assert np.allclose(faces.landmarks[3], expected, atol=1e-4)
+
     picture = cv2.imread(str(prepared_set / line[196]))
     assert np.array_equal(faces.patches[3].numpy(), picture[:, :, ::-1])
+
     crop = central_crops(faces.patches[3:4])
     assert torch.equal(
         crop[0, 0], (torch.tensor(picture[64:192, 64:192, 2].astype(np.float32)) - 127.5) / 128
@@ -55,6 +58,7 @@ def test_lists_with_absolute_paths_load_elsewhere(folder, tmp_path):
     lines = (folder / "WFLW256_train.txt").read_text().splitlines()
     other = tmp_path / "elsewhere"
     other.mkdir()
+
     with (other / "WFLW256_train.txt").open("w") as file:
         for line in lines:
             numbers, patch = line.rsplit(" ", 1)

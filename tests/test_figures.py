@@ -101,6 +101,7 @@ def test_attention_gallery_is_absolute_and_set_major(model, faces):
     figure = figures.attention_gallery(faces, weights, np.array([1, 4, 6, 7]))
     heat_maps = [axes for axes in figure.axes if axes.get_xlabel() == "SepBN module"]
     assert len(heat_maps) == 4
+
     image = heat_maps[1].images[0]
     assert image.get_clim() == (0, 1)
     assert [label.get_text() for label in heat_maps[1].get_yticklabels()][:3] == [
@@ -108,6 +109,7 @@ def test_attention_gallery_is_absolute_and_set_major(model, faces):
         "set 1, gr. 2",
         "set 2, gr. 1",
     ]
+
     for row, (k, g) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]):
         np.testing.assert_allclose(np.asarray(image.get_array())[row], weights[4, :, g, k])
 
@@ -123,12 +125,15 @@ def test_attention_by_subset_finds_a_planted_effect():
         axes.get_title().split(":")[0]: axes for axes in figure.axes if ":" in axes.get_title()
     }
     effect = np.asarray(panels["expression"].images[0].get_array())
+
     # set 1 group 2, module 4
     assert np.unravel_index(effect.argmax(), effect.shape) == (1, 3) and effect[1, 3] > 1.5
     assert np.asarray(panels["largepose"].images[0].get_array()).max() < 0.8
+
     inside = attributes[:, 1]
     words = f"{weights[inside, 3, 1, 0].mean():.2f} | {weights[~inside, 3, 1, 0].mean():.2f}\n"
     words += f"d +{effect[1, 3]:.2f}"
+
     assert words in [text.get_text() for text in panels["expression"].texts]
     assert panels["blur"].get_title() == "blur: 0 faces against 200"
     assert [text.get_text() for text in panels["blur"].texts] == ["nothing to compare"]
@@ -141,8 +146,10 @@ def test_set_usage(model):
     by_entropy, by_set, by_distance = figures.set_usage(model, weights).axes
     entropy = by_entropy.containers[0].lines[0].get_ydata()
     assert entropy == pytest.approx([0, 0, 1, 1, 1, 1], abs=1e-12)
+
     shares = {line.get_label(): line.get_ydata() for line in by_set.lines}
     assert shares["set 1, group 2"] == pytest.approx([1, 1, *[1 / 3] * 4])
+
     distances = by_distance.containers[0].lines[0].get_ydata()
     expected = attention.relative_distances(model.bn1.weight.detach().double().numpy()).mean()
     assert distances[0] == pytest.approx(expected)
@@ -153,6 +160,7 @@ def test_cumulative_error_is_the_step_function():
     figure = figures.cumulative_error({"model": errors})
     curve = figure.axes[0].lines[0]
     x, y = curve.get_xdata(), curve.get_ydata()
+
     for at in (0.01, 0.02, 0.05, 0.08, 0.1, 0.15):
         shown = y[np.flatnonzero(x <= 100 * at + 1e-9)[-1]]  # drawn with steps after each point
         assert curve.get_drawstyle() == "steps-post" and shown == (errors <= at).mean()
@@ -268,6 +276,7 @@ def test_the_diagram_is_the_one_that_its_script_draws(run_script, tmp_path):
     # nothing is drawn outside: a reader would see it cut off
     root = ElementTree.fromstring(drawn)
     _, _, width, height = map(float, root.get("viewBox").split())
+
     for element in root.iter():
         if element.get("x") and not element.tag.endswith("marker"):
             assert 0 <= float(element.get("x")) <= width

@@ -113,6 +113,7 @@ def test_the_longest_name_can_be_written_and_a_longer_one_is_refused(tmp_path):
         atomic_write(tmp_path / ("n" * 256)),
     ):
         pass
+
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -143,6 +144,7 @@ def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
 
     assert user_error([]) == 1
     assert capsys.readouterr().err == "error: what, where, what to do\n"
+
     with pytest.raises(ZeroDivisionError):
         bug([])
 
@@ -247,6 +249,7 @@ def test_outputs_that_fail_do_not_end_the_work(tmp_path, redirection, code, erro
         capture_output=True,
         encoding="utf-8",
     )
+
     assert done.returncode == code
     assert done.stderr == (errors if encoding == "utf-8" else errors.replace("–", r"\u2013"))
     assert (tmp_path / "file").read_text() == "whole"

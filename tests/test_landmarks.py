@@ -82,6 +82,7 @@ def test_the_mean_of_real_faces_is_its_own_mirror_image(shared_data, scheme, fil
     mean = np.mean(shapes, axis=0)
     centre = mean[:, 0].mean()
     mirrored = np.stack([2 * centre - mean[:, 0], mean[:, 1]], axis=1)[list(scheme.mirror)]
+
     # of the box side; a wrong pair is off by a multiple of this
     assert np.abs(mirrored - mean).max() < 0.04
 

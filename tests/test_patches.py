@@ -54,6 +54,7 @@ def test_mapped_patches_are_the_decoded_ones_and_are_decoded_once(folder, monkey
     for faces in (first, again):
         assert (faces.patches.numpy() == expected).all()
         assert faces.sums.tolist() == expected.reshape(12, -1).sum(axis=1).tolist()
+
     assert not list(folder.glob(".*.tmp"))
 
 

@@ -167,6 +167,7 @@ def test_a_face_looks_the_same_in_every_batch_and_geometry_stays():
 
     assert torch.equal(targets, batch(faces, plain_epoch, torch.arange(6))[1])
     assert torch.equal(epoch.order, plain_epoch.order)
+
     for face in range(6):
         alone = batch(faces, epoch, torch.tensor([face]))[0]
         assert torch.allclose(alone[0], together[face], atol=1e-4)

@@ -82,6 +82,7 @@ def compare_with_evaluation(official: Path, prepared: Path, checkpoint: Path, pr
     pictures = sorted({official / "WFLW_images" / face.image for face in annotations})
     code, _, errors, files = predict(*pictures, "--boxes", table, "--batch-size", 5)
     assert code == 0 and not errors
+
     faces = load_faces(prepared, "test")
     expected = predict_landmarks(load_model(checkpoint).model, faces, device="cpu")
     answers = {
@@ -137,12 +138,15 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     (folder / "half.jpg").write_bytes(data[: len(data) // 2])
     (folder / "text.png").write_bytes(b"hello")
     (folder / "empty.bmp").write_bytes(b"")
+
     for name in ("cut.png", "cut.tif"):  # of these libpng and libtiff have something to say
         data = cv2.imencode(name[3:], picture)[1].tobytes()
         (folder / name).write_bytes(data[: len(data) // 2])
+
     (folder / "notes.txt").write_bytes(b"no picture, not looked at")
     cv2.imwrite(str(folder / "one.png"), picture[:1, :1])
     code, output, errors, files = predict(folder, tmp_path / "nowhere.jpg", "--whole")
+
     assert code == 1
     assert errors.count("error:") == errors.count("\n") == 7
 
@@ -165,6 +169,7 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     assert done[0]["faces"][0]["box"] == [0, 0, 159, 119] and done[0]["faces"][0]["score"] is None
     assert (done[0]["width"], done[0]["height"]) == (160, 120)
     assert "faces: 1" in output and "faces/s" in output
+
     overlay = cv2.imread(str(tmp_path / "out" / "good_overlay.jpg"))
     assert overlay.shape == picture.shape and np.abs(overlay.astype(int) - picture).max() > 50
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -183,6 +188,7 @@ def test_what_cannot_be_written_is_named_and_the_rest_is_done(predict, picture, 
     boxes = ["--box", 1, 0, 3, 3]
     code, _, errors, files = predict(folder, *boxes, "--batch-size", 1, "--format", "pts")
     assert code == 1
+
     first, second = errors.splitlines()
     assert first.startswith("error:") and "a_wide" in first and "65501 x 4 px is too large" in first
     assert second.startswith("error:") and "bbb" in second and "the name is too long" in second
@@ -216,6 +222,7 @@ def test_boxes_may_cross_the_border_and_repeat(predict, picture, tmp_path, check
     arguments = [argument for box in boxes for argument in ("--box", *box)]
     code, _, _, files = predict(tmp_path / "a.png", *arguments, "--format", "pts")
     assert code == 0 and [face["box"] for face in files[0]["faces"]] == boxes
+
     expected = LandmarkPredictor(checkpoint, device="cpu")(picture, boxes)
     assert np.abs(landmarks_of(files[0]) - expected).max() < 1e-3
 
@@ -240,6 +247,7 @@ def test_exif_orientation_is_honoured(predict, picture, tmp_path):
     code, _, _, files = predict(
         tmp_path / "tagged.jpg", tmp_path / "turned.png", "--box", 10, 20, 100, 130
     )
+
     assert code == 0
     assert [(entry["width"], entry["height"]) for entry in files] == [(120, 160)] * 2
     assert np.abs(landmarks_of(files[0]) - landmarks_of(files[1])).max() < 1e-3
@@ -285,10 +293,12 @@ def test_a_video_gives_a_row_a_frame(predict, picture, tmp_path, checkpoint):
     write_video(tmp_path / "clip.avi", [np.roll(picture, 7 * i, axis=1) for i in range(5)])
     code, _, _, files = predict(tmp_path / "clip.avi", "--box", 20, 20, 99, 99, "--batch-size", 3)
     assert code == 0 and files[0]["frames"] == 5 and files[0]["frames_per_second"] == 12.5
+
     rows = [
         json.loads(line) for line in (tmp_path / "out" / files[0]["rows"]).read_text().splitlines()
     ]
     assert [row["frame"] for row in rows] == list(range(5))
+
     predictor = LandmarkPredictor(checkpoint, device="cpu")
     for row, frame in zip(rows, read_frames(tmp_path / "clip.avi"), strict=True):
         assert np.abs(landmarks_of(row) - predictor(frame, [[20, 20, 99, 99]])).max() < 1e-3
@@ -306,6 +316,7 @@ def test_a_video_without_frames_is_named(predict, picture, tmp_path):
     code, _, errors, files = predict(
         tmp_path / "empty.mp4", tmp_path / "none.avi", tmp_path / "a.png", "--whole"
     )
+
     assert code == 1
     for name in ("empty.mp4", "none.avi"):
         assert any(line.startswith("error:") and name in line for line in errors.splitlines())
@@ -360,8 +371,10 @@ def test_a_table_finds_its_pictures(predict, picture, tmp_path):
     (tmp_path / "boxes.csv").write_text("\n".join(rows))
     pictures = [tmp_path / "x/a.png", tmp_path / "y/a.png", tmp_path / "ba.png"]
     code, output, errors, files = predict(*pictures, "--boxes", tmp_path / "boxes.csv")
+
     assert code == 1 and "the first is line 4" in output and "no face" not in output
     assert errors.startswith(f"error: {pictures[2]}: no row in the table") and "\n" in errors[-1]
+
     boxes = {
         entry["file"]: [face["box"] for face in entry["faces"]]
         for entry in files
@@ -454,6 +467,7 @@ def test_a_picture_with_too_many_boxes_is_refused(predict, picture, tmp_path):
     (tmp_path / "boxes.csv").write_text("\n".join(rows))
     pictures = [tmp_path / "a.png", tmp_path / "b.png"]
     code, _, errors, files = predict(*pictures, "--boxes", tmp_path / "boxes.csv")
+
     assert code == 1 and "10,001 boxes; at most 10,000" in errors and errors.count("\n") == 1
     assert [len(entry.get("faces", [])) for entry in files] == [1, 0]
 
@@ -467,9 +481,11 @@ def test_names_that_are_not_utf8(predict, picture, tmp_path):
     video = tmp_path / os.fsdecode(b"\xff\xe9.avi")
     (tmp_path / "v.avi").rename(video)
     code, _, errors, files = predict(folder, video, "--whole")
+
     assert code == 1 and errors.count("\n") == 1 and "bytes that are not UTF-8" in errors
     assert files[0]["file"] == str(folder / raw) and len(files[0]["faces"]) == 1
     assert (tmp_path / "out" / os.fsdecode(b"\xff\xe9_overlay.jpg")).stat().st_size > 1000
+
     code, _, errors, _ = predict(folder, "--detector", tmp_path / os.fsdecode(b"\xff.onnx"))
     assert code == 1 and "no face detector" in errors
 
@@ -517,6 +533,7 @@ def test_pts_files_are_not_for_videos_and_inputs_are_not_overwritten(
         "predict.py", tmp_path / "v.mp4", *options, "--format", "pts", "--out", tmp_path / "out"
     )
     assert code == 2 and ".jsonl" in errors
+
     code, _, errors = run_script("predict.py", tmp_path / "a.png", *options, "--out", tmp_path)
     assert code == 2 and "overwritten" in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "v.mp4"]
@@ -622,6 +639,7 @@ def test_faces_are_searched_for_in_every_nth_frame(predict, picture, tmp_path, m
     options = ["--detector", "x.onnx", "--detect-every", 3]
     code, _, _, files = predict(tmp_path / "clip.avi", *options)
     assert code == 0 and Finder.asked == 3  # frames 0, 3, 6
+
     rows = rows_of(tmp_path / "out", files[0])
     scores = [row["faces"][0]["score"] for row in rows]
     assert [score is None for score in scores] == [False, True, True] * 2 + [False]

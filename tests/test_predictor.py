@@ -122,6 +122,7 @@ def test_batches_and_streams_do_not_change_the_answer():
     model = random_model("sepbn", 3, 2)
     single = np.concatenate([predictor_of(model, batch_size=1)(image, [box]) for box in BOXES])
     assert np.abs(predictor_of(model, batch_size=4)(image, np.array(BOXES)) - single).max() < 1e-3
+
     predictor = predictor_of(model, batch_size=4)
     groups = [BOXES[:1], [], BOXES[1:6], BOXES[:2]]
     shots = [
@@ -248,9 +249,11 @@ def test_drawing_marks_points_and_box_on_a_copy():
     points = np.tile([60.0, 50.0], (98, 1))
     points[96] = (20.0, 30.0)  # a pupil, alone
     drawn = draw_faces(image, points[None], scheme, boxes=[(5, 6, 110, 90)])
+
     assert (image == 10).all()
     assert (drawn[30, 20] != 10).any() and (drawn[50, 60] != 10).any()
     assert (drawn[6, 5:111] == 255).all() and (drawn[6:91, 110] == 255).all()
     assert (drawn[20, 90] == 10).all() and (drawn[95:] == 10).all()
+
     lost = np.full((2, 98, 2), 1e9)  # what an untrained network may answer
     assert (draw_faces(image, lost, scheme) == 10).all()

@@ -48,14 +48,17 @@ def test_a_packed_network_is_small_and_nearly_the_same(run, prepared_set, run_sc
     code, output, errors = run_script(
         "benchmarks/pack.py", run, "--out", out, "--data", prepared_set
     )
+
     assert code == 0 and not errors
     assert f"sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}" in output
+
     before, after = map(float, re.findall(r"([\d.]+) % (?:before|after)", output))
     assert abs(before - after) <= 0.02 and "n = 8" in output
     assert out.stat().st_size < 0.6 * (run / "final.pt").stat().st_size
 
     packed, original = load_model(out), load_model(run / "final.pt")
     assert packed.name == "small16" and packed.config["epochs"] == 25
+
     for name, tensor in original.model.state_dict().items():
         other = packed.model.state_dict()[name]
         assert other.dtype == tensor.dtype
@@ -110,6 +113,7 @@ def test_a_network_that_loses_too_much_is_not_written(run, prepared_set, run_scr
     state["fc2.bias"][:] = -2049.0 + 60
     save(run / "final.pt", content)
     code, _, errors = run_script("benchmarks/pack.py", run, "--out", out, "--data", prepared_set)
+
     assert code == 1 and "differs by more than 0.02" in errors and not out.exists()
 
 
@@ -128,6 +132,7 @@ def test_training_starts_from_a_packed_network(
 ):
     out = tmp_path / "small16.pt"
     assert run_script("benchmarks/pack.py", run, "--out", out)[0] == 0
+
     monkeypatch.chdir(tmp_path)
     options = ["--data", prepared_set, "--width", 4, "--groups", 2, "--batch-size", 4]
     options += ["--epochs", 1, "--lr", 0, "--warmup-epochs", 0, "--weight-decay", 0]
@@ -145,6 +150,7 @@ def test_training_starts_from_a_packed_network(
     code, _, errors = run_script(
         "benchmarks/pack.py", tmp_path / "checkpoints/sepbn", "--out", again
     )
+
     assert code == 0, errors
     assert bytes(str(tmp_path), "ascii") not in again.read_bytes()
 
@@ -218,6 +224,7 @@ def test_released_prints_errors_with_intervals_by_set_and_attribute(
     ]
     line = next(line for line in output.splitlines() if line.startswith("| drawn |"))
     assert "| 8 |" in line
+
     found = numbers(line)
     assert found[0] == round(nmes[0].mean(), 2) and found[3] == round(nmes[1].mean(), 2)
     assert abs(found[6] - (nmes[0] - nmes[1]).mean()) < 0.006
@@ -226,6 +233,7 @@ def test_released_prints_errors_with_intervals_by_set_and_attribute(
     blur = faces.attributes[:, 5]
     line = next(line for line in output.splitlines() if line.startswith("| drawn, blur |"))
     assert f"| {blur.sum()} |" in line
+
     if blur.any():
         assert numbers(line)[0] == round(nmes[0][blur].mean(), 2)
 
@@ -263,6 +271,7 @@ def test_released_tries_98_points_on_the_60_that_68_share(run, run_script, tmp_p
     prediction = predict_landmarks(load_model(run / "final.pt").model, faces, device="cpu")
     truth = faces.crop_landmarks().numpy()
     errors = []
+
     for points, true in zip(prediction, truth, strict=True):
         apart = np.linalg.norm(true[36] - true[45])
         errors.append(
@@ -319,6 +328,7 @@ def test_released_compares_annotated_and_detected_boxes(run, official_set, run_s
     row = script.detector_table([network], Detector(Path()), pictures).splitlines()[-1]
     found = sum(face.image != annotations[0].image for face in annotations)
     assert f"{len(annotations)} faces | {found} |" in row
+
     detected, annotated, difference = numbers(row)[0], numbers(row)[3], numbers(row)[6:]
     assert detected == annotated and difference == [0, 0, 0]
 
@@ -328,8 +338,10 @@ def test_jitter_is_printed_before_and_after(run, run_script):
         "benchmarks/jitter.py", "--checkpoint", run / "final.pt", "--sigma", 5, "--faces", 1
     )
     assert code == 0, errors
+
     rows = [line for line in output.splitlines() if line.startswith("| 5 |")]
     assert [row.split("|")[2].strip() for row in rows] == ["still", "carried"]
+
     for row in rows:
         before, after = numbers(row)[:2]
         assert 0 < after < before

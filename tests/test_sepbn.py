@@ -37,6 +37,7 @@ class ManyBatchNorms(nn.Module):
             for _ in range(self.num_sets)
         )
         self.squeeze, self.expand = copy.deepcopy(layer.fc1), copy.deepcopy(layer.fc2)
+
         with torch.no_grad():
             for k, norm in enumerate(self.norms):
                 norm.weight.copy_(layer.weight[k])
@@ -49,6 +50,7 @@ class ManyBatchNorms(nn.Module):
         logits = self.expand(hidden.reshape(len(x), -1, 1, 1))[:, :, 0, 0]
         width = x.shape[1] // self.groups
         mixed = torch.zeros_like(x)
+
         for group in range(self.groups):
             rows = logits[:, group * self.num_sets : (group + 1) * self.num_sets] / self.temperature
             weights = torch.softmax(rows, dim=1)
@@ -61,6 +63,7 @@ class ManyBatchNorms(nn.Module):
                 part = torch.zeros_like(x)
                 part[:, channels] = weights[:, k, None, None, None] * normalised[:, channels]
                 mixed = mixed + part
+
         return mixed
 
 
@@ -113,12 +116,15 @@ def test_equals_many_batchnorms(path, layout, training, num_sets, groups, grid):
     x = make_input(4, 6, 5, 3, layout=layout)
     other = x.detach().clone().requires_grad_()
     gradient = torch.randn(4, 6, 5, 3, dtype=torch.float64)
+
     for _ in range(2):  # twice: running estimates move on
         output, expected = layer(x), reference(other)
         output.backward(gradient)
         expected.backward(gradient)
+
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(x.grad, other.grad, rtol=0, atol=1e-11)
+
     for ours, theirs in [
         (layer.weight.grad, torch.stack([norm.weight.grad for norm in reference.norms])),
         (layer.bias.grad, torch.stack([norm.bias.grad for norm in reference.norms])),
@@ -128,6 +134,7 @@ def test_equals_many_batchnorms(path, layout, training, num_sets, groups, grid):
         (layer.running_var, reference.norms[-1].running_var),
     ]:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
     assert layer.num_batches_tracked == reference.norms[0].num_batches_tracked
     assert in_layout(output, layout) and in_layout(x.grad, layout)
 
@@ -141,9 +148,11 @@ def test_one_set_is_batchnorm(path, dtype, options):
     torch.manual_seed(1)
     ours = SepBatchNorm2d(5, num_sets=1, dtype=dtype, **options)
     theirs = nn.BatchNorm2d(5, dtype=dtype, **options)
+
     with torch.no_grad():
         theirs.weight.normal_()
         ours.weight.copy_(theirs.weight)
+
     tolerance = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 3e-6}
     for step in range(4):
         if step == 3:
@@ -157,8 +166,10 @@ def test_one_set_is_batchnorm(path, dtype, options):
         expected.backward(gradient)
         torch.testing.assert_close(output, expected, **tolerance)
         torch.testing.assert_close(x.grad, other.grad, **tolerance)
+
     torch.testing.assert_close(ours.weight.grad[0], theirs.weight.grad, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(ours.bias.grad[0], theirs.bias.grad, rtol=1e-5, atol=1e-4)
+
     if ours.track_running_stats:
         torch.testing.assert_close(ours.running_mean, theirs.running_mean, **tolerance)
         torch.testing.assert_close(ours.running_var, theirs.running_var, **tolerance)
@@ -194,6 +205,7 @@ def worst_errors(x: Tensor, gradient: Tensor) -> tuple[list[float], list[float]]
         assert inputs.grad.dtype == dtype
         gradients = (inputs.grad, layer.weight.grad.view(-1), layer.bias.grad.view(-1))
         results.append([tensor.double() for tensor in (output, *gradients)])
+
     exact, ours, theirs = results
     error = [
         [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact, strict=True)]
@@ -225,6 +237,7 @@ def test_low_precision_keeps_the_shift_exact(path):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = layer(x)
     exact = F.batch_norm(x.double(), None, None, training=True) * scale + shift
+
     assert output.dtype == torch.bfloat16
     assert (output.double() - exact).abs().max() <= 2**-8 + 1e-6  # half of that distance
 
@@ -377,15 +390,19 @@ def test_attention_weights(grid):
     layer = make_layer(6, num_sets=3, groups=2, attention_grid=grid)
     x = make_input(5, 6, 4, 4)
     weights = layer.attention(x)
+
     assert weights.shape == (5, 2, 3)
     torch.testing.assert_close(weights.sum(2), torch.ones(5, 2, dtype=torch.float64))
+
     layer.temperature.fill_(1e6)
     torch.testing.assert_close(
         layer.attention(x), torch.full((5, 2, 3), 1 / 3).double(), rtol=0, atol=1e-4
     )
+
     seen = []
     layer.register_forward_pre_hook(lambda module, inputs: seen.append(module.attention(inputs[0])))
     layer(x)
+
     torch.testing.assert_close(seen[0], layer.attention(x))
     torch.testing.assert_close(
         layer.attention(x.float().bfloat16()), layer.attention(x).float(), rtol=0, atol=1e-2
@@ -407,6 +424,7 @@ def test_groups_are_contiguous_channels():
         torch.cat((scale[:4], layer.weight[1, 4:])),
         torch.cat((shift[:4], layer.bias[1, 4:])),
     )
+
     torch.testing.assert_close(layer(x), normalised * scale[:, None, None] + shift[:, None, None])
 
 
@@ -421,6 +439,7 @@ def test_initial_values_and_names():
     assert layer.fc1.weight.shape == (6, 64, 1, 1) and layer.fc2.weight.shape == (6, 6, 1, 1)
     assert layer.fc1.weight.abs().max() <= (6 / 64) ** 0.5 and layer.fc2.weight.abs().max() <= 1
     assert SepBatchNorm2d(4).fc1.weight.shape[0] == 1  # the bottleneck is never empty
+
     grid = SepBatchNorm2d(64, 3, 2, attention_grid=4)
     assert grid.fc1.weight.shape == (2, 64, 1, 1) and grid.fc2.weight.shape == (6, 32, 1, 1)
     assert "num_sets=3, groups=2" in repr(layer)
@@ -461,6 +480,7 @@ def test_copies(tmp_path):
     buffer.seek(0)
     loaded = SepBatchNorm2d(4, num_sets=2, dtype=torch.float64)
     loaded.load_state_dict(torch.load(buffer, weights_only=True))
+
     assert loaded.temperature == layer.temperature
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), loaded):
         assert torch.equal(other.eval()(x), layer.eval()(x))
@@ -496,6 +516,7 @@ def check_compiled(
     eager = Compiled(grid).train(training)
     module = copy.deepcopy(eager)
     compiled = torch.compile(module, backend=backend, fullgraph=True)
+
     for step, batch in enumerate(batches):
         for layer in (eager.norm, module.norm):
             layer.temperature.fill_(30.0 - step)
@@ -559,6 +580,7 @@ def test_cuda_equals_cpu(layout, dtype):
     x = make_input(4, 6, 5, 3, layout=layout, dtype=dtype)
     y = x.detach().cuda().requires_grad_()
     tolerance = {"rtol": 0, "atol": 1e-11 if dtype == torch.float64 else 0.1}
+
     for mode in (True, False):
         output, expected = there.train(mode)(y), layer.train(mode)(x)
         gradient = torch.randn(output.shape).to(dtype)
@@ -566,4 +588,5 @@ def test_cuda_equals_cpu(layout, dtype):
         expected.backward(gradient)
         assert output.dtype == dtype and in_layout(output, layout)
         torch.testing.assert_close(output.cpu(), expected, **tolerance)
+
     torch.testing.assert_close(y.grad.cpu(), x.grad, **tolerance)

@@ -40,6 +40,7 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(3)
     model = BaselineSepDyBN(3, 2, TEMPERATURE, width=2)
     make_sets_differ(model)
+
     with torch.no_grad():
         for layer in sepbn_layers(model):
             layer.fc1.weight.normal_(0, 2)
@@ -108,6 +109,7 @@ def test_weights_are_those_of_the_modules(checkpoint, faces):
 
     answer = predictor.answer(patches, frames)
     assert predictor.modules == MODULES and len(answer.attention) == 6
+
     for weights, expected in zip(answer.attention, seen, strict=True):
         np.testing.assert_allclose(weights, expected.numpy(), atol=1e-5)
 
@@ -125,6 +127,7 @@ def test_uniform_is_the_limit_of_a_high_temperature(faces):
         np.abs(predictor.answer(patches, frames, Steering(t)).landmarks - uniform.landmarks).max()
         for t in (1e2, 1e4, 1e8)
     ]
+
     assert distances[0] > 10 * distances[1] > 0 and distances[2] < 1e-3
 
 
@@ -265,11 +268,13 @@ def test_where_the_faces_are():
 
     assert find_faces(image, WHOLE, detector=None, box=box)[0] == [[0, 0, 99, 49]]
     assert find_faces(image, BOX, detector=None, box=box)[0] == [box]
+
     boxes, _, sentence = find_faces(image, BOX, detector=None, box=None)
     assert boxes == [] and "Drag a box" in sentence
 
     boxes, scores, sentence = find_faces(image, DETECTED, detector=lambda _: many, box=None)
     assert len(boxes) == len(scores) == scenes.MOST_FACES and "25 faces" in sentence
+
     boxes, _, sentence = find_faces(image, DETECTED, detector=lambda _: nobody, box=None)
     assert boxes == [[0, 0, 99, 49]] and "finds no face" in sentence
     assert find_faces(image, DETECTED, detector=lambda _: nobody, box=box)[0] == [box]
@@ -308,6 +313,7 @@ def test_the_face_shows_the_contours_that_are_asked_for(shown, faces):
     options = {"learnt": learnt, "scheme": scheme}
     every = [contour.name for contour in scheme.contours]
     svg = face_svg(shown.image, shown.boxes[0], learnt, contours=every, **options)
+
     assert svg.count('class="landmark"') == 98 and 'class="moved"' not in svg
     assert f'cx="{learnt[5, 0] + 0.5:.2f}"' in svg
 
@@ -338,6 +344,7 @@ def test_downloads(shown, faces):
     content = json.loads(landmarks_json(shown, predictor, answer, steering))
     assert content["steering"]["temperature"] == 4.0
     assert list(content["steering"]["modules"].values())[:3] == ["only set 1", UNIFORM, LEARNT]
+
     (entry,) = content["files"]
     assert (entry["file"], entry["width"], entry["height"]) == ("two.png", 120, 90)
     np.testing.assert_allclose(entry["faces"][1]["landmarks"], answer.landmarks[1], atol=1e-4)
@@ -345,5 +352,6 @@ def test_downloads(shown, faces):
 
     rows = np.loadtxt(io.StringIO(pts_text(answer.landmarks[0]).decode()), skiprows=3, comments="}")
     np.testing.assert_allclose(rows, answer.landmarks[0] + 1, atol=1e-4)
+
     overlay = overlay_jpeg(shown, answer.landmarks, predictor.scheme)
     assert cv2.imdecode(np.frombuffer(overlay, np.uint8), 1).shape == (90, 120, 3)

@@ -50,6 +50,7 @@ def train(model: nn.Module, batches: list[tuple[Tensor, Tensor]], average) -> di
         for parameter in model.parameters():
             average(parameter.grad)
         optimizer.step()
+
     gradients = {f"{name}.grad": parameter.grad for name, parameter in model.named_parameters()}
     return {**model.state_dict(), **gradients}
 
@@ -105,10 +106,12 @@ def test_unequal_shares_and_evaluation(two_processes):
     output = model(x)
     found = torch.cat([two_processes[rank]["unequal"] for rank in range(2)])
     torch.testing.assert_close(found, output, rtol=0, atol=1e-10)
+
     for name, value in model.state_dict().items():
         torch.testing.assert_close(
             two_processes[0]["unequal_state"][name], value, rtol=0, atol=1e-10
         )
+
     for rank in range(2):
         torch.testing.assert_close(
             two_processes[rank]["evaluation"], model.eval()(x), rtol=0, atol=1e-10

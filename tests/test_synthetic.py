@@ -194,6 +194,7 @@ def test_a_face_depends_on_seed_split_and_index_only() -> None:
     first = draw_face(5, "train", 2)
     draw_face(6, "train", 2)  # another set in between
     again = draw_face(5, "train", 2)
+
     assert (
         (first.picture == again.picture).all()
         and (first.landmarks == again.landmarks).all()
@@ -220,9 +221,11 @@ def test_points_and_boxes_fit() -> None:
 def test_attributes_follow_what_was_drawn() -> None:
     assert Pose(np.radians(70), 0, 0, 10).large and Pose(0, np.radians(-35), 0, 10).large
     assert not Pose(np.radians(15), np.radians(-10), np.radians(8), 10).large
+
     rng = np.random.default_rng(0)
     assert not any(draw_pose(rng, vary=False).large for _ in range(50))
     assert not draw_light(rng, vary=False).remarkable
+
     mild = [light for light in (draw_light(rng) for _ in range(200)) if not light.remarkable]
     assert 80 < len(mild) < 180
     assert all(0.4 < light.ambient.mean() + light.colours.sum(0).mean() for light in mild)
@@ -303,12 +306,14 @@ def test_a_finished_set_stays_and_an_interrupted_one_is_completed(drawn: Path, r
     before = _content(drawn)
     code, out, _ = run_script("dataset/createSynthetic.py", *arguments)
     assert code == 0 and "already holds" in out
+
     state = json.loads((drawn / "synthetic.json").read_text())
     (drawn / "synthetic.json").write_text(json.dumps({**state, "finished": False}))
     (drawn / LISTS / "list_98pt_rect_attr_test.txt").unlink()
     picture = next((drawn / "WFLW_images").rglob("*.jpg"))
     picture.write_bytes(picture.read_bytes()[:100])
     code, _, err = run_script("dataset/createSynthetic.py", *arguments)
+
     assert code == 0, err
     assert _content(drawn) == before
 
@@ -367,6 +372,7 @@ def test_a_finished_set_that_was_damaged_is_drawn_again(
 ) -> None:
     arguments = ("--out", tmp_path / "set", "--train", "2", "--test", "1", "--workers", "1")
     assert run_script("dataset/createSynthetic.py", *arguments)[0] == 0
+
     before = _content(tmp_path / "set")
     picture = next((tmp_path / "set/WFLW_images").rglob("*.jpg"))
     list_file = tmp_path / "set" / LISTS / "list_98pt_rect_attr_train.txt"

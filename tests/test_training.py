@@ -93,9 +93,11 @@ def test_a_run_leaves_what_it_promises(train, script):
     code, output, errors = train(
         "--run", "a", "--eval-every", "2", "--keep-every", "2", script=script
     )
+
     assert code == 0 and errors == ""
     assert ("SepBN, K = 3 sets, G = 2 groups" in output) == (script == "trainBaselineSepDyBN.py")
     assert "12 train, 8 test faces" in output and "seed 0" in output and "test NME" in output
+
     files = {path.name for path in (training.RunFolder("a").path).iterdir()}
 
     assert files == {
@@ -111,6 +113,7 @@ def test_a_run_leaves_what_it_promises(train, script):
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
     assert [row["test_nme_percent"] != "" for row in rows] == [False, True, False, True]
     assert rows[0]["temperature"] == ("30.0" if script == "trainBaselineSepDyBN.py" else "")
+
     config = json.loads(open("checkpoints/a/config.json").read())
     assert config == read("checkpoints/a/final.pt")["config"]
     assert (
@@ -142,6 +145,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(train):
 def test_a_stopped_run_resumes_bit_for_bit(train, monkeypatch, step, number):
     script = "trainBaselineSepDyBN.py" if number == signal.SIGTERM else "trainBaseline.py"
     assert train("--run", "straight", script=script)[0] == 0
+
     with monkeypatch.context() as patch:
         signal_at(patch, step, number)
         code, output, _ = train("--run", "stopped", script=script)
@@ -174,6 +178,7 @@ def test_a_run_saved_before_a_setting_existed_had_its_default(train, monkeypatch
     del saved["config"]["photometric"]
     torch.save(saved, "checkpoints/baseline/last.pt")
     code, _, errors = train("--resume", "--photometric")
+
     assert code == 1 and "--photometric was False, is True" in errors
     assert train("--resume")[0] == 0
 
@@ -197,8 +202,10 @@ def test_resume_before_anything_was_saved_starts_afresh(train):
     assert train("--run", "a")[0] == 0
     assert train("--run", "b", "--resume")[0] == 0
     assert_same_ending("a", "b")
+
     code, output, _ = train("--run", "b", "--resume")
     assert code == 0 and "finished already" in output
+
     code, output, errors = train("--run", "b", "--resume", "--lr", "0.5", "--norm", "none")
 
     assert (
@@ -232,6 +239,7 @@ def test_killed_runs_resume_bit_for_bit(train, prepared_set):
 
     process.kill()
     assert process.wait() == -signal.SIGKILL
+
     (training.RunFolder("killed").path / ".last.pt.abc.tmp").touch()  # as of a kill within a save
     assert train("--run", "killed", *long, "--resume")[0] == 0
     assert not list(training.RunFolder("killed").path.glob(".*"))
@@ -288,6 +296,7 @@ def test_resuming_with_other_settings_names_them(train, monkeypatch):
     code, _, errors = train(
         "--resume", "--lr", "0.5", "--seed", "3", "--width", "4", "--save-every", "9"
     )
+
     assert code == 1 and errors.count("\n") == 1
     assert (
         "--lr was 0.02, is 0.5" in errors
@@ -350,6 +359,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train
     code, _, errors = train("--norm", "none", "--resume", "--save-every", "1e-9")
     assert code == 1 and errors.count("\n") == 1
     assert "no longer finite at step 4 (epoch 1, learning rate 0.016)" in errors
+
     saved = read("checkpoints/baseline/last.pt")
     assert all(torch.isfinite(value).all() for value in saved["model"].values())
     assert before and saved["training"]["epoch"] * 3 + saved["training"]["position"] == 4
@@ -362,9 +372,11 @@ def test_the_times_of_a_resumed_epoch_include_what_came_before(train, monkeypatc
 
     saved = read("checkpoints/baseline/last.pt")
     assert 0 < saved["training"]["seconds"] < 60
+
     saved["training"]["seconds"] = 1000.0
     torch.save(saved, "checkpoints/baseline/last.pt")
     assert train("--resume")[0] == 0
+
     with open("checkpoints/baseline/log.csv") as file:
         rows = list(csv.DictReader(file))
 
@@ -479,6 +491,7 @@ def test_init_from_weights_of_the_same_and_of_another_number_of_landmarks(train,
     code, output, _ = train(
         "--run", "other", "--init", "points68.pth", "--lr", "0", "--weight-decay", "0"
     )
+
     assert (
         code == 0
         and "points68.pth has 68 landmarks, the data 98: the last layer starts anew" in output
@@ -487,13 +500,16 @@ def test_init_from_weights_of_the_same_and_of_another_number_of_landmarks(train,
         weights("other")["conv4.weight"], first["conv4.weight"], rtol=0, atol=1e-6
     )
     assert weights("other")["fc2.weight"].shape[0] == 196
+
     code, _, errors = train(
         "--run", "wrong", "--init", "checkpoints/first/final.pt", "--norm", "none"
     )
     assert code == 1 and "do not fit the network" in errors
+
     code, _, errors = train(
         "--run", "wrong", "--init", "checkpoints/first/final.pt", "--mean-shape-init"
     )
+
     assert code == 1 and "--mean-shape-init has no effect" in errors
     assert train("--run", "shape", "--init", "points68.pth", "--mean-shape-init")[0] == 0
 
@@ -502,8 +518,10 @@ def test_temperature_and_learning_rate_are_read_at_every_step(prepared_set):
     step = tiny_step(prepared_set, norm="sepbn", epochs=40, warmup_epochs=0.0)
     step.start_epoch(3)
     assert step.model.bn6.temperature == 27
+
     step.start_epoch(35)
     assert step.model.bn6.temperature == 1
+
     moved = []
 
     for rate in (0.0, 1e-3, 1e-2):
@@ -518,6 +536,7 @@ def test_temperature_and_learning_rate_are_read_at_every_step(prepared_set):
 def test_resume_after_losing_final_pt_removes_nothing(train):
     options = ("--epochs", "3", "--keep-every", "1", "--run", "kept")
     assert train(*options)[0] == 0
+
     folder = Path("checkpoints/kept")
     (folder / "final.pt").unlink()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -122,11 +122,13 @@ def test_released_weights_load(prefix, same_statistics):
     names = set(state)
     model = BaselineSepDyBN(3, 1, 30.0, num_landmarks=5, width=10).eval()
     model.load_state_dict(state, strict=True)
+
     assert set(state) == names  # the caller's dictionary is left alone
     assert all(
         layer.temperature == 1 for layer in model.modules() if isinstance(layer, SepBatchNorm2d)
     )
     assert model.bn1.num_batches_tracked == 12
+
     x = torch.randn(4, 3, 128, 128)
     with torch.no_grad():
         torch.testing.assert_close(model(x), reference(x), rtol=1e-5, atol=1e-5)
@@ -138,6 +140,7 @@ def test_released_weights_go_back():
     model.load_state_dict(reference.state_dict())
     written = released_state_dict(model)
     assert set(written) == set(reference.state_dict())
+
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(written[name], value, rtol=1e-6, atol=1e-7)
 
