@@ -181,7 +181,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @reports_input_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    args.work = make_folder(args.work).resolve()  # runs are trained from inside it
+    args.work = make_folder(args.work)
     plans: dict[tuple[str, float], Plan] = {}
 
     for name, source in read_sets(args).items():

@@ -10,12 +10,10 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
-from os import chdir
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from dataset.faces import FaceSet, list_path, load_faces, read_meta
 from evaluation.evaluate import face_errors, summarize
 from training.config import SEPBN_OPTIONS, TrainConfig
 from training.loop import train
-from training.run import run_record
+from training.run import RUNS, run_record
 from utils.files import InputError, atomic_write, make_folder
 from utils.runtime import Processes, select_device
 
@@ -142,7 +140,7 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
     run = f"{plan.data.resolve().name}-{stage}-{arm}-w{plan.width}-e{plan.epochs}-lr{lr:g}-s{seed}"
     run += (f"-n{plan.limit}" if plan.limit else "") + ("-published" if plan.published else "")
     config = configuration(plan, arm, run=run, lr=lr, seed=seed)
-    folder = plan.work / "checkpoints" / config.run
+    folder = plan.work / RUNS / config.run
     result, errors = folder / "result.json", folder / "errors.npy"
 
     if result.is_file():
@@ -209,34 +207,29 @@ def _record(config: TrainConfig) -> dict[str, Any]:
 
 def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
     """Train in ``work`` -> errors of the test faces, None where training diverged."""
-    with _inside(work), redirect_stdout(sys.stderr):
+    runs = make_folder(work) / RUNS
+
+    with redirect_stdout(sys.stderr):
         try:
-            code = train_relative(config) if layer_of(config.norm) else train(config, resume=True)
+            if layer_of(config.norm):
+                code = train_relative(config, runs)
+            else:
+                code = train(config, resume=True, runs=runs)
         except InputError as error:
             if "the loss is no longer finite" in str(error):
                 return None
             raise
 
-        if code:
-            raise Stopped(code)
-        model = load_network(Path("checkpoints") / config.run / "final.pt")
+    if code:
+        raise Stopped(code)
 
+    model = load_network(runs / config.run / "final.pt")
     errors = face_errors(
         model, test_faces(config.data, config.limit), device=select_device(config.device)
     )
     return (
         errors if np.isfinite(errors).all() else None
     )  # weights too may blow up in the very last steps
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    chdir(make_folder(folder))
-    try:
-        yield
-    finally:
-        chdir(before)
 
 
 @cache

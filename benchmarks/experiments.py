@@ -81,6 +81,7 @@ from benchmarks.experiment_tables import arm_errors, difference, overview, table
 from benchmarks.liveness import liveness, separation
 from benchmarks.mixtures import drawn_and_real, mixture
 from dataset.faces import load_faces
+from training.run import RUNS
 from utils.files import make_folder, reports_input_errors
 from utils.runtime import select_device
 
@@ -283,7 +284,7 @@ def sepbn_networks(plan: Plan, rows: list[dict[str, Any]]) -> list[Path]:
     """The trained networks with SepBN."""
     main = [row for row in rows if row["stage"] == "main" and row["errors"] is not None]
     runs = [row["run"] for row in main if row["arm"].startswith("sepbn")]
-    return [plan.work / "checkpoints" / run / "final.pt" for run in runs]
+    return [plan.work / RUNS / run / "final.pt" for run in runs]
 
 
 def subdomains(plan: Plan) -> Iterator[str]:

@@ -22,7 +22,7 @@ from models import checkpoint
 from models.vanilla import VanillaCNN
 from training.config import TrainConfig
 from training.loop import fit
-from training.run import RunFolder, refuse_other_settings, run_record
+from training.run import RUNS, RunFolder, refuse_other_settings, run_record
 from training.step import TrainingStep
 from utils.runtime import keep_freed_memory, process_group
 
@@ -103,17 +103,18 @@ def layer_of(norm: str) -> Callable[[int], nn.Module] | None:
     return match and partial(AttentiveNorm2d, num_sets=int(match[1]))
 
 
-def train_relative(config: TrainConfig) -> int:
+def train_relative(config: TrainConfig, runs: Path = RUNS) -> int:
     """``training.loop.train`` with ``resume=True`` for a network that ``models/`` does not know.
 
     Args:
         config: its ``norm`` is the name of one of this module's arms.
+        runs: folder that holds a folder for every run.
 
     Returns:
         Exit code, see :func:`training.loop.fit`.
     """
     config.check()
-    folder = RunFolder(config.run)
+    folder = RunFolder(config.run, runs)
     if folder.final.exists() and not folder.last.exists():
         return 0
 

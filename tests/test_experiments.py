@@ -133,9 +133,9 @@ def test_a_stopped_suite_goes_on_where_it_was(run_script, prepared_set, tmp_path
     command = (*command, "--arms", "bn")
     train, calls = runs.train, []
 
-    def stops_in_the_second_run(config, *, resume):
+    def stops_in_the_second_run(config, *, resume, runs):
         calls.append((config.run, resume))
-        return 143 if len(calls) == 2 else train(config, resume=resume)
+        return 143 if len(calls) == 2 else train(config, resume=resume, runs=runs)
 
     monkeypatch.setattr(runs, "train", stops_in_the_second_run)
     code, output, _ = run_script(SCRIPT, *command)
@@ -533,8 +533,8 @@ def test_a_stopped_relative_resumes_bit_for_bit(prepared_set, tmp_path, monkeypa
     configs = {
         run: runs.configuration(plan, "an-k5", run=run, lr=0.01, seed=1) for run in ("whole", "cut")
     }
-    monkeypatch.chdir(tmp_path)
-    assert relatives.train_relative(configs["whole"]) == 0
+    folder = tmp_path / "checkpoints"
+    assert relatives.train_relative(configs["whole"], folder) == 0
 
     step, calls = relatives.TrainingStep.__call__, []
 
@@ -546,12 +546,12 @@ def test_a_stopped_relative_resumes_bit_for_bit(prepared_set, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(relatives.TrainingStep, "__call__", interrupted)
-        assert relatives.train_relative(configs["cut"]) == 128 + signal.SIGTERM
-    assert relatives.train_relative(configs["cut"]) == 0
+        assert relatives.train_relative(configs["cut"], folder) == 128 + signal.SIGTERM
+    assert relatives.train_relative(configs["cut"], folder) == 0
 
     whole, cut = final("whole"), final("cut")
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert relatives.train_relative(configs["cut"]) == 0, "a finished run is not finished"
+    assert relatives.train_relative(configs["cut"], folder) == 0, "a finished run is not finished"
 
 
 def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp_path):

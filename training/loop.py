@@ -26,6 +26,7 @@ from models.vanilla import VanillaCNN
 from training.config import TrainConfig
 from training.run import (
     COLUMNS,
+    RUNS,
     RunFolder,
     refuse_damaged_state,
     refuse_other_settings,
@@ -47,8 +48,16 @@ LOOK_SECONDS = 30.0  # at least so often, however slow the steps are
 LOG_EVERY = 50  # steps between two looks at the loss: on CUDA each waits for the device
 
 
-def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> int:
-    """Train one network as configured, into ``checkpoints/<run>/``.
+def train(
+    config: TrainConfig, *, resume: bool = False, overwrite: bool = False, runs: Path = RUNS
+) -> int:
+    """Train one network as configured, into ``<runs>/<run>/``.
+
+    Args:
+        config: settings of the run.
+        resume: carry on what was stopped.
+        overwrite: replace what is there.
+        runs: folder that holds a folder for every run.
 
     Returns:
         Exit code: 0 when the run is finished, 128 + the signal's number when a signal stopped it
@@ -60,7 +69,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     """
     config.check()
     _require_programs(config)
-    folder = RunFolder(config.run)
+    folder = RunFolder(config.run, runs)
 
     if resume and folder.final.exists() and not folder.last.exists():
         finished = checkpoint.read(folder.final)

@@ -76,10 +76,14 @@ def run_record(
 class RunFolder:
     """Files of one run: ``last.pt`` while it goes, ``final.pt`` once done, ``config.json``,
     ``log.csv``, milestones. A context, which ends the lock on the folder.
+
+    Args:
+        run: the run's name.
+        runs: folder that holds a folder for every run.
     """
 
-    def __init__(self, run: str) -> None:
-        self.path = RUNS / run
+    def __init__(self, run: str, runs: Path = RUNS) -> None:
+        self.path = runs / run
         self.last, self.final = self.path / "last.pt", self.path / "final.pt"
         self.rows: list[dict[str, Any]] = []
         self._locked: int | None = None
