@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.relatives import layer_of, load_network, train_relative
+from benchmarks.relatives import kind_of, load_network
 from dataset.annotations import read_crop_list, write_crop_list
 from dataset.faces import FaceSet, list_path, load_faces, read_meta
 from evaluation.evaluate import face_errors, summarize
@@ -211,10 +211,7 @@ def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
 
     with redirect_stdout(sys.stderr):
         try:
-            if layer_of(config.norm):
-                code = train_relative(config, runs)
-            else:
-                code = train(config, resume=True, runs=runs)
+            code = train(config, resume=True, runs=runs, kind=kind_of(config.norm))
         except InputError as error:
             if "the loss is no longer finite" in str(error):
                 return None

@@ -17,14 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dataset.faces import load_faces
 from models import checkpoint
+from models.architecture import Architecture
 from models.vanilla import VanillaCNN
-from training.config import TrainConfig
-from training.loop import fit
-from training.run import RUNS, RunFolder, refuse_other_settings, run_record
-from training.step import TrainingStep
-from utils.runtime import keep_freed_memory, process_group
 
 SE_REDUCTION = 16  # as published
 
@@ -103,63 +98,31 @@ def layer_of(norm: str) -> Callable[[int], nn.Module] | None:
     return match and partial(AttentiveNorm2d, num_sets=int(match[1]))
 
 
-def train_relative(config: TrainConfig, runs: Path = RUNS) -> int:
-    """``training.loop.train`` with ``resume=True`` for a network that ``models/`` does not know.
+class Relative(Architecture):
+    """A network with a layer of this module; ``norm`` is the arm's name."""
 
-    Args:
-        config: its ``norm`` is the name of one of this module's arms.
-        runs: folder that holds a folder for every run.
+    def build(self, temperature: float = 1.0) -> VanillaCNN:
+        """A freshly initialised network; there is no temperature in it."""
+        return VanillaCNN(layer_of(self.norm), self.num_landmarks, self.width)
 
-    Returns:
-        Exit code, see :func:`training.loop.fit`.
-    """
-    config.check()
-    folder = RunFolder(config.run, runs)
-    if folder.final.exists() and not folder.last.exists():
-        return 0
+    def describe(self) -> str:
+        return f"Vanilla CNN with {self.norm} after each convolution (a relative of SepBN)"
 
-    train_faces, test_faces = (
-        load_faces(config.data, split, limit=config.limit) for split in ("train", "test")
-    )
 
-    with process_group(config.device) as (processes, device), folder:
-        record = run_record(config, train_faces, test_faces, device=device, processes=processes)
-        record["arm"] = (
-            f"Vanilla CNN with {config.norm} after each convolution (a relative of SepBN)"
-        )
-        if device.type == "cuda":
-            torch.backends.cudnn.deterministic = True
-        else:
-            keep_freed_memory()
-
-        folder.lock()
-        saved = folder.saved(resume=True, overwrite=False)
-        if saved is not None:
-            refuse_other_settings(saved["config"], record, folder.last)
-
-        torch.manual_seed(config.seed)
-        model = VanillaCNN(layer_of(config.norm), record["num_landmarks"], config.width)
-        if config.mean_shape_init:
-            with torch.no_grad():
-                model.fc2.bias.copy_(train_faces.mean_shape().flatten())
-
-        model = model.to(device, memory_format=torch.channels_last)
-        step = TrainingStep(model, train_faces, config, processes=processes)
-        if saved is None:
-            folder.start(overwrite=False)
-
-        return fit(step, test_faces, record=record, folder=folder, saved=saved)
+def kind_of(norm: str) -> type[Architecture]:
+    """What makes networks of an arm, of this module or of the project."""
+    return Architecture if layer_of(norm) is None else Relative
 
 
 def load_network(path: Path) -> nn.Module:
     """A trained network of any arm, in evaluation mode, on the CPU."""
     content = checkpoint.read(path)
     config = content["config"]
-    norm = layer_of(config["norm"])
-    if norm is None:
+    kind = kind_of(config["norm"])
+    if kind is Architecture:
         return checkpoint.load_model(path).model
 
-    model = VanillaCNN(norm, config["num_landmarks"], config["width"])
+    model = kind.from_config(config).build()
     checkpoint.load_weights(model, content["model"], path)
 
     return model.to(memory_format=torch.channels_last).eval()

@@ -24,6 +24,7 @@ from dataset.faces import list_path, load_faces
 from evaluation.attention import attention_weights, sepbn_modules
 from evaluation.evaluate import predict_landmarks
 from models import BaselineSepDyBN
+from training.step import TrainingStep
 from utils.files import InputError
 
 SCRIPT = "benchmarks/experiments.py"
@@ -133,9 +134,9 @@ def test_a_stopped_suite_goes_on_where_it_was(run_script, prepared_set, tmp_path
     command = (*command, "--arms", "bn")
     train, calls = runs.train, []
 
-    def stops_in_the_second_run(config, *, resume, runs):
+    def stops_in_the_second_run(config, *, resume, **options):
         calls.append((config.run, resume))
-        return 143 if len(calls) == 2 else train(config, resume=resume, runs=runs)
+        return 143 if len(calls) == 2 else train(config, resume=resume, **options)
 
     monkeypatch.setattr(runs, "train", stops_in_the_second_run)
     code, output, _ = run_script(SCRIPT, *command)
@@ -526,17 +527,15 @@ def test_relatives_are_arms_like_the_others(run_script, prepared_set, tmp_path):
 def test_a_stopped_relative_resumes_bit_for_bit(prepared_set, tmp_path, monkeypatch):
     plan = plan_for("--suite", "relatives98", "--data", prepared_set, "--epochs", 3, "--width", 2)
 
+    def train(run: str) -> int:
+        config = runs.configuration(plan, "an-k5", run=run, lr=0.01, seed=1)
+        return runs.train(config, resume=True, runs=tmp_path, kind=relatives.kind_of("an-k5"))
+
     def final(run: str) -> dict[str, torch.Tensor]:
-        network = relatives.load_network(tmp_path / "checkpoints" / run / "final.pt")
-        return network.state_dict()
+        return relatives.load_network(tmp_path / run / "final.pt").state_dict()
 
-    configs = {
-        run: runs.configuration(plan, "an-k5", run=run, lr=0.01, seed=1) for run in ("whole", "cut")
-    }
-    folder = tmp_path / "checkpoints"
-    assert relatives.train_relative(configs["whole"], folder) == 0
-
-    step, calls = relatives.TrainingStep.__call__, []
+    assert train("whole") == 0
+    step, calls = TrainingStep.__call__, []
 
     def interrupted(self) -> None:
         calls.append(None)
@@ -545,13 +544,14 @@ def test_a_stopped_relative_resumes_bit_for_bit(prepared_set, tmp_path, monkeypa
         step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(relatives.TrainingStep, "__call__", interrupted)
-        assert relatives.train_relative(configs["cut"], folder) == 128 + signal.SIGTERM
-    assert relatives.train_relative(configs["cut"], folder) == 0
+        patch.setattr(TrainingStep, "__call__", interrupted)
+        assert train("cut") == 128 + signal.SIGTERM
+
+    assert train("cut") == 0
 
     whole, cut = final("whole"), final("cut")
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert relatives.train_relative(configs["cut"], folder) == 0, "a finished run is not finished"
+    assert train("cut") == 0, "a finished run is not finished"
 
 
 def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp_path):

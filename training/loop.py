@@ -22,6 +22,7 @@ from dataset.faces import FaceSet, load_faces
 from evaluation.evaluate import face_errors
 from evaluation.figures import training_curve
 from models import checkpoint
+from models.architecture import Architecture
 from models.vanilla import VanillaCNN
 from training.config import TrainConfig
 from training.run import (
@@ -49,7 +50,12 @@ LOG_EVERY = 50  # steps between two looks at the loss: on CUDA each waits for th
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, overwrite: bool = False, runs: Path = RUNS
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    runs: Path = RUNS,
+    kind: type[Architecture] = Architecture,
 ) -> int:
     """Train one network as configured, into ``<runs>/<run>/``.
 
@@ -58,6 +64,7 @@ def train(
         resume: carry on what was stopped.
         overwrite: replace what is there.
         runs: folder that holds a folder for every run.
+        kind: what makes a network of the settings; a subclass may know further normalisations.
 
     Returns:
         Exit code: 0 when the run is finished, 128 + the signal's number when a signal stopped it
@@ -72,22 +79,14 @@ def train(
     folder = RunFolder(config.run, runs)
 
     if resume and folder.final.exists() and not folder.last.exists():
-        finished = checkpoint.read(folder.final)
-        checkpoint.check_own(finished, folder.final)
-        refuse_other_settings(finished["config"], settings_of(config), folder.final)
-        print(f"{folder.path} is finished already; nothing to do")
+        _tell_finished(config, folder)
         return 0
 
     with process_group(config.device) as (processes, device), folder:
-        train_faces = load_faces(config.data, "train", limit=config.limit)
-        test_faces = load_faces(config.data, "test", limit=config.limit)
-
-        if train_faces.scheme != test_faces.scheme:
-            raise InputError(
-                f"{config.data}: train and test faces have different numbers of landmarks"
-            )
-
-        record = run_record(config, train_faces, test_faces, device=device, processes=processes)
+        train_faces, test_faces = _load_splits(config)
+        record = run_record(
+            config, train_faces, test_faces, device=device, processes=processes, kind=kind
+        )
 
         if device.type == "cuda":
             torch.backends.cudnn.deterministic = True
@@ -105,7 +104,10 @@ def train(
             print(f"{folder.path}: nothing was saved to resume; the run starts at its first step")
 
         init = config.init if saved is None else None  # what was saved replaces it
-        model = _initial_model(config, record, train_faces, init=init, announce=processes.leads)
+        architecture = kind.from_config(record)
+        model = _initial_model(
+            config, architecture, train_faces, init=init, announce=processes.leads
+        )
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         step = TrainingStep(model, train_faces, config, processes=processes)
 
@@ -117,6 +119,25 @@ def train(
             folder.start(overwrite=overwrite)
 
         return fit(step, test_faces, record=record, folder=folder, saved=saved)
+
+
+def _tell_finished(config: TrainConfig, folder: RunFolder) -> None:
+    """Say that there is nothing to do, unless what is finished had other settings."""
+    finished = checkpoint.read(folder.final)
+    checkpoint.check_own(finished, folder.final)
+    refuse_other_settings(finished["config"], settings_of(config), folder.final)
+    print(f"{folder.path} is finished already; nothing to do")
+
+
+def _load_splits(config: TrainConfig) -> tuple[FaceSet, FaceSet]:
+    """The training and the test faces."""
+    train_faces = load_faces(config.data, "train", limit=config.limit)
+    test_faces = load_faces(config.data, "test", limit=config.limit)
+
+    if train_faces.scheme != test_faces.scheme:
+        raise InputError(f"{config.data}: train and test faces have different numbers of landmarks")
+
+    return train_faces, test_faces
 
 
 def _require_programs(config: TrainConfig) -> None:
@@ -133,14 +154,19 @@ def _require_programs(config: TrainConfig) -> None:
 
 
 def _initial_model(
-    config: TrainConfig, record: dict[str, Any], faces: FaceSet, *, init: str | None, announce: bool
+    config: TrainConfig,
+    architecture: Architecture,
+    faces: FaceSet,
+    *,
+    init: str | None,
+    announce: bool,
 ) -> VanillaCNN:
     """The network before the first step: drawn from the seed, then ``--mean-shape-init`` and the
     weights ``init``.
     """
-    _require_memory(record)
+    _require_memory(architecture)
     torch.manual_seed(config.seed)
-    model = checkpoint.build_model(record)
+    model = architecture.build(config.temperature or 1.0)
 
     if config.mean_shape_init:
         with torch.no_grad():
@@ -150,11 +176,11 @@ def _initial_model(
         loaded = checkpoint.load_model(init)
         weights = loaded.model.state_dict()
 
-        if loaded.config["num_landmarks"] != record["num_landmarks"]:
+        if loaded.config["num_landmarks"] != architecture.num_landmarks:
             if announce:
                 print(
                     f"{init} has {loaded.config['num_landmarks']} landmarks, the data "
-                    f"{record['num_landmarks']}: the last layer starts anew"
+                    f"{architecture.num_landmarks}: the last layer starts anew"
                 )
 
             weights |= {
@@ -171,13 +197,13 @@ def _initial_model(
     return model
 
 
-def _require_memory(record: dict[str, Any]) -> None:
+def _require_memory(architecture: Architecture) -> None:
     """Refuse a network whose weights, gradients and momentum cannot be held; the system would end
     the process without a word.
     """
     with torch.device("meta"):  # allocates nothing
         try:
-            outline = checkpoint.build_model(record)
+            outline = architecture.build()
         except RuntimeError:  # more than 2**63 bytes
             raise InputError("no memory holds this network; lower --width or --sets") from None
 

@@ -51,6 +51,7 @@ def run_record(
     *,
     device: torch.device,
     processes: Processes,
+    kind: type[Architecture] = Architecture,
 ) -> dict[str, Any]:
     """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its
     checkpoints.
@@ -58,7 +59,7 @@ def run_record(
     settings = settings_of(config) | {"num_landmarks": train.scheme.num_points}
 
     return settings | {
-        "arm": Architecture.from_config(settings).describe(),
+        "arm": kind.from_config(settings).describe(),
         "scheme": train.scheme.name,
         "scheme_definition": definition_to_keep(train.scheme),
         "resample": train.meta.get("resample", "nearest"),
