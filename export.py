@@ -118,6 +118,7 @@ def to_onnx(model: nn.Module) -> onnx.ModelProto:
     finally:
         exporter.setLevel(level)
 
+    assert program is not None, "only the exporter without dynamo returns nothing"
     proto = program.model_proto
 
     for item in (

@@ -8,7 +8,7 @@ REPO is a repository's name at a host that torch.hub knows, or a folder with ``s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.vanilla import VanillaCNN
@@ -34,7 +34,7 @@ def sepbn_landmarks(device: str = "auto", batch_size: int = 64) -> LandmarkPredi
     return LandmarkPredictor(SHIPPED, device=device, batch_size=batch_size)
 
 
-def sepbn_vanilla(pretrained: bool = False, **settings: int | float | None) -> VanillaCNN:
+def sepbn_vanilla(pretrained: bool = False, **settings: Any) -> VanillaCNN:
     """The Vanilla CNN with SepBN: (N, 3, 128, 128) -> (N, 196), x0 y0 x1 y1 … in crop pixels.
 
     Args:
@@ -44,7 +44,7 @@ def sepbn_vanilla(pretrained: bool = False, **settings: int | float | None) -> V
             temperature, attention_grid, num_landmarks, width.
     """
     from models.checkpoint import SHIPPED, load_model
-    from models.vanilla import BaselineSepDyBN
+    from models.vanilla import BaselineSepDyBN, VanillaCNN
 
     if not pretrained:
         return BaselineSepDyBN(**settings)
@@ -52,4 +52,7 @@ def sepbn_vanilla(pretrained: bool = False, **settings: int | float | None) -> V
     if settings:
         raise ValueError(f"the pretrained network has settings of its own; leave out {settings}")
 
-    return load_model(SHIPPED).model
+    model = load_model(SHIPPED).model
+    assert isinstance(model, VanillaCNN), "a file of weights holds nothing else"
+
+    return model

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -492,7 +492,7 @@ def predict_video(shots: VideoShots, output: Path, tally: Tally, *, smooth: bool
 
 
 def describe_faces(shot: Shot, landmarks: np.ndarray) -> list[dict]:
-    scores = shot.scores or [None] * len(shot.boxes)
+    scores: Sequence[float | None] = shot.scores or [None] * len(shot.boxes)
     return [
         {"box": box, "score": score, "landmarks": points.astype(float).round(4).tolist()}
         for box, score, points in zip(shot.boxes, scores, landmarks, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def landmarks_json(
     scene: Scene, predictor: SteeredPredictor, answer: Answer, steering: Steering
 ) -> bytes:
     """All faces as in predict.py's landmarks.json, with the attention that was used."""
-    scores = scene.scores or [None] * len(scene.boxes)
+    scores: Sequence[float | None] = scene.scores or [None] * len(scene.boxes)
     faces = [
         {
             "box": box,

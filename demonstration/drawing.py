@@ -129,7 +129,8 @@ def _embedded(image: np.ndarray, edges: Sequence[float]) -> str:
         size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
         part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
 
-    data = base64.b64encode(cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]).decode()
+    written = cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    data = base64.b64encode(written.tobytes()).decode()
 
     return (
         f'<image x="{left}" y="{top}" width="{right - left}" height="{bottom - top}" '

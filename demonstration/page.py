@@ -33,6 +33,7 @@ from demonstration.scene import (
 from demonstration.steering import (
     LEARNT,
     UNIFORM,
+    Choice,
     SteeredPredictor,
     Steering,
     measure_shift,
@@ -44,6 +45,8 @@ CSS = Path(__file__).with_name("page.css")
 TEMPERATURES = 0.1, 30.0  # of the slider; training starts at 30 as published
 FORGOTTEN_AFTER = 900  # s without a change; a picture is in memory only
 DOWNLOADS = {"overlay": "image/jpeg", "JSON": "application/json", ".pts": "text/plain"}
+
+_FORGOTTEN = f"The picture was forgotten after {FORGOTTEN_AFTER // 60} minutes; choose one again."
 
 # Hands a file to the browser from memory, so that nothing of it lies on the server's disk.
 _SAVE = """(text) => {
@@ -186,6 +189,9 @@ class Visit:
         return self._show(path.name, read_picture(path.read_bytes(), path.name), how, box=box)
 
     def draw_box(self, scene: Scene | None, event: gr.EventData) -> tuple:
+        if scene is None:
+            return self._refused(InputError(_FORGOTTEN))
+
         try:
             box = drawn_box(event._data["corners"], scene.image)
         except InputError as error:
@@ -199,7 +205,10 @@ class Visit:
 
         return self._show(scene.name, scene.image, how, box=scene.box)
 
-    def choose_face(self, scene: Scene, how: str, face: int) -> str:
+    def choose_face(self, scene: Scene | None, how: str, face: int) -> Any:
+        if scene is None:
+            return gr.skip()
+
         return picture_svg(scene.image, scene.boxes, chosen=face, drawable=how == BOX)
 
     def _show(self, name: str, image: np.ndarray, how: str, *, box: Box | None) -> tuple:
@@ -228,7 +237,8 @@ class Panel:
     def __init__(self, number: int, predictor: SteeredPredictor) -> None:
         self.number, self.predictor = number, predictor
         place = f"panel-{number + 1}"
-        self.choices: list[gr.Dropdown] = []
+        self.steering: list[gr.Slider | gr.Dropdown] = []  # temperature, then a choice a module
+        self.reset: gr.Button | None = None
         self.charts: list[gr.HTML] = []
 
         with gr.Column(min_width=320, elem_id=place, elem_classes="panel"):
@@ -252,15 +262,13 @@ class Panel:
         self.file = gr.Textbox(visible=False)
 
     def _build_steering(self, place: str) -> None:
-        predictor = self.predictor
-        self.temperature = self.reset = None
-        if not predictor.modules:
+        predictor, learnt = self.predictor, self.predictor.temperature
+        if learnt is None:
             gr.HTML("<p>This network has no SepBN: there is no attention to look at.</p>")
             return
 
-        learnt = predictor.temperature
         low, high = min(TEMPERATURES[0], learnt), max(TEMPERATURES[1], learnt)
-        self.temperature = gr.Slider(
+        temperature = gr.Slider(
             low,
             high,
             learnt,
@@ -269,16 +277,17 @@ class Panel:
             info=f"Learnt: {learnt:g}. High: all sets count alike; low: one set takes all.",
             elem_id=f"{place}-temperature",
         )
+        self.steering.append(temperature)
 
-        only = [(f"only set {k + 1}", k) for k in range(predictor.sets)]
-        options = [(LEARNT, LEARNT), (UNIFORM, UNIFORM), *only]
+        options: list[tuple[str, Choice]] = [(LEARNT, LEARNT), (UNIFORM, UNIFORM)]
+        options += [(f"only set {k + 1}", k) for k in range(predictor.sets)]
         gr.HTML(legend_html(predictor.sets))
 
         with gr.Row(elem_classes="modules"):
             for name in predictor.modules:
                 with gr.Column(min_width=100, elem_classes="module"):
                     self.charts.append(gr.HTML("", elem_id=f"{place}-{name}"))
-                    self.choices.append(
+                    self.steering.append(
                         gr.Dropdown(
                             options, value=LEARNT, label=name, min_width=90, container=False
                         )
@@ -292,19 +301,18 @@ class Panel:
         """Answer to what the visitor does: `opened` are events after which there may be another
         face.
         """
-        steering = [self.temperature, *self.choices] if self.choices else []
-        inputs = [scene, face, contours, *steering]
+        inputs = [scene, face, contours, *self.steering]
         outputs = [self.face, self.shift, *self.charts]
         quietly = {"show_progress": "hidden", "trigger_mode": "always_last"}
 
         for event in opened:
             event.then(self.show, inputs, outputs, show_progress="hidden")
 
-        moved = [control.input for control in steering] + [contours.input]
+        moved = [control.input for control in self.steering] + [contours.input]
         gr.on(moved, self.show, inputs, outputs, **quietly)
 
         if self.reset:
-            self.reset.click(self._as_learnt, None, steering).then(
+            self.reset.click(self._as_learnt, None, self.steering).then(
                 self.show, inputs, outputs, **quietly
             )
 
@@ -352,7 +360,7 @@ class Panel:
         )
 
     def _as_learnt(self) -> list[Any]:
-        return [self.predictor.temperature, *[LEARNT] * len(self.choices)]
+        return [self.predictor.temperature, *[LEARNT] * len(self.predictor.modules)]
 
     def _downloader(self, kind: str):
         def download(

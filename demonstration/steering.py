@@ -62,7 +62,7 @@ class SteeredAttention:
             weights = torch.full_like(weights, 1 / weights.shape[2])
         elif self.choice != LEARNT:
             weights = torch.zeros_like(weights)
-            weights[:, :, self.choice] = 1
+            weights[:, :, int(self.choice)] = 1
 
         self.given.append(weights.cpu())
 
@@ -94,7 +94,7 @@ class SteeredPredictor(LandmarkPredictor):
         self._attention = tuple(SteeredAttention(layer) for layer in self._layers)
 
         for layer, attention in zip(self._layers, self._attention, strict=True):
-            layer.attention = attention
+            vars(layer)["attention"] = attention  # found before the method of the class
 
         self._lock = threading.Lock()  # the modules hold one choice at a time
         self.sets = self._layers[0].num_sets if found else 0

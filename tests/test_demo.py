@@ -48,6 +48,18 @@ def test_wrong_usage(run_script, arguments):
     assert run_script("demo.py", *arguments)[0] == 2
 
 
+def test_what_is_done_with_a_forgotten_picture_gets_a_sentence(monkeypatch):
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "0")
+    gradio = pytest.importorskip("gradio")
+    from demonstration.page import Visit
+
+    visit = Visit([], None)
+    *kept, words = visit.draw_box(None, gradio.EventData(None, {"corners": [0, 0, 50, 50]}))
+
+    assert "forgotten after 15 minutes" in words and kept == [gradio.skip()] * 4
+    assert visit.choose_face(None, "the whole picture", 0) == gradio.skip()
+
+
 def test_a_taken_port_is_said(run_script):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
