@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from utils.files import InputError, atomic_write, make_folder, reports_input_errors
+from utils.files import InputError, atomic_write, make_folder, reports_input_errors, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -319,8 +319,7 @@ def write_summary(
         "files": entries + refused,
     }
 
-    with atomic_write(out / "landmarks.json", "w") as file:
-        json.dump(content, file)
+    write_json(out / "landmarks.json", content, indent=None)
 
 
 def report(tally: Tally, seconds: float, in_network: float, out: Path) -> None:

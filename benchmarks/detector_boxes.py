@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
-from dataset.annotations import Annotation, read_official_list
+from dataset.annotations import Annotation, official_list, read_official_list
 from dataset.crop import overlap_ratios, read_image
 from prediction.detector import FaceDetector
 from prediction.predictor import LandmarkPredictor
@@ -80,9 +80,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-    faces = read_official_list(
-        args.wflw / "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
-    )
+    faces = read_official_list(official_list(args.wflw, "test"))
     groups = by_image(faces)
     detector = FaceDetector(args.detector)
     predictor = LandmarkPredictor(args.checkpoint, device=args.device)

@@ -26,7 +26,7 @@ from evaluation.evaluate import face_errors, summarize
 from training.config import SEPBN_OPTIONS, TrainConfig
 from training.loop import train
 from training.run import RUNS, run_record
-from utils.files import InputError, atomic_write, make_folder
+from utils.files import InputError, atomic_write, make_folder, write_json
 from utils.runtime import Processes, select_device
 
 HOLD_OUT = 0.25  # share of the training faces
@@ -173,8 +173,7 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
         with atomic_write(errors) as file:
             np.save(file, found)
 
-    with atomic_write(result, "w") as file:
-        json.dump(row | {"lists": digest(config.data)}, file, indent=2)
+    write_json(result, row | {"lists": digest(config.data)})
 
     return row | {"run": config.run, "errors": found}
 
@@ -253,8 +252,7 @@ def hold_out(plan: Plan) -> Path:
 
     for split, rows in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
         write_crop_list(list_path(folder, split), landmarks[rows], [patches[i] for i in rows])
-    with atomic_write(folder / "meta.json", "w") as file:
-        json.dump(read_meta(plan.data), file)
+    write_json(folder / "meta.json", read_meta(plan.data), indent=None)  # digest() is of its bytes
 
     return folder
 

@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiment_runs import Plan, rows_of, test_faces
-from dataset.annotations import read_crop_list
-from dataset.faces import list_path
-from evaluation.evaluate import bootstrap_means, paired_difference
-from utils.metrics import nme
+from evaluation.evaluate import bootstrap_means, mean_shape_summary, paired_difference
 
 DIFFERENCES = (("none", "bn"), ("none", "sepbn-g1k3"), ("bn", "sepbn-g1k3"), ("bn", "sepbn-g2k3"))
 EXPLAINED = ("none", "bn", "sepbn-g1k3")
@@ -188,11 +185,11 @@ def overview(plans: list[Plan], rows: list[dict[str, Any]]) -> str:
 
 def mean_shape_nme(plan: Plan) -> float:
     """NME in percent of answering with the mean training shape."""
-    landmarks = read_crop_list(list_path(plan.data, "train"))[0][: plan.limit]
     faces = test_faces(str(plan.data.resolve()), plan.limit)
-    target = faces.landmarks.double().numpy()
-    prediction = np.broadcast_to(landmarks.mean(axis=0), target.shape)
-    return 100 * float(nme(prediction, target, faces.scheme.outer_eyes).mean())
+    found = mean_shape_summary(plan.data, faces, limit=plan.limit)
+    assert found is not None, "networks were trained on the training list"
+
+    return found["full"]["nme_percent"]
 
 
 def _mean_std(values: list[float], digits: int) -> str:

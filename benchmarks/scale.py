@@ -27,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset.annotations import official_list
 from evaluation.tables import markdown_table
 from utils.files import InputError, reports_input_errors
 from utils.runtime import describe_machine, note
@@ -120,8 +121,7 @@ def write_boxes(wflw: Path, target: Path) -> None:
     """The boxes of the test faces, from their annotation lines, as the table that predict.py
     reads.
     """
-    lists = wflw / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
-    lines = (lists / "list_98pt_rect_attr_test.txt").read_text().splitlines()
+    lines = official_list(wflw, "test").read_text().splitlines()
     fields = [line.split() for line in lines]  # 196 coordinates, box, 6 attributes, picture
     rows = [",".join([face[-1], *face[196:200]]) for face in fields]
     target.write_text("\n".join(["file,x0,y0,x1,y1", *rows]) + "\n")

@@ -85,6 +85,13 @@ def read_official_list(
     return faces
 
 
+def official_list(folder: Path, split: str) -> Path:
+    """The list of a split in a folder of WFLW's own layout."""
+    lists = folder / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
+
+    return lists / f"list_98pt_rect_attr_{split}.txt"
+
+
 def read_crop_list(
     path: str | Path, num_points: int | None = None
 ) -> tuple[np.ndarray, list[Path]]:

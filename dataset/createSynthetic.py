@@ -11,7 +11,6 @@ anybody is involved.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import signal
@@ -29,9 +28,9 @@ from utils.files import (  # noqa: E402
     make_folder,
     read_json,
     reports_input_errors,
+    write_json,
 )
 
-LISTS = Path("WFLW_annotations") / "list_98pt_rect_attr_train_test"
 # as in synthetic/face.py, which takes seconds to import
 SWITCHES = (
     "pose",
@@ -110,16 +109,18 @@ def _claim(folder: Path, wanted: dict[str, Any]) -> bool:
     if found is not None and found.get("finished") and _is_whole(folder, wanted):
         return True
 
-    _write_json(state, {"content": wanted, "finished": False})
+    write_json(state, {"content": wanted, "finished": False})
 
     return False
 
 
 def _is_whole(folder: Path, wanted: dict[str, Any]) -> bool:
     """Whether lists and pictures of a finished set are still there."""
+    from dataset.annotations import official_list
+
     for split in ("train", "test"):
         try:
-            lines = (folder / LISTS / f"list_98pt_rect_attr_{split}.txt").read_text().splitlines()
+            lines = official_list(folder, split).read_text().splitlines()
         except (OSError, ValueError):
             return False
 
@@ -139,11 +140,6 @@ def _is_whole_jpeg(path: Path) -> bool:
             return head == b"\xff\xd8" and file.read() == b"\xff\xd9"
     except OSError:
         return False
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with atomic_write(path, "w") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
 
 
 @contextmanager
@@ -173,6 +169,7 @@ def _workers_end_too() -> Iterator[None]:
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     args = _parse(argv)
+    from dataset.annotations import official_list
     from dataset.synthetic.writing import draw_set, image_folder
     from utils.runtime import available_cores, progress
 
@@ -196,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         for index in range(0, count, 1000):
             make_folder(args.out / "WFLW_images" / image_folder(split, index))
 
-    make_folder(args.out / LISTS)
+        make_folder(official_list(args.out, split).parent)
 
     try:
         with (
@@ -215,10 +212,10 @@ def main(argv: list[str] | None = None) -> int:
         raise KeyboardInterrupt("interrupted; the same command draws the set again") from None
 
     for split, entries in lines.items():
-        with atomic_write(args.out / LISTS / f"list_98pt_rect_attr_{split}.txt", "w") as file:
+        with atomic_write(official_list(args.out, split), "w") as file:
             file.write("\n".join(entries) + "\n")
 
-    _write_json(args.out / _STATE, {"content": content, "finished": True})
+    write_json(args.out / _STATE, {"content": content, "finished": True})
     print(f"{args.train} training and {args.test} test faces in {args.out}")
     print(f"next: python dataset/createWFLW256.py --wflw {args.out} --out {args.out}256")
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import sys
 import zlib
@@ -30,11 +29,11 @@ if __name__ == "__main__":  # run as a script: the packages lie one folder up
 
 from utils.files import (
     InputError,
-    atomic_write,
     describe_os_error,
     make_folder,
     read_json,
     reports_input_errors,
+    write_json,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def prepare(source: Source, out: Path, cut: Cut, *, workers: int) -> tuple[dict[
     write_patches(missing, source.images, out, cut, workers=workers)
     _write_lists(members, out, cut)
     meta = settings | {"counts": counts}
-    _write_json(out / FINISHED, meta)
+    write_json(out / FINISHED, meta)
     (out / UNFINISHED).unlink(missing_ok=True)
 
     return meta, len(missing)
@@ -301,7 +300,7 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
     if unfinished != settings:
         make_folder(out)
-        _write_json(out / UNFINISHED, settings)
+        write_json(out / UNFINISHED, settings)
 
     return None
 
@@ -344,11 +343,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return read_json(
         path, advice=f"delete the folder {path.parent} and run this again, or choose another --out"
     )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path, "w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
 
 
 def box_rule(args: argparse.Namespace) -> BoxRule:

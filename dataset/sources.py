@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.annotations import ATTRIBUTES, Annotation, read_list_bytes, read_official_list
+from dataset.annotations import (
+    ATTRIBUTES,
+    Annotation,
+    official_list,
+    read_list_bytes,
+    read_official_list,
+)
 from dataset.crop import Box, patch_frame
 from dataset.landmarks import LandmarkScheme, scheme_for
 from dataset.pts import BOX_RISE, BOX_SIDE, PtsFace, landmark_box, read_folders
@@ -58,11 +64,7 @@ def wflw_lists(folder: Path) -> tuple[Path, dict[str, Path]]:
     if not folder.is_dir():
         raise InputError(f"WFLW folder {folder} does not exist")
 
-    lists = folder / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
-
-    return folder / "WFLW_images", {
-        split: lists / f"list_98pt_rect_attr_{split}.txt" for split in SPLITS
-    }
+    return folder / "WFLW_images", {split: official_list(folder, split) for split in SPLITS}
 
 
 def read_lists(

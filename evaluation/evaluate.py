@@ -311,9 +311,11 @@ def evaluate(
     return Evaluation(name, loaded, prediction, errors, summarize(errors, subsets(faces)), cost)
 
 
-def mean_shape_summary(data: Path, faces: FaceSet) -> dict[str, dict[str, float]] | None:
-    """Summary of always answering with the training set's mean shape; None without a training
-    list.
+def mean_shape_summary(
+    data: Path, faces: FaceSet, *, limit: int | None = None
+) -> dict[str, dict[str, float]] | None:
+    """Summary of always answering with the mean shape of the training set, or of its first
+    ``limit`` faces; None without a training list.
     """
     source = list_path(data, "train")
     if not source.is_file():
@@ -325,7 +327,7 @@ def mean_shape_summary(data: Path, faces: FaceSet) -> dict[str, dict[str, float]
         raise InputError(f"{source}: its landmarks are not those of the test list; prepare again")
 
     # (N, P, 2) patch px -> (P, 2) crop px
-    mean = landmarks[:, list(points)].mean(axis=0) - CROP_OFFSET
+    mean = landmarks[:limit, list(points)].mean(axis=0) - CROP_OFFSET
     target = faces.crop_landmarks().cpu().numpy()
 
     return summarize(

@@ -133,6 +133,20 @@ def test_a_path_that_is_not_utf8_survives_in_json(tmp_path):
     }
 
 
+def test_json_is_strict_in_one_line_or_many(tmp_path):
+    content = {"nan": float("nan"), "rows": [(1, float("inf")), {"x": 0.5}]}
+    write_json(tmp_path / "long.json", content)
+    write_json(tmp_path / "short.json", content, indent=None)
+    texts = [(tmp_path / f"{name}.json").read_text() for name in ("long", "short")]
+
+    assert texts[0].count("\n") > 9 and texts[0].endswith("}\n") and "\n" not in texts[1]
+    for text in texts:
+        assert json.loads(text, parse_constant=pytest.fail) == {
+            "nan": None,
+            "rows": [[1, None], {"x": 0.5}],
+        }
+
+
 def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
     @reports_input_errors
     def user_error(argv=None):

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import fcntl
 import io
-import json
 import math
 import os
 import shlex
@@ -31,6 +30,7 @@ from utils.files import (
     make_folder,
     read_json,
     require_file_or_nothing,
+    write_json,
 )
 from utils.runtime import Processes, describe_machine, git_commit
 
@@ -219,10 +219,7 @@ class RunFolder:
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
-        with atomic_write(self.path / "config.json", "w") as file:
-            json.dump(record, file, indent=2)
-            file.write("\n")
-
+        write_json(self.path / "config.json", record)
         self.rows = [dict(row) for row in rows]
 
         with atomic_write(self.path / "log.csv", "w") as file:

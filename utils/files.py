@@ -188,18 +188,30 @@ def _said_of(path: Path) -> Iterator[None]:
         raise describe_os_error(error, path) from error
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Strict JSON: what is not a number becomes null."""
+def write_json(path: Path, content: dict[str, Any], *, indent: int | None = 2) -> None:
+    """Write strict JSON, whole or not at all: what is not a number becomes null.
+
+    Args:
+        path: the file to write.
+        content: the object.
+        indent: None: everything in one line, for programs and not for people.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, list):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
+    dumps = functools.partial(json.dumps, indent=indent, allow_nan=False, ensure_ascii=False)
+    try:
+        text = dumps(content)
+    except ValueError:  # some number is none; copying large content is for this case only
+        text = dumps(plain(content))
+
     with atomic_write(path, "w") as file:
-        json.dump(plain(content), file, indent=1, allow_nan=False, ensure_ascii=False)
+        file.write(text if indent is None else text + "\n")
 
 
 def read_json(path: str | os.PathLike, *, advice: str = "delete it") -> dict[str, Any] | None:
