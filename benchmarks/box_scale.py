@@ -34,11 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks.experiment_runs import COLUMNS, Plan, Stopped, run_once
-from benchmarks.experiment_tables import difference
+from benchmarks.experiment_tables import DIFFERENCE_HEADS, difference
 from dataset.createWFLW256 import Cut, prepare
 from dataset.crop import CROP_SIZE
 from dataset.faces import FaceSet, load_faces
 from dataset.sources import SPLITS, Source, read_lists, wflw_lists
+from evaluation.tables import MISSING, markdown_table
 from utils.files import atomic_write, make_folder, reports_input_errors
 from utils.runtime import available_cores
 
@@ -115,10 +116,9 @@ def table(name: str, plans: dict[float, Plan], rows: list[dict[str, Any]]) -> st
         f"{name}: {some['n_train']} training, {some['n_test']} test faces, width {some['width']}, "
         f"{some['epochs']} epochs, {some['cpu']}, {some['threads']} threads, torch {some['torch']}",
         "",
-        "| arm | lr | box scale | test faces cut, % | runs | NME % | minus scale 1 | "
-        "95 % over faces | std over seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
     ]
+    heads = ["arm", "lr", "box scale", "test faces cut, %", "runs", "NME %", "minus scale 1"]
+    cells = []
 
     for arm, rate in zip(ARMS, RATES[name], strict=True):
         first = errors_of(rows, set=name, arm=arm, box_scale=1.0)
@@ -128,13 +128,14 @@ def table(name: str, plans: dict[float, Plan], rows: list[dict[str, Any]]) -> st
             means = [100 * errors.mean() for errors in found.values()]
             spread = f" ± {np.std(means, ddof=1):.2f}" if len(means) > 1 else ""
             nme = f"{np.mean(means):.2f}{spread}" if means else "–"
-            change = difference(first, found) if scale != 1 and first and found else "– | – | –"
+            change = difference(first, found) if scale != 1 and first and found else (MISSING,) * 3
             cut = 100 * share_cut(load_faces(plan.data, "test", limit=plan.limit))
-            lines.append(
-                f"| {arm} | {rate:g} | {scale:g} | {cut:.1f} | {len(found)} | {nme} | {change} |"
-            )
+            numbers = (f"{rate:g}", f"{scale:g}", f"{cut:.1f}", str(len(found)))
+            cells.append((arm, *numbers, nme, *change))
 
-    return "\n".join(lines)
+    heads += DIFFERENCE_HEADS[1:]
+
+    return "\n".join([*lines, markdown_table(heads, cells, aligned=False)])
 
 
 def write_rows(work: Path, rows: list[dict[str, Any]]) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 
 from benchmarks.experiment_runs import Plan, rows_of, test_faces
 from evaluation.evaluate import bootstrap_means, mean_shape_summary, paired_difference
+from evaluation.tables import MISSING, markdown_table
 
 DIFFERENCES = (("none", "bn"), ("none", "sepbn-g1k3"), ("bn", "sepbn-g1k3"), ("bn", "sepbn-g2k3"))
+DIFFERENCE_HEADS = ("points", "95 % over faces", "std over seeds")
 EXPLAINED = ("none", "bn", "sepbn-g1k3")
 PUBLISHED = {"none": "5.70", "sepbn-g1k3": "5.48"}  # NME in percent on all of WFLW
 
@@ -31,8 +33,9 @@ def over_seeds(errors: dict[int, np.ndarray]) -> np.ndarray:
     return np.mean(list(errors.values()), axis=0)
 
 
-def difference(first: dict[int, np.ndarray], second: dict[int, np.ndarray]) -> str:
-    """Second minus first, in points, with its interval and its spread over the seeds they share.
+def difference(first: dict[int, np.ndarray], second: dict[int, np.ndarray]) -> tuple[str, str, str]:
+    """Second minus first, in points, with its interval and its spread over the seeds they share:
+    cells under ``DIFFERENCE_HEADS``.
 
     Faces are paired; a face's error is the mean over seeds.
     """
@@ -45,7 +48,7 @@ def difference(first: dict[int, np.ndarray], second: dict[int, np.ndarray]) -> s
     spread = f"{np.std(by_seed, ddof=1):.2f}" if len(by_seed) > 1 else "–"
     low, high = 100 * found["low"], 100 * found["high"]
 
-    return f"{100 * found['difference']:+.2f} | {low:+.2f} … {high:+.2f} | {spread}"
+    return f"{100 * found['difference']:+.2f}", f"{low:+.2f} … {high:+.2f}", spread
 
 
 def explained(errors: dict[str, dict[int, np.ndarray]], ending: str = "") -> str:
@@ -86,7 +89,7 @@ def table(plan: Plan, rows: list[dict[str, Any]]) -> str:
         f"warm-up {some['warmup_epochs']:g} epochs, {plan.seeds} seeds; {_hardware(some)}. "
         f"The mean shape alone: {mean_shape_nme(plan):.2f} %.",
         "",
-        *_arm_lines(plan, main),
+        _arm_table(plan, main),
         *_difference_lines(plan, errors),
     ]
 
@@ -97,12 +100,10 @@ def table(plan: Plan, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines + _tuning_lines(plan, rows))
 
 
-def _arm_lines(plan: Plan, main: list[dict[str, Any]]) -> list[str]:
-    extra = (" published |", "---|") if plan.published else ("", "")
-    lines = [
-        "| arm | lr | runs | NME % | FR@0.1 % | AUC@0.1 | s a run |" + extra[0],
-        "|---|---|---|---|---|---|---|" + extra[1],
-    ]
+def _arm_table(plan: Plan, main: list[dict[str, Any]]) -> str:
+    heads = ["arm", "lr", "runs", "NME %", "FR@0.1 %", "AUC@0.1", "s a run"]
+    heads += ["published"] if plan.published else []
+    lines = []
     columns = (("nme_percent", 2), ("fr_percent", 1), ("auc", 3), ("train_seconds", 0))
 
     for arm in plan.arms:
@@ -112,9 +113,9 @@ def _arm_lines(plan: Plan, main: list[dict[str, Any]]) -> list[str]:
         cells += [_mean_std([row[name] for row in done], digits) for name, digits in columns]
         if plan.published:
             cells.append(PUBLISHED.get(arm.removesuffix("-released"), "–"))
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
 
-    return lines
+    return markdown_table(heads, lines, aligned=False)
 
 
 def _difference_lines(plan: Plan, errors: dict[str, dict[int, np.ndarray]]) -> list[str]:
@@ -128,9 +129,9 @@ def _difference_lines(plan: Plan, errors: dict[str, dict[int, np.ndarray]]) -> l
     if not pairs:
         return []
 
-    lines = ["", "| difference | points | 95 % over faces | std over seeds |", "|---|---|---|---|"]
+    lines = [(f"{b} − {a}", *difference(errors[a], errors[b])) for a, b in pairs]
 
-    return lines + [f"| {b} − {a} | {difference(errors[a], errors[b])} |" for a, b in pairs]
+    return ["", markdown_table(("difference", *DIFFERENCE_HEADS), lines, aligned=False)]
 
 
 def _tuning_lines(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
@@ -164,7 +165,7 @@ def overview(plans: list[Plan], rows: list[dict[str, Any]]) -> str:
     arms = plans[0].arms
     pairs = [pair for pair in DIFFERENCES if set(pair) <= set(arms)]
     heads = ["epochs", "width", "seeds", *arms, *(f"{b} − {a} (95 % over faces)" for a, b in pairs)]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
 
     for plan in plans:
         errors = arm_errors(rows_of(plan, rows))
@@ -174,13 +175,13 @@ def overview(plans: list[Plan], rows: list[dict[str, Any]]) -> str:
             cells.append(_mean_std(means, 2))
         for a, b in pairs:
             points, interval, _ = (
-                difference(errors[a], errors[b]).split(" | ") if {a, b} <= set(errors) else "–" * 3
+                difference(errors[a], errors[b]) if {a, b} <= set(errors) else (MISSING,) * 3
             )
             cells.append(f"{points} ({interval})")
 
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
 
-    return "\n".join(lines)
+    return markdown_table(heads, lines, aligned=False)
 
 
 def mean_shape_nme(plan: Plan) -> float:

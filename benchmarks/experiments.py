@@ -77,10 +77,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.experiment_runs import Plan, Stopped, configuration, rows_of, run_arms
-from benchmarks.experiment_tables import arm_errors, difference, overview, table
+from benchmarks.experiment_tables import DIFFERENCE_HEADS, arm_errors, difference, overview, table
 from benchmarks.liveness import liveness, separation
 from benchmarks.mixtures import drawn_and_real, mixture
 from dataset.faces import load_faces
+from evaluation.tables import markdown_table
 from training.run import RUNS
 from utils.files import make_folder, reports_input_errors
 from utils.runtime import select_device
@@ -289,10 +290,7 @@ def sepbn_networks(plan: Plan, rows: list[dict[str, Any]]) -> list[Path]:
 
 def subdomains(plan: Plan) -> Iterator[str]:
     """Markdown: arms on mixtures of 1, 2 and 4 sub-domains of equal total size."""
-    lines = [
-        "| sub-domains | difference | points | 95 % over faces | std over seeds |",
-        "|---|---|---|---|---|",
-    ]
+    lines = []
 
     for count in (1, 2, 4):
         faces = mixture(plan.data, count, plan.limit or 1600)
@@ -303,14 +301,14 @@ def subdomains(plan: Plan) -> Iterator[str]:
         errors = arm_errors(rows)
         others = [arm for arm in plan.arms if arm != "bn" and {"bn", arm} <= set(errors)]
         lines += [
-            f"| {count} | {arm} − bn | {difference(errors['bn'], errors[arm])} |" for arm in others
+            (str(count), f"{arm} − bn", *difference(errors["bn"], errors[arm])) for arm in others
         ]
         finals = sepbn_networks(plan, [row for row in rows if row["seed"] == 0])
         if finals:
             test_faces, out = load_faces(faces, "test"), plan.work / f"liveness{count}.csv"
             yield liveness(finals, test_faces, out, device=select_device(plan.device))
 
-    yield "\n".join(lines)
+    yield markdown_table(("sub-domains", "difference", *DIFFERENCE_HEADS), lines, aligned=False)
 
 
 @reports_input_errors

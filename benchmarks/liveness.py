@@ -17,6 +17,7 @@ from dataset.annotations import ATTRIBUTES
 from dataset.faces import FaceSet
 from evaluation.attention import attention_weights, cohens_d, relative_distances, sepbn_modules
 from evaluation.evaluate import bootstrap_means, face_errors, paired_difference, require_same_points
+from evaluation.tables import markdown_table
 from models.checkpoint import LoadedModel, load_model
 from models.vanilla import NUM_STAGES, VanillaCNN
 from utils.files import InputError, atomic_write
@@ -27,6 +28,7 @@ COLUMNS = (
     *("attention_std", "nme_percent", "uniform_points", "uniform_low", "uniform_high"),
     *("constant_points", "constant_low", "constant_high"),
 )
+Cells = tuple[str, ...]  # a line of a table
 PERMUTATIONS = 500
 OF_MODULES = ("scale_distance", "shift_distance", "attention_std")
 
@@ -78,13 +80,10 @@ def liveness(checkpoints: list[Path], faces: FaceSet, out: Path, *, device: torc
             _interval(effect, "uniform"),
             _interval(effect, "constant"),
         )
-        effects.append(f"| {loaded.name} | {' | '.join(shown)} |")
+        effects.append((loaded.name, *shown))
         cells = (" / ".join(f"{float(row[name]):.3f}" for name in OF_MODULES) for row in found)
-        modules.append(f"| {loaded.name} | {' | '.join(cells)} |")
-        labels += [
-            f"| {loaded.name} | {line} |"
-            for line in attention_by_label(weights, face_labels(faces))
-        ]
+        modules.append((loaded.name, *cells))
+        labels += [(loaded.name, *line) for line in attention_by_label(weights, face_labels(faces))]
 
     with atomic_write(out, "w") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
@@ -147,22 +146,20 @@ def differences_of_sets(model: VanillaCNN, weights: np.ndarray) -> list[dict[str
     return rows
 
 
-def _report(faces: int, effects: list[str], modules: list[str], labels: list[str]) -> str:
-    names = " | ".join(f"bn{stage}" for stage in range(1, NUM_STAGES + 1))
+def _report(faces: int, effects: list[Cells], modules: list[Cells], labels: list[Cells]) -> str:
+    of_effects = ("network", "NME %", "uniform 1/K", "its mean over the faces")
+    of_modules = ("network", *(f"bn{stage}" for stage in range(1, NUM_STAGES + 1)))
+    of_labels = ("network", "label", "faces", "largest d", "by chance")
     parts = [
         f"{faces} test faces. Change of the NME (points, 95 % over faces) when attention cannot "
         "see the input:",
         "",
-        "| network | NME % | uniform 1/K | its mean over the faces |",
-        "|---|---|---|---|",
-        *effects,
+        markdown_table(of_effects, effects, aligned=False),
         "",
         "Largest relative distance of two sets of scales / of shifts / largest std of an attention "
         "weight over faces:",
         "",
-        f"| network | {names} |",
-        "|---|" + "---|" * NUM_STAGES,
-        *modules,
+        markdown_table(of_modules, modules, aligned=False),
     ]
 
     if labels:
@@ -172,9 +169,7 @@ def _report(faces: int, effects: list[str], modules: list[str], labels: list[str
             f"and the 95 % quantile of that under {PERMUTATIONS} random labellings (above it: more "
             "than chance):",
             "",
-            "| network | label | faces | largest d | by chance |",
-            "|---|---|---|---|---|",
-            *labels,
+            markdown_table(of_labels, labels, aligned=False),
         ]
 
     return "\n".join(parts)
@@ -194,8 +189,8 @@ def face_labels(faces: FaceSet) -> dict[str, np.ndarray]:
     return {name: mask for name, mask in found.items() if min(mask.sum(), (~mask).sum()) >= 2}
 
 
-def attention_by_label(weights: np.ndarray, labels: dict[str, np.ndarray]) -> list[str]:
-    """Table lines: how far attention (N, M, G, K) differs with the label, and differs by chance."""
+def attention_by_label(weights: np.ndarray, labels: dict[str, np.ndarray]) -> list[Cells]:
+    """Lines of a table: how far attention (N, M, G, K) differs with the label, and by chance."""
     flat = weights.reshape(len(weights), -1)
     random = np.random.default_rng(0)
 
@@ -207,7 +202,8 @@ def attention_by_label(weights: np.ndarray, labels: dict[str, np.ndarray]) -> li
 
     for name, mask in labels.items():
         chance = np.quantile([largest(random.permutation(mask)) for _ in range(PERMUTATIONS)], 0.95)
-        lines.append(f"{name} | {mask.sum()} of {len(mask)} | {largest(mask):.2f} | {chance:.2f}")
+        found = (f"{mask.sum()} of {len(mask)}", f"{largest(mask):.2f}", f"{chance:.2f}")
+        lines.append((name, *found))
 
     return lines
 
@@ -216,10 +212,8 @@ def separation(
     checkpoints: list[Path], first: FaceSet, second: FaceSet, *, device: torch.device
 ) -> str:
     """Markdown: how well the best single attention weight tells two sets of faces apart."""
-    lines = [
-        "| network | best AUC of a weight | of module, group, set | by chance |",
-        "|---|---|---|---|",
-    ]
+    heads = ("network", "best AUC of a weight", "of module, group, set", "by chance")
+    lines = []
 
     for path in checkpoints:
         loaded = load_sepbn(path, first)
@@ -236,11 +230,10 @@ def separation(
             order = random.permutation(len(both))
             chance.append(separability(both[order[: len(first)]], both[order[len(first) :]]).max())
         place = ", ".join(str(index + 1) for index in where)
-        lines.append(
-            f"| {loaded.name} | {found.max():.3f} | {place} | {np.quantile(chance, 0.95):.3f} |"
-        )
+        bound = np.quantile(chance, 0.95)
+        lines.append((loaded.name, f"{found.max():.3f}", place, f"{bound:.3f}"))
 
-    return "\n".join(lines)
+    return markdown_table(heads, lines, aligned=False)
 
 
 def separability(first: np.ndarray, second: np.ndarray) -> np.ndarray:

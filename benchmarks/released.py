@@ -30,6 +30,7 @@ from dataset.faces import FaceSet, load_faces
 from dataset.landmarks import COMMON_60, WFLW_98, points_within, scheme_for
 from dataset.synthetic.face import draw_face
 from evaluation.evaluate import bootstrap_means, paired_difference, predict_landmarks
+from evaluation.tables import MISSING, markdown_table
 from models.checkpoint import LoadedModel, load_model
 from prediction.detector import FaceDetector, yunet_path
 from prediction.predictor import LandmarkPredictor
@@ -68,10 +69,10 @@ def cell(mean: float, low: float, high: float) -> str:
     return f"{mean:.2f} ({low:.2f} … {high:.2f})".replace("-", "−")
 
 
-def row(name: str, errors: np.ndarray) -> str:
+def row(name: str, errors: np.ndarray) -> list[str]:
     """A table's row for errors (M, N): n, every network's mean, the difference of the first two."""
     if not errors.shape[1]:
-        return "| " + " | ".join([name, "0"] + ["–"] * (len(errors) + (len(errors) > 1))) + " |"
+        return [name, "0"] + [MISSING] * (len(errors) + (len(errors) > 1))
 
     means = bootstrap_means(errors)
     bounds = np.percentile(means, (2.5, 97.5), axis=1)  # (2, M)
@@ -80,15 +81,15 @@ def row(name: str, errors: np.ndarray) -> str:
         change = paired_difference(means[[1, 0]], errors[[1, 0]])
         cells.append(cell(change["difference"], change["low"], change["high"]))
 
-    return "| " + " | ".join([name, str(errors.shape[1]), *cells]) + " |"
+    return [name, str(errors.shape[1]), *cells]
 
 
-def table(first: str, networks: list[LoadedModel], rows: list[str]) -> str:
+def table(first: str, networks: list[LoadedModel], rows: list[list[str]]) -> str:
     names = [network.name for network in networks]
     heads = [first, "n", *names]
     heads += [f"{names[0]} − {names[1]}"] if len(names) > 1 else []
 
-    return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *rows])
+    return markdown_table(heads, rows, aligned=False)
 
 
 def set_tables(networks: list[LoadedModel], sets: Sequence[Sequence[str]]) -> list[str]:
@@ -162,7 +163,7 @@ def detector_rows(
     name: str,
     source: Path,
     images: Path,
-) -> list[str]:
+) -> list[list[str]]:
     """NME with annotated and with detected boxes, for the faces of a list that were found."""
     groups = by_image(read_official_list(source))
     truth, hits = [], []
@@ -201,9 +202,9 @@ def detector_table(
         for name, source, images in pictures
         for line in detector_rows(predictors, detector, name, Path(source), Path(images))
     ]
-    heads = "| set, network | found | detected boxes | annotated boxes | difference |"
+    heads = ("set, network", "found", "detected boxes", "annotated boxes", "difference")
 
-    return "\n".join([heads, "|" + "---|" * 5, *rows])
+    return markdown_table(heads, rows, aligned=False)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ CSV.
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,16 @@ def robustness_tables(curves: dict[str, dict[str, dict[float, float]]], faces: i
     ]
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, aligned: bool = True
+) -> str:
     """A table to read as Markdown and in a terminal; the first column is aligned left, the others
-    right.
+    right. Not ``aligned``, cells are as long as what they hold.
     """
+    if not aligned:
+        lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+        return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 

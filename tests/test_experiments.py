@@ -318,18 +318,17 @@ def test_differences_are_paired_by_face_and_in_points():
     random = np.random.default_rng(0)
     random_errors = random.uniform(0.02, 0.4, (3, 50))
     first = by_seed(random_errors)
-    assert tables.difference(first, by_seed(random_errors + 0.01)) == "+1.00 | +1.00 … +1.00 | 0.00"
+    higher = tables.difference(first, by_seed(random_errors + 0.01))
+    assert higher == ("+1.00", "+1.00 … +1.00", "0.00")
 
     shifts = np.array([[0.01], [0.02], [0.03]])
-    assert (
-        tables.difference(first, by_seed(random_errors - shifts)) == "-2.00 | -2.00 … -2.00 | 1.00"
-    )
-    assert tables.difference({0: first[0]}, {0: first[0]}).endswith("| –")
+    lower = tables.difference(first, by_seed(random_errors - shifts))
+    assert lower == ("-2.00", "-2.00 … -2.00", "1.00")
+    assert tables.difference({0: first[0]}, {0: first[0]})[2] == "–"
 
     shifted = {seed: errors + 0.01 for seed, errors in first.items()}
-    assert tables.difference({1: first[1], 2: first[2]}, {0: shifted[0], 2: shifted[2]}).endswith(
-        "| –"
-    )
+    one_in_common = {1: first[1], 2: first[2]}, {0: shifted[0], 2: shifted[2]}
+    assert tables.difference(*one_in_common)[2] == "–"
 
 
 def test_share_of_the_gain_that_batchnorm_has():
@@ -400,8 +399,7 @@ def test_attention_that_knows_a_label_stands_out():
     logits[masks["known"], 1, 0, 2] += 3
     weights = np.exp(logits) / np.exp(logits).sum(axis=3, keepdims=True)
     known, unknown = (
-        [float(x) for x in line.split(" | ")[2:]]
-        for line in liveness.attention_by_label(weights, masks)
+        [float(x) for x in line[2:]] for line in liveness.attention_by_label(weights, masks)
     )
 
     assert known[0] > 2 * known[1] and unknown[0] < 1.5 * unknown[1]
