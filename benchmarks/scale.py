@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
 
     columns = {}
     for size in arguments.sizes:
-        work = Path(tempfile.mkdtemp(dir=arguments.work))
+        work = Path(tempfile.mkdtemp(dir=arguments.work)).resolve()  # scripts run elsewhere
         try:
             columns[size] = measure(size, work)
         finally:
