@@ -153,7 +153,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("json", "pts"),
         default="json",
-        help="pts: landmarks.json and a .pts file a face (of several: _face0, _face1, …), "
+        help="pts: landmarks.json and a .pts file a face (NAME_face0.pts, …), "
         "pixels counted from 1 as iBUG does (default: %(default)s)",
     )
 
@@ -406,7 +406,7 @@ def predict_pictures(
     landmarks.json.
     """
     from dataset.crop import read_image
-    from prediction.outputs import draw_faces, face_name, write_jpeg, write_pts
+    from prediction.outputs import draw_faces, write_jpeg, write_pts
     from prediction.predictor import cut_faces
     from utils.runtime import progress
 
@@ -440,8 +440,7 @@ def predict_pictures(
         try:
             write_jpeg(output.with_name(f"{output.name}_overlay.jpg"), overlay)
             for index, points in enumerate(landmarks if pts else []):
-                name = face_name(output.name, index, len(landmarks))
-                write_pts(output.with_name(f"{name}.pts"), points)
+                write_pts(output.with_name(f"{output.name}_face{index}.pts"), points)
         except InputError as error:
             tally.refuse(shot.path, error)
             entry["error"] = tally.errors[shot.path]

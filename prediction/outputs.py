@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,36 +163,18 @@ def write_pts(path: Path, landmarks: np.ndarray) -> None:
 
 def output_names(paths: Sequence[Path]) -> list[str]:
     """The files' stems, numbered where two are alike (in different folders, or with different
-    suffixes).
-
-    Alike are also ``a`` and ``a_face0``, since a file of one face of ``a`` may be called so
-    (:func:`face_name`).
+    suffixes). The files of a picture's faces are called ``NAME_face0``, ``NAME_face1``, ….
     """
     names: list[str] = []
-    taken: set[str] = set()
-    pictures: set[str] = set()  # what those taken would be faces of
-
-    def alike(name: str) -> bool:
-        name = name.lower()  # some file systems do not tell A from a
-        return name in taken or name in pictures or _without_face(name) in taken
+    taken: set[str] = set()  # in small letters: some file systems do not tell A from a
 
     for path in paths:
         name, number = path.stem, 1
-        while alike(name):
+        while name.lower() in taken:
             number += 1
             name = f"{path.stem}_{number}"
 
         taken.add(name.lower())
-        pictures |= {_without_face(name.lower())} - {name.lower()}
         names.append(name)
 
     return names
-
-
-def _without_face(name: str) -> str:
-    return re.sub(r"_face\d+$", "", name)
-
-
-def face_name(name: str, index: int, count: int) -> str:
-    """Name of the file of face ``index``, one of ``count`` in the picture ``name``."""
-    return f"{name}_face{index}" if count > 1 else name
