@@ -14,8 +14,9 @@ from utils.files import reports_input_errors
 def main(argv: list[str] | None = None) -> int:
     config, resume, overwrite = parse_arguments(argv, sepbn=True)
     from training.loop import train
+    from utils.runtime import exit_code
 
-    return train(config, resume=resume, overwrite=overwrite)
+    return exit_code(train(config, resume=resume, overwrite=overwrite))
 
 
 if __name__ == "__main__":

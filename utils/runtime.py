@@ -12,11 +12,11 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -352,8 +352,26 @@ def _leave_at_once(error: BaseException) -> None:
     else:
         traceback.print_exception(error)
 
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _exit(code)
+
+
+def exit_code(code: int) -> int:
+    """The exit code of a finished script; one of several processes ends here and now.
+
+    While Python takes itself down, torch's threads of a process group now and then abort the
+    process, and torchrun then ends the first one, which may still have faces to test.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        _exit(code)
+
+    return code
+
+
+def _exit(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody may be reading
+            stream.flush()
+
     os._exit(code)
 
 
