@@ -27,7 +27,7 @@ from benchmarks.detector_boxes import MIN_IOU, by_image, detected_boxes
 from dataset.annotations import ATTRIBUTES, read_official_list
 from dataset.crop import face_patch, read_image
 from dataset.faces import FaceSet, load_faces
-from dataset.landmarks import COMMON_60, WFLW_98, points_within, scheme_for
+from dataset.landmarks import COMMON_60, WFLW_98, LandmarkScheme, points_within, scheme_for
 from dataset.synthetic.face import draw_face
 from evaluation.evaluate import bootstrap_means, paired_difference, predict_landmarks
 from evaluation.tables import MISSING, markdown_table
@@ -43,15 +43,52 @@ TONES = {"very light": 55, "light": 41, "intermediate": 28, "tan": 10, "brown": 
 TONE_SEED = 20_261_124  # of faces drawn for nothing else
 
 
-def percent_errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """NME of every face, (N,) in %, over the points that (N, P, 2) and (N, Q, 2) have in common."""
+def shared_points(
+    prediction: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, LandmarkScheme]:
+    """The points that (N, P, 2) and (N, Q, 2) share, (N, C, 2) of each, and their scheme."""
     own, annotated = scheme_for(prediction.shape[1]), scheme_for(truth.shape[1])
     common = annotated if own == annotated else COMMON_60
     chosen, true = points_within(own, common), points_within(annotated, common)
     if chosen is None or true is None:
         raise InputError(f"networks with {own.name} cannot be tried on {annotated.name}")
 
-    return 100 * nme(prediction[:, list(chosen)], truth[:, list(true)], common.outer_eyes)
+    return prediction[:, list(chosen)], truth[:, list(true)], common
+
+
+def percent_errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """NME of every face, (N,) in %, over the points that (N, P, 2) and (N, Q, 2) have in common."""
+    chosen, true, common = shared_points(prediction, truth)
+    return 100 * nme(chosen, true, common.outer_eyes)
+
+
+def without_offsets(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is left of the errors where points are defined alike.
+
+    Every second face is corrected by each point's median offset over the other faces, and the
+    other way round.
+
+    Args:
+        prediction: (N, P, 2), crop px.
+        truth: (N, Q, 2), crop px.
+
+    Returns:
+        NME of every face, (N,) in %, and the median offsets of all faces' common points, (C, 2) in
+        % of the distance of the outer eye corners.
+    """
+    chosen, true, common = shared_points(prediction, truth)
+    left, right = common.outer_eyes
+    distance = np.linalg.norm(true[:, left] - true[:, right], axis=1)
+    offsets = 100 * (chosen - true) / distance[:, None, None]
+    rest = np.empty_like(offsets)
+
+    for half, other in (
+        (slice(0, None, 2), slice(1, None, 2)),
+        (slice(1, None, 2), slice(0, None, 2)),
+    ):
+        rest[half] = offsets[half] - np.median(offsets[other], axis=0)
+
+    return np.linalg.norm(rest, axis=2).mean(axis=1), np.median(offsets, axis=0)
 
 
 def set_errors(networks: list[LoadedModel], faces: FaceSet) -> np.ndarray:
@@ -109,6 +146,25 @@ def set_tables(networks: list[LoadedModel], sets: Sequence[Sequence[str]]) -> li
     tables = [table("NME in %", networks, everything)] if everything else []
 
     return tables + ([table("by attribute", networks, parts)] if parts else [])
+
+
+def offset_table(networks: list[LoadedModel], sets: Sequence[Sequence[str]]) -> str:
+    """NME on every set with and without the points' median offsets, and the largest of these."""
+    rows = []
+
+    for name, folder, split in sets:
+        faces = load_faces(folder, split)
+        truth = faces.crop_landmarks().numpy()
+
+        for network in networks:
+            prediction = predict_landmarks(network.model, faces, device="cpu")
+            rest, offsets = without_offsets(prediction, truth)
+            before = percent_errors(prediction, truth).mean()
+            numbers = (before, rest.mean(), np.linalg.norm(offsets, axis=1).max())
+            rows.append([name, str(len(faces)), network.name, *(f"{x:.2f}" for x in numbers)])
+
+    heads = ("set", "n", "network", "NME, %", "without median offsets", "largest offset, %")
+    return markdown_table(heads, rows, aligned=False)
 
 
 def typology_angle(bgr: np.ndarray) -> np.ndarray:
@@ -239,6 +295,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="draw N faces and sort them by the tone of their skin (default: %(default)s)",
     )
+    parser.add_argument(
+        "--offsets",
+        action="store_true",
+        help="also the NME without each point's median offset, a matter of definition",
+    )
     args = parser.parse_args(argv)
     if args.tones < 0:
         parser.error("--tones must not be negative")
@@ -262,6 +323,9 @@ def main(argv: list[str] | None = None) -> int:
 
     for text in set_tables(networks, args.sets):
         print(f"\n{text}")
+
+    if args.offsets:
+        print(f"\n{offset_table(networks, args.sets)}")
 
     if args.tones:
         print(f"\n{tone_table(networks, args.tones)}")

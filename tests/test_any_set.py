@@ -242,6 +242,23 @@ def test_boxes_of_wflw_are_laid_as_measured(shared_data):
     assert abs(np.median(asides)) < 0.01
 
 
+def test_inner_lips_of_wflw_and_ibug_differ(shared_data):
+    """What docs/data.md says of the points beside the middle of the inner lips."""
+
+    def shares(path: Path, corners: tuple[int, int], points: tuple[int, int]) -> np.ndarray:
+        faces = np.array([face.landmarks for face in read_official_list(path)])
+        start = faces[:, corners[0]]
+        way = faces[:, corners[1]] - start
+        along = ((faces[:, points] - start[:, None]) * way[:, None]).sum(axis=2)
+
+        return np.median(along / (way**2).sum(axis=1, keepdims=True), axis=0)
+
+    helen = shared_data / "w300_68pt/list_68pt_rect_attr_train.txt"
+    wflw = official_list(shared_data / "wflw", "train")
+    np.testing.assert_allclose(shares(helen, (60, 64), (61, 63)), (0.35, 0.66), atol=0.006)
+    np.testing.assert_allclose(shares(wflw, (88, 92), (89, 91)), (0.24, 0.76), atol=0.006)
+
+
 def spoil(folder: Path, kind: str) -> list[str]:
     """Make a .pts set wrong in one way; what the one line must say."""
     pts = folder / "test" / "face0002.pts"

@@ -345,3 +345,20 @@ def test_jitter_is_printed_before_and_after(run, run_script):
     for row in rows:
         before, after = numbers(row)[:2]
         assert 0 < after < before
+
+
+def test_offsets_of_definition_are_taken_away():
+    script = load_script("benchmarks/released.py")
+    generator = np.random.default_rng(0)
+    truth = generator.uniform(0, 127, (6, 98, 2))
+    truth[:, 60], truth[:, 72] = (20, 50), (60, 50)  # outer eye corners, 40 px apart
+    shifts = generator.normal(0, 2, (98, 2))
+    rest, offsets = script.without_offsets(truth + shifts, truth)
+
+    np.testing.assert_allclose(rest, 0, atol=1e-9)
+    np.testing.assert_allclose(offsets, 100 * shifts / 40)
+
+    # What differs from half to half is no offset: it stays, and is counted twice.
+    alternating = np.array([1.0, -1.0] * 3)[:, None, None]
+    rest, _ = script.without_offsets(truth + 4 * alternating, truth)
+    np.testing.assert_allclose(rest, 100 * 8 * np.sqrt(2) / 40)
