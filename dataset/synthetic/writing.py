@@ -62,9 +62,9 @@ def draw_set(
                     lines[job[0]] += drawn
                     done(len(job[1]))
             except BaseException:
-                pool.shutdown(
-                    wait=False, cancel_futures=True
-                )  # leaving the pool would first draw all the rest
+                # Leaving the pool would first draw all the rest. Its thread has to end here: at
+                # Python's end it now and then closes a pipe that is being written to.
+                pool.shutdown(cancel_futures=True)
                 raise
     except BrokenProcessPool:
         raise InputError("a drawing process was killed (out of memory?); try --workers 1") from None
