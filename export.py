@@ -16,12 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.files import (
-    InputError,
-    atomic_write,
-    reports_input_errors,
-    require_file_or_nothing,
-)
+from utils.files import InputError, atomic_write, reports_input_errors, require_file_or_nothing
 
 if TYPE_CHECKING:
     import onnx
@@ -33,11 +28,10 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # crop px
 CROP_RULE = (
     "inclusive integer box; the shorter side grows at both ends to a square, by d//2 at its low "
-    "and d//2 + d%2 at its "
-    "high edge; an odd side grows by 1 at right and bottom; the square then grows about its centre "
-    "to the side S = 2 * round(side * box_scale / 2), a half rounded to even; what is outside the "
-    "image is black before scaling; a patch of twice the side S, from (left - S//2, top - S//2), "
-    "is resampled to 256x256 and its central 128x128 are the crop"
+    "and d//2 + d%2 at its high edge; an odd side grows by 1 at right and bottom; the square then "
+    "grows about its centre to the side S = 2 * round(side * box_scale / 2), a half rounded to "
+    "even; what is outside the image is black before scaling; a patch of twice the side S, from "
+    "(left - S//2, top - S//2), is resampled to 256x256 and its central 128x128 are the crop"
 )
 
 
@@ -103,12 +97,11 @@ def to_onnx(model: nn.Module) -> onnx.ModelProto:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            crops = torch.zeros(2, 3, 128, 128)  # the exporter takes a batch of 1 for a constant
 
             program = torch.onnx.export(
                 model,
-                (
-                    torch.zeros(2, 3, 128, 128),
-                ),  # 2, since the exporter takes a batch of 1 for a constant
+                (crops,),
                 dynamo=True,
                 input_names=["crops"],
                 output_names=["landmarks"],

@@ -30,31 +30,12 @@ from utils.files import InputError, atomic_write, make_folder, write_json
 from utils.runtime import Processes, select_device
 
 HOLD_OUT = 0.25  # share of the training faces
-COLUMNS = (
-    *(
-        "suite",
-        "run",
-        "stage",
-        "arm",
-        "seed",
-        "lr",
-        "epochs",
-        "warmup_epochs",
-        "temperature",
-        "width",
-        "batch_size",
-    ),
-    *(
-        "parameters",
-        "n_train",
-        "n_test",
-        "status",
-        "nme_percent",
-        "fr_percent",
-        "auc",
-        "train_seconds",
-    ),
-    *("device", "cpu", "threads", "python", "torch", "numpy", "opencv", "commit"),
+COLUMNS = tuple(
+    (
+        "suite run stage arm seed lr epochs warmup_epochs temperature width batch_size "
+        "parameters n_train n_test status nme_percent fr_percent auc train_seconds "
+        "device cpu threads python torch numpy opencv commit"
+    ).split()
 )
 
 
@@ -223,9 +204,8 @@ def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
     errors = face_errors(
         model, test_faces(config.data, config.limit), device=select_device(config.device)
     )
-    return (
-        errors if np.isfinite(errors).all() else None
-    )  # weights too may blow up in the very last steps
+    # Weights too may blow up, in the very last steps.
+    return errors if np.isfinite(errors).all() else None
 
 
 @cache

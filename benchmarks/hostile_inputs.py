@@ -126,18 +126,7 @@ SURROUNDINGS = {
 DATA = ("--data", "faces256")
 BASELINE = (*DATA, "--run", "new", "--width", "4", "--epochs", "1", "--batch-size", "4")
 SEPBN = (*BASELINE, "--sets", "2", "--groups", "2")
-RESUME = (
-    *DATA,
-    "--run",
-    "half",
-    "--width",
-    "4",
-    "--epochs",
-    "60",
-    "--batch-size",
-    "4",
-    "--resume",
-)
+RESUME = (*DATA, "--run", "half", "--width", "4", "--epochs", "60", "--batch-size", "4", "--resume")
 GOOD = "checkpoints/good/final.pt"
 PREDICT = ("picture.jpg", "--checkpoint", GOOD, "--out", "found")
 BOXES = (*PREDICT, "--boxes", "boxes.csv")

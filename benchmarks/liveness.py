@@ -47,13 +47,12 @@ def constant_attention(model: VanillaCNN, weights: np.ndarray | None = None) -> 
             module.fc2.weight.zero_()  # equal logits: 1/K whatever the input
             if weights is not None:
                 share = torch.from_numpy(weights[m]).to(module.weight).T  # (G, K) -> (K, G)
-                share = share.repeat_interleave(
-                    module.num_features // module.groups, dim=1
-                )  # (K, C)
+                channels = module.num_features // module.groups
+                share = share.repeat_interleave(channels, dim=1)  # (K, C)
+
                 for sets in (module.weight, module.bias):
-                    sets.copy_(
-                        (share * sets).sum(dim=0).expand_as(sets)
-                    )  # all K sets alike: their mean is the mixture
+                    # All K sets alike: their mean is the mixture.
+                    sets.copy_((share * sets).sum(dim=0).expand_as(sets))
 
     return model
 

@@ -101,10 +101,7 @@ class SteeredPredictor(LandmarkPredictor):
         self.temperature = self._learnt_temperatures[0] if found else None
 
     def answer(
-        self,
-        patches: np.ndarray,
-        frames: Sequence[PatchFrame],
-        steering: Steering = AS_LEARNT,
+        self, patches: np.ndarray, frames: Sequence[PatchFrame], steering: Steering = AS_LEARNT
     ) -> Answer:
         """Landmarks and attention weights of N faces that `cut` gave, and of where they lie."""
         choices = steering.choices or (LEARNT,) * len(self.modules)

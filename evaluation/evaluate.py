@@ -255,8 +255,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
     if not found:
         raise InputError(
             f"no checkpoint in {folder}/: train one with python trainBaseline.py, put a .pth "
-            "there, or name a file: "
-            "python test.py CHECKPOINT"
+            "there, or name a file: python test.py CHECKPOINT"
         )
 
     return found

@@ -14,10 +14,8 @@ import numpy as np
 from dataset.annotations import ATTRIBUTES
 from dataset.crop import CROP_SIZE, PATCH_SIZE
 from dataset.faces import FaceSet
-from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, LandmarkScheme
-from evaluation.evaluate import (
-    Evaluation,
-)
+from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, LandmarkScheme, definition_to_keep
+from evaluation.evaluate import Evaluation
 from models.checkpoint import LoadedModel
 from utils.files import atomic_write
 from utils.metrics import THRESHOLD
@@ -33,14 +31,16 @@ def protocol(
     box = "the squared face box" + ("" if scale == 1 else f" grown to {scale:g} times its side")
     numbered = IBUG_68 if faces.scheme == COMMON_60 else faces.scheme  # as everybody numbers them
     left, right = numbered.outer_eyes
+    eyes = f"points {left} and {right}"
+    if definition_to_keep(numbered) is None:
+        eyes = f"the outer eye corners ({eyes})"
 
     lines = [
         f"Data: {data}, test split, {len(faces):,} faces, {faces.scheme.name}, patches resampled "
         f"by {here!r}",
         f"Input: {box}, central {CROP_SIZE} px of the {PATCH_SIZE} px patch; no test-time "
         "augmentation",
-        f"NME: mean point error / distance of the outer eye corners (points {left} and {right}), "
-        "mean over faces, in %",
+        f"NME: mean point error / distance of {eyes}, mean over faces, in %",
         "Unit: crop px, which gives the NME of image px (the crop is isotropic); predictions are "
         "not clipped; float64",
         f"FR@{THRESHOLD:g}: share of faces with an NME strictly above {THRESHOLD:g}, in %",

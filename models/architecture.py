@@ -15,10 +15,7 @@ SEPBN_SIZE = ("sets", "groups", "attention_grid")  # fields of Architecture that
 
 # What `describe` says of the norms without options: the arm, and whether it is published
 PLAIN_ARMS = {
-    "none": (
-        "Vanilla CNN without normalisation: the released baseline",
-        "published NME 5.70",
-    ),
+    "none": ("Vanilla CNN without normalisation: the released baseline", "published NME 5.70"),
     "bn": (
         "Vanilla CNN with BatchNorm: the plain counterpart of SepBN",
         "not published; the published 5.70 has no normalisation, --norm none",

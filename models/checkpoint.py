@@ -102,8 +102,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: refused, since it is no plain checkpoint: it is damaged or holds Python "
-            "objects, which could run "
-            "code; save a state_dict instead"
+            "objects, which could run code; save a state_dict instead"
         ) from None
     except PermissionError:
         raise InputError(f"{path}: no permission to read it; allow it, or copy the file") from None

@@ -59,8 +59,7 @@ class FaceDetector:
         if not Path(path).is_file():
             raise InputError(
                 f"no face detector at {path}; fetch face_detection_yunet_2023mar.onnx from the "
-                "OpenCV Zoo "
-                "(github.com/opencv/opencv_zoo, models/face_detection_yunet)"
+                "OpenCV Zoo (github.com/opencv/opencv_zoo, models/face_detection_yunet)"
             )
 
         require_utf8(path)  # OpenCV crashes on other names

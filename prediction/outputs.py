@@ -75,9 +75,8 @@ def _draw_points(
         if len(line) > 1:
             cv2.polylines(canvas, [line], contour.closed, colour, stroke, cv2.LINE_AA, _SHIFT)
 
-    for contour, colour in zip(
-        scheme.contours, colours, strict=True
-    ):  # dots last, so that no line covers them
+    # Dots last, so that no line covers them.
+    for contour, colour in zip(scheme.contours, colours, strict=True):
         for x, y in fixed[list(contour.points)].tolist():
             cv2.circle(canvas, (x, y), radius, colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
 

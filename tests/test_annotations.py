@@ -147,10 +147,8 @@ def test_crop_list_round_trip_is_exact(tmp_path, patches, points):
 
     fields = (tmp_path / "list.txt").read_text().splitlines()[1].split()
     assert len(fields) == 2 * points + 1 and fields[-1] == "test/WFLW0001.png"
-    assert [float(field) for field in fields[:-1]] == [
-        *landmarks[1, :, 0],
-        *landmarks[1, :, 1],
-    ]  # x block, y block
+    blocks = [*landmarks[1, :, 0], *landmarks[1, :, 1]]  # all x, then all y
+    assert [float(field) for field in fields[:-1]] == blocks
 
 
 def test_crop_list_with_absolute_paths_and_spaces(tmp_path, patches):

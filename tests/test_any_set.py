@@ -569,6 +569,8 @@ def test_forty_points_from_the_picture_to_the_export(
 
     code, output, errors = run_script("test.py", final, "--data", data)
     assert (code, errors) == (0, "") and "metric, 40 points" in output
+    left, right = forty_points()["outer_eyes"]
+    assert f"distance of points {left} and {right}, " in output  # nobody said that they are eyes
 
     prediction = evaluate.predict_landmarks(load_model(final).model, faces, device="cpu")
     expected = nme(prediction, faces.crop_landmarks().numpy(), tuple(forty_points()["outer_eyes"]))

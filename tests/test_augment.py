@@ -244,10 +244,8 @@ def test_parameters_span_the_stated_ranges_with_probability_one_half():
 
     assert draws.flip.mean() == pytest.approx(0.5, abs=0.01)
 
-    for pair in (
-        draws.shear,
-        draws.window,
-    ):  # one coin for both draws, which are independent of each other
+    # One coin for both draws, which are independent of each other.
+    for pair in (draws.shear, draws.window):
         assert ((pair[:, 0] != 0) == (pair[:, 1] != 0)).all()
         assert abs(np.corrcoef(pair[pair[:, 0] != 0].T)[0, 1]) < 0.03
 

@@ -654,9 +654,8 @@ def test_intervals_from_rows_alone_over_faces_and_over_people(run_script, tmp_pa
     random = np.random.default_rng(0)
     people = np.repeat(np.arange(10), 20)
     errors = random.uniform(0.05, 0.2, (2, 2, 200))
-    errors[1] += (
-        0.02 * random.normal(size=10)[people]
-    )  # what a network is worth depends on who it is
+    of_a_person = 0.02 * random.normal(size=10)  # what a network is worth depends on who it is
+    errors[1] += of_a_person[people]
     plain = write_faces(tmp_path / "plain.csv", errors)
     code, words, _ = run_script(ROWS, "difference", plain, "a", "b")
     change = 100 * (errors[1].mean() - errors[0].mean())

@@ -49,11 +49,8 @@ def test_relative_distances_by_hand():
     sets = np.array([[3.0, 0.0], [0.0, 3.0], [-3.0, 0.0]])
     assert attention.relative_distances(sets) == pytest.approx([np.sqrt(2), 2, np.sqrt(2)])
     assert attention.relative_distances(np.ones((2, 5))).tolist() == [0]
-    assert attention.relative_distances(np.zeros((3, 5))).tolist() == [
-        0,
-        0,
-        0,
-    ]  # as initialised: no shift at all
+    unshifted = attention.relative_distances(np.zeros((3, 5)))  # as initialised
+    assert unshifted.tolist() == [0, 0, 0]
     assert attention.relative_distances(np.ones((1, 5))).size == 0
 
 

@@ -18,13 +18,7 @@ from demonstration import scene as scenes
 from demonstration.downloads import landmarks_json, overlay_jpeg, pts_text
 from demonstration.drawing import attention_svg, face_svg, picture_svg
 from demonstration.scene import BOX, DETECTED, WHOLE, Scene, cut_faces, drawn_box, find_faces
-from demonstration.steering import (
-    LEARNT,
-    UNIFORM,
-    SteeredPredictor,
-    Steering,
-    measure_shift,
-)
+from demonstration.steering import LEARNT, UNIFORM, SteeredPredictor, Steering, measure_shift
 from models import Baseline, BaselineSepDyBN, SepBatchNorm2d
 from models.checkpoint import load_model
 from prediction.predictor import LandmarkPredictor
@@ -113,9 +107,8 @@ def test_weights_are_those_of_the_modules(checkpoint, faces):
     for weights, expected in zip(answer.attention, seen, strict=True):
         np.testing.assert_allclose(weights, expected.numpy(), atol=1e-5)
 
-    assert (
-        max(np.ptp(w, axis=0).max() for w in answer.attention) > 0.05
-    )  # the two faces are told apart
+    between_faces = max(np.ptp(weights, axis=0).max() for weights in answer.attention)
+    assert between_faces > 0.05  # the two faces are told apart
 
 
 def test_uniform_is_the_limit_of_a_high_temperature(faces):

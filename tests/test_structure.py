@@ -62,10 +62,7 @@ def test_nothing_imports_a_script():
 
 
 def test_scripts_import_nothing_heavy_before_the_arguments_are_parsed():
-    for path in [
-        *ROOT.glob("*.py"),
-        *(ROOT / script for script in SCRIPTS),
-    ]:
+    for path in [*ROOT.glob("*.py"), *(ROOT / script for script in SCRIPTS)]:
         top = [
             node
             for node in ast.parse(path.read_text()).body

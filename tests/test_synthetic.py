@@ -29,10 +29,7 @@ from dataset.synthetic.skin import draw_brows
 
 LISTS = Path("WFLW_annotations/list_98pt_rect_attr_train_test")
 MIRROR = np.array(scheme_for(98).mirror)
-SCALE, MIDDLE = (
-    120.0,
-    300.0,
-)  # px per head unit, and the middle of the 600 px canvas the tests draw on
+SCALE, MIDDLE = 120.0, 300.0  # px per head unit; middle of the 600 px canvas of the tests
 
 
 class Plain:

@@ -184,8 +184,7 @@ class TrainConfig:
         if self.warmup >= self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup:g} is not shorter than the run of {self.epochs} "
-                "epochs; "
-                "lower it or raise --epochs"
+                "epochs; lower it or raise --epochs"
             )
 
 

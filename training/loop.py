@@ -36,13 +36,7 @@ from training.run import (
 )
 from training.step import TrainingStep
 from utils.files import InputError
-from utils.runtime import (
-    StopRequest,
-    available_memory,
-    keep_freed_memory,
-    process_group,
-    progress,
-)
+from utils.runtime import StopRequest, available_memory, keep_freed_memory, process_group, progress
 from utils.schedule import temperature
 
 LOOK_SECONDS = 30.0  # at least so often, however slow the steps are
@@ -382,6 +376,8 @@ class Loop:
 
         if self.leads:
             checkpoint.save(self.folder.last, self._content() | {"training": training})
+        if self.step.processes.count > 1:
+            distributed.barrier()  # torchrun ends the others as soon as one has left
 
         self.last_save = time.monotonic()
 
@@ -414,7 +410,7 @@ def _test_nme(step: TrainingStep, faces: FaceSet) -> float:
 
 def header(step: TrainingStep, record: dict[str, Any]) -> str:
     """What runs, on what, how: the lines printed before training."""
-    config, machine = step.config, record["machine"]
+    config, machine, faces = step.config, record["machine"], record["faces"]
     parameters = sum(weight.numel() for weight in step.model.parameters())
     device = (
         machine["cuda"]
@@ -429,18 +425,15 @@ def header(step: TrainingStep, record: dict[str, Any]) -> str:
     return "\n".join(
         (
             f"{record['arm']}; {parameters:,} parameters",
-            f"data      {config.data}: {record['faces']['train']} train, "
-            f"{record['faces']['test']} test faces, "
+            f"data      {config.data}: {faces['train']} train, {faces['test']} test faces, "
             f"{record['scheme']}, {record['resample']} resampling"
             + (", released geometry" if config.released_geometry else ""),
             f"schedule  {config.epochs} epochs of {step.iterations} steps of batch "
-            f"{config.batch_size} "
-            f"({step.processes.count} processes), warm-up {config.warmup:g} epochs, peak lr "
-            f"{config.lr:g}, "
+            f"{config.batch_size} ({step.processes.count} processes), "
+            f"warm-up {config.warmup:g} epochs, peak lr {config.lr:g}, "
             f"momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
-            f"machine   {device}; {precision}{', compiled' if config.compile else ''}; torch "
-            f"{machine['torch']}, "
-            f"Python {machine['python']}",
+            f"machine   {device}; {precision}{', compiled' if config.compile else ''}; "
+            f"torch {machine['torch']}, Python {machine['python']}",
             f"repeat    seed {config.seed}, commit {record['commit'] or 'unknown'}, command: "
             f"{record['command']}",
         )

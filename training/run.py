@@ -107,8 +107,7 @@ class RunFolder:
         if self._existing() and not (resume or overwrite):
             raise InputError(
                 f"{self.path} already holds a run; add --resume to carry it on, --overwrite to "
-                "replace it, "
-                "or choose another name with --run"
+                "replace it, or choose another name with --run"
             )
 
         if not (resume and self.last.exists()):

@@ -119,9 +119,8 @@ class TrainingStep:
             network = torch.compile(network)  # type: ignore[assignment]
 
         if self.processes.count > 1:
-            with (
-                warnings.catch_warnings()
-            ):  # torch 2.13 warns of this argument's name, 2.8 knows no other
+            with warnings.catch_warnings():
+                # torch 2.13 warns of this argument's name, 2.8 knows no other
                 warnings.simplefilter("ignore", FutureWarning)
                 network = DistributedDataParallel(
                     network, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -259,10 +258,9 @@ class TrainingStep:
 
         step = epoch * self.iterations + (bad if bad >= 0 else int(self.position) - 1)
         raise InputError(
-            f"the loss is no longer finite at step {step} (epoch {epoch}, "
-            f"learning rate {self.learning_rates(step):.3g}); "
-            "the last checkpoint is from before; lower --lr, lengthen --warmup-epochs or use a "
-            "normalisation"
+            f"the loss is no longer finite at step {step} (epoch {epoch}, learning rate "
+            f"{self.learning_rates(step):.3g}); the last checkpoint is from before; lower --lr, "
+            "lengthen --warmup-epochs or use a normalisation"
         )
 
     def state(self) -> dict[str, Any]:

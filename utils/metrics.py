@@ -41,8 +41,7 @@ def point_errors(
     if unusable.size:
         raise InputError(
             f"face {unusable[0]}: the outer eye corners (points {left} and {right}) coincide or "
-            "are not numbers, "
-            "so its NME is undefined; correct or remove that annotation"
+            "are not numbers, so its NME is undefined; correct or remove that annotation"
         )
 
     return np.linalg.norm(prediction - target, axis=-1) / interocular[:, None]

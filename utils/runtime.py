@@ -186,11 +186,7 @@ def keep_freed_memory() -> None:
         return
 
     # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
-    trim_threshold, top_pad, mmap_max = (
-        -1,
-        -2,
-        -4,
-    )
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
 
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)

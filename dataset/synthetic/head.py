@@ -161,9 +161,8 @@ class Head:
         self.eyes = tuple(
             np.unique(self.triangles[self.part == eye]) for eye in (RIGHT_EYE, LEFT_EYE)
         )
-        self.skin_uv = np.stack(
-            (np.arctan2(self.base[:, 0], self.base[:, 2] - AXIS_Z), self.base[:, 1]), axis=1
-        )  # (V, 2)
+        angle = np.arctan2(self.base[:, 0], self.base[:, 2] - AXIS_Z)
+        self.skin_uv = np.stack((angle, self.base[:, 1]), axis=1)  # (V, 2)
         self._place_landmarks()
         self._average_out()
 

@@ -16,9 +16,8 @@ def smooth_noise(
     bumps over it."""
     rows, columns = max(2, round(cells[0])), max(2, round(cells[1]))
     coarse = rng.standard_normal((rows, columns), dtype=np.float32)
-    how = (
-        cv2.INTER_CUBIC if rows * columns < 400 else cv2.INTER_LINEAR
-    )  # fine grain need not be smooth
+    fine = rows * columns >= 400  # and need not be smooth
+    how = cv2.INTER_LINEAR if fine else cv2.INTER_CUBIC
 
     return cv2.resize(coarse, size[::-1], interpolation=how)
 

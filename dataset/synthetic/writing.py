@@ -112,9 +112,8 @@ def _inherited_by_workers() -> Iterator[None]:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
-    main_thread = (
-        threading.current_thread() is threading.main_thread()
-    )  # the only one that may set handlers
+    # Only the main thread may set handlers.
+    main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
 
     try:

@@ -285,9 +285,8 @@ def main(root: Path, out: Path) -> None:
     assets = Assets(root)
     macro = Macro(assets)
     even = np.ones(3) / 3
-    means = np.stack(
-        [assets.aligned(macro.head(s, a, even)) for s in SEXES for a in AGES]
-    )  # (8, V, 3)
+    heads = [macro.head(sex, age, even) for sex in SEXES for age in AGES]
+    means = np.stack([assets.aligned(head) for head in heads])  # (8, V, 3)
     average = means[[2, 6]].mean(axis=0)  # young woman and young man
 
     def adult(ancestry: np.ndarray) -> np.ndarray:
