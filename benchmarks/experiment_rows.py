@@ -1,6 +1,7 @@
 """What the rows of finished experiments say, without the faces or the networks.
 
     python benchmarks/experiment_rows.py difference FACES.csv "bn" "sepbn-g1k3"
+    python benchmarks/experiment_rows.py runs RUNS.csv "bn" "sepbn-g1k3"
     python benchmarks/experiment_rows.py lengths --out FILE.png TITLE=RUNS.csv TITLE=RUNS.csv
 
 ``difference`` prints the second arm's error minus the first's, in points of NME, with intervals.
@@ -8,7 +9,11 @@ FACES.csv is one of ``WORK/SUITE_faces.csv``; a name stands for all of its colum
 whose mean is taken. Where the file has a column ``person``, an interval over people is printed too:
 faces of one person are alike, so that many of them say less than as many people would.
 
-``lengths`` draws error against length of training, a panel a file, from ``WORK/SUITE.csv``.
+``runs`` prints the same difference run by run, from RUNS.csv, one of ``WORK/SUITE.csv``: a line for
+each length and width, its numbers by seed, and the mean of all with an interval over runs. Faces
+alone say too little of what another seed would give.
+
+``lengths`` draws error against length of training, a panel a file of runs.
 """
 
 from __future__ import annotations
@@ -108,13 +113,50 @@ def difference(path: Path, first: str, second: str) -> str:
     return f"{second} − {first}: {change:+.2f} points ({'; '.join(words)})"
 
 
+def finished(rows: list[dict[str, str]], path: Path) -> list[dict[str, str]]:
+    """The main runs among a suite's rows that were trained to their end."""
+    if not {"stage", "status", "arm", "epochs", "width", "seed", "nme_percent"} <= set(rows[0]):
+        raise InputError(f"{path}: not a file of runs; name a SUITE.csv of experiments.py")
+
+    return [row for row in rows if (row["stage"], row["status"]) == ("main", "finished")]
+
+
+def differences_by_run(path: Path, first: str, second: str) -> str:
+    """Lines of text: the second arm's NME minus the first's, for runs alike in all but the arm."""
+    found: dict[str, dict[tuple[int, int, int], float]] = {first: {}, second: {}}
+    for row in finished(read_rows(path), path):
+        if row["arm"] in found:
+            key = int(row["width"]), int(row["epochs"]), int(row["seed"])
+            found[row["arm"]][key] = float(row["nme_percent"])
+
+    both = sorted(found[first].keys() & found[second].keys())
+    if not both:
+        raise InputError(f"{path}: has no runs of both {first!r} and {second!r}")
+
+    points = {key: found[second][key] - found[first][key] for key in both}
+    lines = [f"{second} − {first}, points by seed"]
+
+    for width, epochs in sorted({key[:2] for key in both}):
+        part = [points[key] for key in both if key[:2] == (width, epochs)]
+        numbers = ", ".join(f"{number:+.2f}" for number in part)
+        lines.append(f"width {width}, {epochs} epochs: {numbers}; mean {np.mean(part):+.2f}")
+
+    every = np.array(list(points.values()))
+    low, high = np.percentile(bootstrap_means(every[None]), (2.5, 97.5))
+    lines.append(
+        f"all {len(every)}: mean {every.mean():+.2f}, 95 % over runs {low:+.2f} … {high:+.2f}; "
+        f"{(every < 0).sum()} below 0"
+    )
+
+    return "\n".join(lines)
+
+
 def curves(rows: list[dict[str, str]]) -> dict[str, dict[int, list[float]]]:
-    """Arm -> length in epochs -> NME in percent of every seed that finished."""
+    """Arm -> length in epochs -> NME in percent of every seed."""
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        if row["stage"] == "main" and row["status"] == "finished":
-            lengths = found.setdefault(row["arm"], defaultdict(list))
-            lengths[int(row["epochs"])].append(float(row["nme_percent"]))
+        lengths = found.setdefault(row["arm"], defaultdict(list))
+        lengths[int(row["epochs"])].append(float(row["nme_percent"]))
     return found
 
 
@@ -125,7 +167,7 @@ def draw_lengths(panels: dict[str, list[dict[str, str]]], out: Path) -> None:
     A length with a single seed has a hollow mark and no band.
 
     Args:
-        panels: title -> rows of a suite of lengths.
+        panels: title -> finished runs of a suite of lengths.
         out: PNG file.
     """
     from matplotlib.figure import Figure
@@ -169,10 +211,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    between = commands.add_parser("difference", help="of two arms, with intervals")
-    between.add_argument("faces", type=Path, metavar="FACES.csv")
-    between.add_argument("first", metavar="ARM")
-    between.add_argument("second", metavar="ARM")
+
+    of_faces = commands.add_parser("difference", help="of two arms, with intervals over faces")
+    of_runs = commands.add_parser("runs", help="the same run by run, with an interval over runs")
+    for command, rows in ((of_faces, "FACES.csv"), (of_runs, "RUNS.csv")):
+        command.add_argument("rows", type=Path, metavar=rows)
+        command.add_argument("first", metavar="ARM")
+        command.add_argument("second", metavar="ARM")
+
     lengths = commands.add_parser("lengths", help="figure: error against length of training")
     lengths.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     lengths.add_argument("panels", nargs="+", metavar="TITLE=RUNS.csv")
@@ -187,17 +233,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
-    if args.command == "difference":
-        print(difference(args.faces, args.first, args.second))
+    if args.command != "lengths":
+        say = difference if args.command == "difference" else differences_by_run
+        print(say(args.rows, args.first, args.second))
         return 0
 
     panels = {}
 
     for panel in args.panels:
         title, _, path = panel.rpartition("=")
-        panels[title] = read_rows(Path(path))
-        if not {"stage", "status", "arm", "epochs", "nme_percent"} <= set(panels[title][0]):
-            raise InputError(f"{path}: not a file of runs; name a SUITE.csv of experiments.py")
+        panels[title] = finished(read_rows(Path(path)), Path(path))
 
     draw_lengths(panels, args.out)
     print(args.out)

@@ -675,6 +675,33 @@ def test_intervals_from_rows_alone_over_faces_and_over_people(run_script, tmp_pa
     assert person_high - person_low > 1.5 * (high - low)
 
 
+def test_differences_run_by_run(run_script, tmp_path):
+    runs = [
+        *(("main", "finished", "a", 25, seed, nme) for seed, nme in ((0, 20.0), (1, 22.0))),
+        *(("main", "finished", "b", 25, seed, nme) for seed, nme in ((0, 19.0), (1, 23.0))),
+        ("main", "finished", "a", 50, 0, 12.0),
+        ("main", "finished", "b", 50, 0, 9.0),
+        ("main", "finished", "b", 50, 1, 1.0),  # a has no such run
+        ("main", "diverged", "a", 100, 0, ""),
+        ("tune", "finished", "b", 100, 0, 5.0),
+    ]
+    path = tmp_path / "runs.csv"
+    with path.open("w", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["stage", "status", "arm", "epochs", "seed", "nme_percent", "width"])
+        writer.writerows([*run, 8] for run in runs)
+
+    code, output, _ = run_script(ROWS, "runs", path, "a", "b")
+    lines = output.splitlines()
+    assert code == 0 and lines[:3] == [
+        "b − a, points by seed",
+        "width 8, 25 epochs: -1.00, +1.00; mean +0.00",
+        "width 8, 50 epochs: -3.00; mean -3.00",
+    ]
+    # Of 27 equally likely draws of three one is 3 times the worst, one 3 times the best.
+    assert lines[3] == "all 3: mean -1.00, 95 % over runs -3.00 … +1.00; 2 below 0"
+
+
 def test_drawing_people_keeps_their_faces_together():
     rows = load_script(ROWS)
     errors = np.array([[0.1, 0.3, 0.5]])
@@ -699,6 +726,11 @@ def test_drawing_people_keeps_their_faces_together():
             "test_face,a seed 0\n0,x\n",
             ("lengths", "--out", "o.png", "t=FILE"),
             "not a file of runs",
+        ),
+        (
+            "stage,status,arm,epochs,seed,nme_percent,width\nmain,finished,a,9,0,9,8\n",
+            ("runs", "FILE", "a", "b"),
+            "has no runs of both 'a' and 'b'",
         ),
     ],
 )
