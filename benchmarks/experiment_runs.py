@@ -115,8 +115,9 @@ def configuration(plan: Plan, arm: str, *, run: str, lr: float, seed: int) -> Tr
 def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[str, Any]:
     """Train and evaluate one network, or return what an earlier call found.
 
-    Returns: The row of the CSV, and ``errors``: (N,) NME of every test face as a fraction, None
-        where training diverged.
+    Returns:
+        The row of the CSV, and ``errors``: (N,) NME of every test face as a fraction, None where
+        training diverged.
     """
     run = f"{plan.data.resolve().name}-{stage}-{arm}-w{plan.width}-e{plan.epochs}-lr{lr:g}-s{seed}"
     run += (f"-n{plan.limit}" if plan.limit else "") + ("-published" if plan.published else "")

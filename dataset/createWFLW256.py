@@ -148,30 +148,26 @@ def encode_png(patch: np.ndarray, side: int) -> bytes:
     """A patch (256, 256, 3) uint8 BGR that was `side` image px wide as PNG, fast rather than small.
 
     Deflating is most of the work. In an enlarged patch rows repeat, and the filter "up" turns a
-    repeated row into
-    zeros: faster and smaller than OpenCV's default. Patches of large faces deflate to little more
-    than half at best; they are stored as they are, in a tenth of the time.
+    repeated row into zeros: faster and smaller than OpenCV's default. Patches of large faces
+    deflate to little more than half at best; they are stored as they are, in a tenth of the time.
     """
     import cv2
 
     if side >= STORED_SIDE:
-        settings = [
-            cv2.IMWRITE_PNG_COMPRESSION,
-            0,
-            cv2.IMWRITE_PNG_FILTER,
-            cv2.IMWRITE_PNG_FILTER_NONE,
-        ]
+        settings = {
+            cv2.IMWRITE_PNG_COMPRESSION: 0,
+            cv2.IMWRITE_PNG_FILTER: cv2.IMWRITE_PNG_FILTER_NONE,
+        }
     else:
-        settings = [
-            cv2.IMWRITE_PNG_COMPRESSION,
-            1,
-            cv2.IMWRITE_PNG_STRATEGY,
-            cv2.IMWRITE_PNG_STRATEGY_RLE,
-        ]
+        settings = {
+            cv2.IMWRITE_PNG_COMPRESSION: 1,
+            cv2.IMWRITE_PNG_STRATEGY: cv2.IMWRITE_PNG_STRATEGY_RLE,
+            cv2.IMWRITE_PNG_FILTER: cv2.IMWRITE_PNG_FILTER_UP,
+        }
 
-        settings += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    options = [number for setting in settings.items() for number in setting]
 
-    return cv2.imencode(".png", patch, settings)[1].tobytes()
+    return cv2.imencode(".png", patch, options)[1].tobytes()
 
 
 def _write_image_patches(image_path: Path, faces: list[Face], out: Path, cut: Cut) -> int:
@@ -195,10 +191,10 @@ def _write_image_patches(image_path: Path, faces: list[Face], out: Path, cut: Cu
 
 
 def _write_patch(path: Path, png: bytes) -> None:
-    """Write a file whole or not at all. Unlike `atomic_write` it does not wait for the disk after
-    each of thousands of
-    files: what a power cut leaves incomplete, `_is_whole_patch` finds and the next run writes
-        again.
+    """Write a file whole or not at all.
+
+    Unlike `atomic_write` it does not wait for the disk after each of thousands of files: what a
+    power cut leaves incomplete, `_is_whole_patch` finds and the next run writes again.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -291,9 +287,8 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
             )
 
         for split in SPLITS:
-            for leftover in (out / split).glob(
-                ".WFLW*.tmp" if unfinished == settings else "*WFLW*.*"
-            ):
+            stale = ".WFLW*.tmp" if unfinished == settings else "*WFLW*.*"
+            for leftover in (out / split).glob(stale):
                 leftover.unlink()
     except OSError as error:
         raise describe_os_error(error, out) from error

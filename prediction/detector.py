@@ -41,13 +41,15 @@ def overlaps(box: Sequence[int], image: np.ndarray) -> bool:
 class FaceDetector:
     """OpenCV's `cv2.FaceDetectorYN` with a YuNet model.
 
-    Args: path: `face_detection_yunet_2023mar.onnx`, from the OpenCV Zoo. min_score: detections
-        below it are left out. max_side: px. Longer pictures are shrunk to it for the detector (not
-        for the landmarks): YuNet is made for
-            faces of about 10 to 300 px, and its time grows with the number of pixels.
-
     Call with an image (H, W, 3) uint8 BGR. Returns boxes (N, 4) int64, edges inclusive, image px,
     and scores (N,) float32, best first. Boxes may cross the image border.
+
+    Args:
+        path: `face_detection_yunet_2023mar.onnx`, from the OpenCV Zoo.
+        min_score: detections below it are left out.
+        max_side: px. Longer pictures are shrunk to it for the detector (not for the landmarks):
+            YuNet is made for faces of about 10 to 300 px, and its time grows with the number of
+            pixels.
     """
 
     def __init__(self, path: str | Path, *, min_score: float = 0.6, max_side: int = 1600) -> None:

@@ -113,10 +113,12 @@ class _View:
 class Head:
     """The mesh with its blend shapes; a pure description, nothing in it changes after loading.
 
-    Attributes: base (V, 3); triangles (T, 3); part (T,) of SKIN, LEFT_EYE, ...; skin_uv (V, 2)
-    angle about the vertical axis (0 in front, radians) and height; openness (V,) share of the
-    surroundings a vertex sees; visibility (9, V) spherical-harmonic coefficients of which
-    directions it sees.
+    Attributes:
+        base: (V, 3) vertices.
+        triangles, part: (T, 3) vertices of each, and (T,) what it is of: SKIN, LEFT_EYE, ...
+        skin_uv: (V, 2) angle about the vertical axis (0 in front, radians) and height.
+        openness: (V,) share of the surroundings a vertex sees.
+        visibility: (9, V) spherical-harmonic coefficients of which directions it sees.
     """
 
     def __init__(self) -> None:
