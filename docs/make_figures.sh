@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes every figure of README.md again, in a few minutes: bash docs/make_figures.sh
+# Makes every figure of README.md and docs/results.md again, in a few minutes: bash docs/make_figures.sh
 # The faces are drawn with a seed that no training used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,6 +9,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 "$python" docs/draw_sepbn.py
+"$python" benchmarks/experiment_rows.py lengths --out docs/figures/lengths.png \
+    "98 points, 332 + 131 faces=docs/results_data/lengths98.csv" \
+    "68 points, 870 + 337 faces=docs/results_data/lengths68.csv"
 "$python" dataset/createSynthetic.py --out "$work/drawn" --train 8 --test 300 --seed 2024
 "$python" dataset/createWFLW256.py --wflw "$work/drawn" --out "$work/data"
 "$python" visualize.py checkpoints/sepbn16.pt --data "$work/data" --out "$work/figures"

@@ -97,11 +97,8 @@ class Architecture:
 
     def describe(self) -> str:
         """Which arm of the comparison this is, in words, and whether it is the published one."""
-        if self.norm == "sepbn":
-            text, published = self._describe_sepbn()
-        else:  # experiments train norms of their own
-            unknown = f"Vanilla CNN with {self.norm}", "not published"
-            text, published = PLAIN_ARMS.get(self.norm, unknown)
+        is_sepbn = self.norm == "sepbn"
+        text, published = self._describe_sepbn() if is_sepbn else PLAIN_ARMS[self.norm]
 
         if self.width != 64:
             published = f"width {self.width}, not the published 64"
