@@ -183,7 +183,9 @@ def _record(config: TrainConfig) -> dict[str, Any]:
     faces = [load_faces(config.data, split, limit=config.limit) for split in ("train", "test")]
     device = select_device(config.device)
 
-    return run_record(config, *faces, device=device, processes=Processes())
+    return run_record(
+        config, *faces, device=device, processes=Processes(), kind=kind_of(config.norm)
+    )
 
 
 def _train(config: TrainConfig, work: Path) -> np.ndarray | None:

@@ -129,7 +129,6 @@ def test_values_no_run_could_use(argv, message):
             "4 x 4 grid: a reconstruction",
         ),
         ({"norm": "none", "width": 16}, "width 16, not the published 64"),
-        ({"norm": "bn-se", "width": 64}, "Vanilla CNN with bn-se (not published)"),
     ],
 )
 def test_the_arm_in_words(settings, words):

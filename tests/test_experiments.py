@@ -161,10 +161,11 @@ def test_released_lists_without_meta_data_give_a_row(run_script, prepared_set, t
     assert run_script(SCRIPT, *command)[:2] == (0, table)
 
 
-def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path):
-    command = ("--suite", "real98", "--data", prepared_set, *SMALL, "--seeds", 1, "--arms", "none")
+@pytest.mark.parametrize("arm", ["none", "bn-se"])
+def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path, arm):
+    command = ("--suite", "real98", "--data", prepared_set, *SMALL, "--seeds", 1, "--arms", arm)
     code, table, _ = run_script(SCRIPT, *command, "--work", tmp_path / "one", "--rates", 1e30)
-    assert code == 0 and "| none | 1e+30 | 0 of 1 | – |" in table
+    assert code == 0 and f"| {arm} | 1e+30 | 0 of 1 | – |" in table
 
     (row,) = read_rows(tmp_path / "one" / "real98.csv")
     assert row["status"] == "diverged" and row["nme_percent"] == ""
@@ -172,7 +173,8 @@ def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path):
     code, _, complaint = run_script(
         SCRIPT, *command, "--work", tmp_path / "two", "--rates", 1e30, 1e31
     )
-    assert code == 1 and "every learning rate tried for none diverged" in complaint.splitlines()[-1]
+    last = complaint.splitlines()[-1]
+    assert code == 1 and f"every learning rate tried for {arm} diverged" in last
 
 
 @pytest.mark.parametrize(
