@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.files import InputError, reports_input_errors
+from utils.files import UserError, reports_user_errors
 
 if TYPE_CHECKING:
-    from prediction.detector import FaceDetector
+    from dataset.detector import FaceDetector
 
 RELEASED = Path(__file__).parent / "checkpoints" / "sepbn16.pt"
 YUNET = "face_detection_yunet_2023mar.onnx"
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -83,7 +83,7 @@ def require_free_port(port: int) -> None:
         try:
             attempt.bind(("127.0.0.1", port))
         except OSError as error:
-            raise InputError(
+            raise UserError(
                 f"port {port} cannot be used ({error.strerror}); choose another one with --port"
             ) from None
 
@@ -94,10 +94,10 @@ def require_gradio() -> None:
     try:
         import gradio
     except ImportError as error:
-        raise InputError(f"the page needs gradio ({error}); {advice}") from None
+        raise UserError(f"the page needs gradio ({error}); {advice}") from None
 
     if int(gradio.__version__.split(".")[0]) < 6:
-        raise InputError(f"the page needs gradio 6, here is {gradio.__version__}; {advice}")
+        raise UserError(f"the page needs gradio 6, here is {gradio.__version__}; {advice}")
 
 
 def keep_to_this_machine(folder: str) -> None:
@@ -119,7 +119,7 @@ def default_checkpoint() -> Path:
 
     finished = sorted(Path("checkpoints").glob("*/final.pt"), key=lambda path: path.stat().st_mtime)
     if not finished:
-        raise InputError(
+        raise UserError(
             f"neither {RELEASED.name} nor a finished run under checkpoints/; train one, or name a "
             "file with --checkpoint"
         )
@@ -131,7 +131,7 @@ def find_detector(named: Path | None) -> FaceDetector | None:
     """YuNet from the named file, or from where it may lie already; None where it does not."""
     import torch
 
-    from prediction.detector import FaceDetector
+    from dataset.detector import FaceDetector
 
     if named is None and os.environ.get("SEPBN_YUNET"):
         named = Path(os.environ["SEPBN_YUNET"])

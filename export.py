@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.files import InputError, atomic_write, reports_input_errors, require_file_or_nothing
+from utils.files import UserError, atomic_write, reports_user_errors, require_file_or_nothing
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +35,7 @@ CROP_RULE = (
 )
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -48,13 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
     if missing:
-        raise InputError(
+        raise UserError(
             f"export needs packages that are not installed; pip install {' '.join(missing)}"
         )
 
     require_file_or_nothing(args.onnx)
     if args.onnx.exists() and args.checkpoint.exists() and args.onnx.samefile(args.checkpoint):
-        raise InputError(
+        raise UserError(
             f"--onnx {args.onnx} is the checkpoint itself; choose another name, so that the "
             "trained network is kept"
         )
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     difference = largest_difference(data, loaded.model)
 
     if not difference <= TOLERANCE:
-        raise InputError(
+        raise UserError(
             f"{args.onnx} not written: it differs from torch by {difference:.2g} crop px (> "
             f"{TOLERANCE})"
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from utils.files import InputError, atomic_write, make_folder, reports_input_errors, write_json
+from utils.files import UserError, atomic_write, make_folder, reports_user_errors, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ class Tally:
         self.pictures += 1
         self.faces += len(shot.boxes)
 
-    def refuse(self, path: Path, error: InputError) -> None:
+    def refuse(self, path: Path, error: UserError) -> None:
         self.errors[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
         tqdm.write(f"error: {self.errors[path]}", file=sys.stderr)
 
@@ -199,7 +199,7 @@ def find_inputs(args: argparse.Namespace, tally: Tally) -> list[Path]:
     for entry in args.inputs:
         try:
             paths += expand_input(entry)
-        except InputError as error:
+        except UserError as error:
             tally.refuse(entry, error)
 
     paths = list(dict.fromkeys(paths))
@@ -219,7 +219,7 @@ def find_inputs(args: argparse.Namespace, tally: Tally) -> list[Path]:
     return paths
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
@@ -262,7 +262,7 @@ def default_checkpoint() -> Path:
         return finished[-1]
 
     if not SHIPPED.is_file():
-        raise InputError(
+        raise UserError(
             f"no finished run under checkpoints/, and {SHIPPED} is missing; train one, or name a "
             "file with --checkpoint"
         )
@@ -292,7 +292,7 @@ def predict_all(
         try:
             video = VideoShots(predictor, path, boxes_of, every=args.detect_every)
             entries.append(predict_video(video, outputs[path], tally, smooth=args.smooth))
-        except InputError as error:
+        except UserError as error:
             tally.refuse(path, error)
 
     return entries
@@ -352,7 +352,7 @@ def box_source(args: argparse.Namespace, paths: list[Path]) -> Callable:
     """(path, image) -> boxes [[left, top, right, bottom], ...], and scores or None, as the options
     ask for.
     """
-    from prediction.detector import FaceDetector, yunet_path
+    from dataset.detector import FaceDetector, yunet_path
 
     if args.box:
         return lambda path, image: (args.box, None)
@@ -368,8 +368,8 @@ def box_source(args: argparse.Namespace, paths: list[Path]) -> Callable:
 
 def boxes_from_table(source: Path, paths: list[Path]) -> Callable:
     """(path, image) -> the boxes of that path in the table ``source``, and None."""
-    from prediction.detector import overlaps
-    from prediction.inputs import BoxTable
+    from dataset.boxes import BoxTable
+    from dataset.detector import overlaps
 
     table = BoxTable(source)
 
@@ -382,11 +382,11 @@ def boxes_from_table(source: Path, paths: list[Path]) -> Callable:
     def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
         rows = table.boxes_of(path)
         if not rows:
-            raise InputError(f"{path}: no row in the table {source}")
+            raise UserError(f"{path}: no row in the table {source}")
 
         for box, line in rows:
             if not overlaps(box, image):
-                raise InputError(
+                raise UserError(
                     f"{path}: the box in {source}, line {line} lies outside the picture"
                 )
         return [list(box) for box, _ in rows], None
@@ -414,7 +414,7 @@ def predict_pictures(
         for path in progress(outputs, desc="pictures", unit="picture"):
             try:
                 yield cut_faces(predictor, path, read_image(path), boxes_of)
-            except InputError as error:
+            except UserError as error:
                 tally.refuse(path, error)
 
     entries = []
@@ -441,7 +441,7 @@ def predict_pictures(
             write_jpeg(output.with_name(f"{output.name}_overlay.jpg"), overlay)
             for index, points in enumerate(landmarks if pts else []):
                 write_pts(output.with_name(f"{output.name}_face{index}.pts"), points)
-        except InputError as error:
+        except UserError as error:
             tally.refuse(shot.path, error)
             entry["error"] = tally.errors[shot.path]
 

@@ -28,7 +28,7 @@ rm -f "$unfinished"
 began=$(date +%s)
 
 say "2/6 Drawing 2,000 training and 250 test faces"
-run dataset/createSynthetic.py --out quickstart/synthetic --train 2000 --test 250
+run synthetic/createSynthetic.py --out quickstart/synthetic --train 2000 --test 250
 
 say "3/6 Preparing 256 x 256 patches, as for WFLW"
 run dataset/createWFLW256.py --wflw quickstart/synthetic --out quickstart/WFLW256

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.files import atomic_write, make_folder, reports_input_errors, write_json
+from utils.files import atomic_write, make_folder, reports_user_errors, write_json
 
 if TYPE_CHECKING:
     from dataset.faces import FaceSet
@@ -51,7 +51,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from training.config import parse_arguments
-from utils.files import reports_input_errors
+from utils.files import reports_user_errors
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     config, resume, overwrite = parse_arguments(argv, sepbn=False)
     from training.loop import train

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.files import make_folder, reports_input_errors
+from utils.files import make_folder, reports_user_errors
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -31,7 +31,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 

@@ -25,7 +25,7 @@ import torch
 from benchmarks.straightforward import augmented_sample
 from dataset.augment import batch, draw_epoch
 from dataset.faces import FaceSet, load_faces
-from utils.files import reports_input_errors
+from utils.files import reports_user_errors
 from utils.runtime import describe_machine, keep_freed_memory
 
 BATCH = 8
@@ -54,7 +54,7 @@ def contenders(faces: FaceSet) -> dict[str, Callable[[], None]]:
     return {"ours": ours, "straightforward": theirs, "of it decoding": decoding}
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from utils.files import InputError, reports_input_errors
+from utils.files import UserError, reports_user_errors
 
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 VIEWS = {"detach", "_unsafe_view"}  # which do not look like views to the dispatcher
@@ -109,7 +109,7 @@ def count_step(layer: nn.Module, x: Tensor) -> tuple[KernelCounter, KernelCounte
 def load_layer_file(path: Path) -> ModuleType:
     """Import a version of models/sepbn.py from wherever it lies."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; make one with: git show COMMIT:models/sepbn.py")
+        raise UserError(f"{path}: no such file; make one with: git show COMMIT:models/sepbn.py")
     spec = importlib.util.spec_from_file_location("layer_file", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -117,7 +117,7 @@ def load_layer_file(path: Path) -> ModuleType:
     return module
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Kernels and passes of BatchNorm and SepBN.")
     own = Path(__file__).resolve().parent.parent / "models/sepbn.py"

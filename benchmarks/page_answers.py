@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.files import InputError, reports_input_errors  # noqa: E402
+from utils.files import UserError, reports_user_errors  # noqa: E402
 
 # Resolves to the ms from the action to another first landmark in the page.
 MEASURE = """([selector, value]) => new Promise(done => {
@@ -46,7 +46,7 @@ MEASURE = """([selector, value]) => new Promise(done => {
 })"""
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        raise InputError("chromium is missing; on Debian: apt-get install chromium")
+        raise UserError("chromium is missing; on Debian: apt-get install chromium")
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             if "the page is at" in line:
                 break
         else:
-            raise InputError("demo.py did not start; see above")
+            raise UserError("demo.py did not start; see above")
 
         times = measure(chromium, f"http://127.0.0.1:{port}", args.repeats)
     finally:

@@ -29,7 +29,7 @@ import numpy as np
 
 from dataset.createWFLW256 import Cut, prepare
 from dataset.sources import Face, Source, read_lists, wflw_lists
-from utils.files import InputError, reports_input_errors
+from utils.files import UserError, reports_user_errors
 from utils.runtime import available_cores, describe_machine
 
 
@@ -63,7 +63,7 @@ def compare(ours: Path, theirs: Path, faces: list[Face]) -> float:
         if not np.array_equal(
             cv2.imread(str(ours / face.patch)), cv2.imread(str(theirs / face.patch))
         ):
-            raise InputError(f"{face.patch} differs from the straightforward loop's")
+            raise UserError(f"{face.patch} differs from the straightforward loop's")
     return size(ours, faces) / size(theirs, faces)
 
 
@@ -72,7 +72,7 @@ def size(folder: Path, faces: list[Face]) -> int:
     return sum((folder / face.patch).stat().st_size for face in faces)
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Speed and file size of createWFLW256 against the plain loop."

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.annotations import official_list
 from evaluation.tables import markdown_table
-from utils.files import InputError, reports_input_errors
+from utils.files import UserError, reports_user_errors
 from utils.runtime import describe_machine, note
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +74,7 @@ def run(
     """Run a script to its end, or until something is there -> (seconds, peak bytes).
 
     Raises:
-        InputError: the script failed.
+        UserError: the script failed.
     """
     log = folder / "log.txt"
     started, peak = time.monotonic(), 0
@@ -93,7 +93,7 @@ def run(
         process.wait()
     elif process.returncode:
         last = log.read_text().strip().splitlines()[-1]
-        raise InputError(f"{command[0]} failed: {last}")
+        raise UserError(f"{command[0]} failed: {last}")
 
     return seconds, peak
 
@@ -138,7 +138,7 @@ def measure(size: int, work: Path) -> list[Cost]:
         costs.append(Cost(name, faces, *result))
         note(f"{size:,} faces, {name}: {costs[-1].cell()}")
 
-    draw = ["dataset/createSynthetic.py", "--out", str(wflw), "--train", str(train)]
+    draw = ["synthetic/createSynthetic.py", "--out", str(wflw), "--train", str(train)]
     add("draw", size, run([*draw, "--test", str(test), "--seed", "1"], folder))
     prepare = ["dataset/createWFLW256.py", "--wflw", str(wflw), "--out", str(data)]
     add("prepare", size, run(prepare, folder))
@@ -161,7 +161,7 @@ def measure(size: int, work: Path) -> list[Cost]:
     return costs
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="where faces are kept meanwhile (default: /tmp)")
     arguments = parser.parse_args(argv)
     if not os.path.exists("/proc/self/status"):
-        raise InputError("memory is read from /proc, which this system does not have; use Linux")
+        raise UserError("memory is read from /proc, which this system does not have; use Linux")
 
     columns = {}
     for size in arguments.sizes:

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from benchmarks.kernels import load_layer_file
 from models import SepBatchNorm2d, VanillaCNN, sepbn
-from utils.files import reports_input_errors
+from utils.files import reports_user_errors
 from utils.runtime import describe_machine, keep_freed_memory, select_device
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -271,7 +271,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     device = select_device(args.device)

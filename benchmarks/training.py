@@ -49,7 +49,7 @@ from models import VanillaCNN
 from models.checkpoint import build_model, read
 from training.config import TrainConfig
 from training.step import TrainingStep
-from utils.files import reports_input_errors
+from utils.files import reports_user_errors
 from utils.runtime import describe_machine, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -330,7 +330,7 @@ def cuda(faces: FaceSet, pairs: int) -> None:
     )
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

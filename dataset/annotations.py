@@ -20,7 +20,7 @@ import numpy as np
 
 from dataset.crop import patch_frame
 from dataset.landmarks import SCHEMES
-from utils.files import InputError, atomic_write, read_bytes
+from utils.files import UserError, atomic_write, read_bytes
 
 # order of the list's flags
 ATTRIBUTES = (
@@ -55,7 +55,7 @@ def read_official_list(
     path: str | Path, data: bytes | None = None, *, num_points: int | None = None
 ) -> list[Annotation]:
     """The faces of an official list, in its order; an empty list, or lines of different kinds, is
-    an InputError.
+    an UserError.
 
     Args:
         path: the list.
@@ -69,18 +69,18 @@ def read_official_list(
         try:
             face = _parse_official(text, number, num_points)
             if faces and len(face.landmarks) != len(faces[0].landmarks):
-                raise InputError(
+                raise UserError(
                     f"{len(face.landmarks)} points, but line {faces[0].line} has "
                     f"{len(faces[0].landmarks)}; "
                     "a list must keep to one number of points"
                 )
-        except InputError as error:
-            raise InputError(f"{path}, line {number}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
 
         faces.append(face)
 
     if not faces:
-        raise InputError(f"{path} is empty: a list needs at least one face")
+        raise UserError(f"{path} is empty: a list needs at least one face")
 
     return faces
 
@@ -113,16 +113,16 @@ def read_crop_list(
             fields = text.split(maxsplit=2 * points)  # a path may hold spaces
 
             if len(fields) <= 2 * points:
-                raise InputError(
+                raise UserError(
                     f"{len(fields)} fields, expected {2 * points} coordinates and the patch's path"
                 )
 
             rows.append(np.array(_numbers(fields[:-1])))
             patch = folder / fields[-1].rstrip()
             if not os.path.isfile(patch):
-                raise InputError(f"patch {patch} does not exist")
-        except InputError as error:
-            raise InputError(f"{path}, line {number}: {error}") from None
+                raise UserError(f"patch {patch} does not exist")
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
 
         patches.append(patch)
 
@@ -163,7 +163,7 @@ def _lines(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
             blank.clear()
             yield number, text.rstrip("\n")
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file (expected a list of faces)") from None
+        raise UserError(f"{path} is not a text file (expected a list of faces)") from None
 
 
 def _numbers(fields: Sequence[str]) -> list[float]:
@@ -172,12 +172,12 @@ def _numbers(fields: Sequence[str]) -> list[float]:
         try:
             value = float(field)
         except ValueError:
-            raise InputError(f"{field!r} is not a number") from None
+            raise UserError(f"{field!r} is not a number") from None
 
         if not math.isfinite(value):
-            raise InputError(f"coordinate {field!r} is not finite")
+            raise UserError(f"coordinate {field!r} is not finite")
         if abs(value) > LARGEST:
-            raise InputError(f"coordinate {field!r} lies beyond {LARGEST:,} px")
+            raise UserError(f"coordinate {field!r} lies beyond {LARGEST:,} px")
 
         values.append(value)
 
@@ -192,7 +192,7 @@ def _parse_official(text: str, number: int, num_points: int | None) -> Annotatio
     box = _numbers(fields[2 * points : 2 * points + 4])
 
     if not all(edge.is_integer() for edge in box):
-        raise InputError(
+        raise UserError(
             f"face box {' '.join(fields[2 * points : 2 * points + 4])} is not in whole pixels"
         )
 
@@ -202,7 +202,7 @@ def _parse_official(text: str, number: int, num_points: int | None) -> Annotatio
 
     for name, flag in zip(ATTRIBUTES, flags, strict=True):
         if flag not in ("0", "1"):
-            raise InputError(f"attribute {name} is {flag!r}, expected 0 or 1")
+            raise UserError(f"attribute {name} is {flag!r}, expected 0 or 1")
 
     return Annotation(
         landmarks=np.array(coordinates, dtype=np.float64).reshape(points, 2),
@@ -230,7 +230,7 @@ def _official_fields(text: str, num_points: int | None) -> list[str]:
             return fields
 
     wanted = " or ".join(f"{count} ({points} points)" for count, points in counts.items())
-    raise InputError(f"{words} fields, expected {wanted}")
+    raise UserError(f"{words} fields, expected {wanted}")
 
 
 def _possible(num_points: int | None) -> tuple[int, ...]:
@@ -259,6 +259,6 @@ def _count_points(text: str, num_points: int | None) -> int:
     possible = _possible(num_points)
     if count % 2 or count // 2 not in possible:
         wanted = " or ".join(f"{2 * points} ({points} points)" for points in possible)
-        raise InputError(f"{count} numbers before the patch's path, expected {wanted}")
+        raise UserError(f"{count} numbers before the patch's path, expected {wanted}")
 
     return count // 2

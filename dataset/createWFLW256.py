@@ -28,11 +28,11 @@ if __name__ == "__main__":  # run as a script: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.files import (
-    InputError,
+    UserError,
     describe_os_error,
     make_folder,
     read_json,
-    reports_input_errors,
+    reports_user_errors,
     write_json,
 )
 
@@ -182,8 +182,8 @@ def _write_image_patches(image_path: Path, faces: list[Face], out: Path, cut: Cu
                 image = read_image(image_path)
 
             patch, frame = face_patch(image, face.annotation.box, *cut)
-        except InputError as error:
-            raise InputError(f"{face.where}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{face.where}: {error}") from None
 
         _write_patch(out / face.patch, encode_png(patch, frame.side))
 
@@ -269,7 +269,7 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         different = [k for k in settings if (IMPLIED | finished).get(k) != settings[k]]
         if different:
             words = dict.fromkeys(WORDS.get(key, key) for key in different)
-            raise InputError(
+            raise UserError(
                 f"{out} holds a set of another {', '.join(words)}; choose another --out or "
                 "delete it"
             )
@@ -282,7 +282,7 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
             and out.is_dir()
             and any(not entry.name.startswith(".") for entry in out.iterdir())
         ):
-            raise InputError(
+            raise UserError(
                 f"{out} holds other files and no {FINISHED}; choose an empty folder for --out"
             )
 
@@ -355,14 +355,14 @@ def box_rule(args: argparse.Namespace) -> BoxRule:
 
 def table_boxes(args: argparse.Namespace) -> Callable[[PtsFace], Any]:
     """The box of each face from a table like predict.py's, which must have a row for it."""
-    from prediction.inputs import BoxTable
+    from dataset.boxes import BoxTable
 
     table = BoxTable(args.boxes)
 
     def box_of(face: PtsFace) -> Any:
         rows = table.boxes_of(face.picture)
         if len(rows) != 1:
-            raise InputError(f"{len(rows)} rows for {face.picture.name} in {args.boxes}, not one")
+            raise UserError(f"{len(rows)} rows for {face.picture.name} in {args.boxes}, not one")
 
         return rows[0][0]
 
@@ -375,8 +375,8 @@ def detected_boxes(path: Path) -> Callable[[PtsFace], Any]:
     import numpy as np
 
     from dataset.crop import overlap_ratios, read_image
+    from dataset.detector import FaceDetector
     from dataset.pts import landmark_box
-    from prediction.detector import FaceDetector
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     detector = FaceDetector(path)
@@ -528,7 +528,7 @@ def _check_sources(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error("--boxes and --detector are for --pts-train; lists have boxes of their own")
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     from utils.runtime import available_cores

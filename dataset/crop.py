@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.files import InputError, read_bytes
+from utils.files import UserError, read_bytes
 from utils.runtime import silent_libraries
 
 PATCH_SIZE = 256
@@ -93,19 +93,19 @@ def patch_frame(box: Box, resample: str = "nearest", scale: float = 1.0) -> Patc
     left, top, right, bottom = (int(edge) for edge in box)
 
     if right <= left or bottom <= top:
-        raise InputError(
+        raise UserError(
             f"face box {left} {top} {right} {bottom} has no area (expected x_min y_min x_max y_max)"
         )
 
     width, height = right - left + 1, bottom - top + 1
     if max(width, height) * max(scale, 1) > MAX_BOX_SIDE:
         times = "" if scale == 1 else f" times {scale:g}"
-        raise InputError(
+        raise UserError(
             f"face box {left} {top} {right} {bottom}{times} is larger than {MAX_BOX_SIDE} px"
         )
 
     if max(width, height) * scale < 1:
-        raise InputError(f"face box {left} {top} {right} {bottom} times {scale:g} has no area")
+        raise UserError(f"face box {left} {top} {right} {bottom} times {scale:g} has no area")
 
     grow = abs(width - height) // 2  # at the low edge; the odd pixel goes to the high edge
 
@@ -137,7 +137,7 @@ def face_patch(
 
     if box[0] >= width or box[1] >= height or box[2] < 0 or box[3] < 0:
         edges = " ".join(str(int(edge)) for edge in box)
-        raise InputError(f"face box {edges} lies outside the image of {width} x {height} px")
+        raise UserError(f"face box {edges} lies outside the image of {width} x {height} px")
 
     right, bottom = frame.left + frame.side, frame.top + frame.side  # exclusive
     square = image[max(frame.top, 0) : min(bottom, height), max(frame.left, 0) : min(right, width)]
@@ -174,7 +174,7 @@ def overlap_ratios(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def read_image(path: str | Path) -> np.ndarray:
     """An image file as (H, W, 3) uint8 BGR, turned as its EXIF orientation says; a damaged one is
-    an InputError.
+    an UserError.
 
     16-bit images keep their upper eight bits, grey becomes three equal channels, alpha is dropped.
     """
@@ -186,7 +186,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
     image = None if truncated else decode(data)
     if image is None:
-        raise InputError(f"image {path} is damaged, or of a kind that OpenCV does not read")
+        raise UserError(f"image {path} is damaged, or of a kind that OpenCV does not read")
 
     return image
 

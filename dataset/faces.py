@@ -13,7 +13,7 @@ from dataset.annotations import ATTRIBUTES, read_crop_list
 from dataset.crop import BOX_SCALES, CROP_OFFSET, CROP_SIZE
 from dataset.landmarks import LandmarkScheme, own_scheme, scheme_for
 from dataset.patches import open_patches
-from utils.files import InputError, read_json
+from utils.files import UserError, read_json
 
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0  # network input = (x - 127.5) / 128
 
@@ -118,7 +118,7 @@ def read_meta(data: Path) -> dict:
 
     scale = meta.get("box_scale", 1.0)
     if type(scale) not in (int, float) or not BOX_SCALES[0] <= scale <= BOX_SCALES[1]:
-        raise InputError(f"{path}: box_scale is {scale!r}, not a scale; prepare the folder again")
+        raise UserError(f"{path}: box_scale is {scale!r}, not a scale; prepare the folder again")
 
     return meta
 
@@ -132,7 +132,7 @@ def read_landmarks(
     own, source = own_scheme(meta, data / "meta.json"), list_path(data, split)
     landmarks, paths = read_crop_list(source, own.num_points if own else None)
     if not paths:
-        raise InputError(f"{source} is empty: there is no face to use; prepare the folder again")
+        raise UserError(f"{source} is empty: there is no face to use; prepare the folder again")
 
     return landmarks, paths, own or scheme_for(landmarks.shape[1])
 
@@ -146,14 +146,14 @@ def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> Fac
         limit: keep the first ``limit`` faces only.
 
     Raises:
-        InputError: no list in the folder, an empty list, a bad line, a missing or unreadable patch,
+        UserError: no list in the folder, an empty list, a bad line, a missing or unreadable patch,
             or one that is not 256 x 256.
     """
     data = Path(data)
     source = list_path(data, split)
 
     if not source.is_file():
-        raise InputError(
+        raise UserError(
             f"{data} holds no prepared faces ({source.name} is missing); make them with "
             "python dataset/createWFLW256.py, or name another folder with --data"
         )
@@ -186,7 +186,7 @@ def _require_eye_distance(source: Path, landmarks: np.ndarray, scheme: LandmarkS
     unusable = np.flatnonzero((corners[:, 0] == corners[:, 1]).all(axis=1))
 
     if unusable.size:
-        raise InputError(
+        raise UserError(
             f"{source}, line {unusable[0] + 1}: the outer eye corners (points {left} and {right}) "
             "coincide, so the face's NME is undefined; correct or remove that line"
         )
@@ -212,7 +212,7 @@ def _memberships(data: Path, split: str, landmarks: np.ndarray, paths: list[Path
 
             face = row.get(path, row_of_points.get(points.tobytes()))
             if face is None:
-                raise InputError(
+                raise UserError(
                     f"{source}: {path.name} is not in {list_path(data, split).name}; prepare again"
                 )
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import InputError, read_json
+from utils.files import UserError, read_json
 
 
 @dataclass(frozen=True)
@@ -196,13 +196,13 @@ def scheme_for(num_points: int) -> LandmarkScheme:
     """The built-in scheme with ``num_points`` landmarks.
 
     Raises:
-        InputError: no scheme has that many.
+        UserError: no scheme has that many.
     """
     try:
         return SCHEMES[num_points]
     except KeyError:
         known = ", ".join(f"{s.num_points} ({s.name})" for s in SCHEMES.values())
-        raise InputError(
+        raise UserError(
             f"no landmark scheme has {num_points} points; known: {known}; prepare the faces with "
             "--scheme FILE.json for points of your own"
         ) from None
@@ -229,8 +229,8 @@ def own_scheme(record: Mapping[str, Any], where: Path | str) -> LandmarkScheme |
 
     try:
         return None if definition is None else scheme_from_definition(definition)
-    except InputError as error:
-        raise InputError(f"{where}: its scheme_definition is damaged: {error}") from None
+    except UserError as error:
+        raise UserError(f"{where}: its scheme_definition is damaged: {error}") from None
 
 
 def scheme_of_network(config: Mapping[str, Any], where: Path | str) -> LandmarkScheme:
@@ -239,7 +239,7 @@ def scheme_of_network(config: Mapping[str, Any], where: Path | str) -> LandmarkS
     own = own_scheme(config, where)
 
     if own is not None and own.num_points != num_points:
-        raise InputError(
+        raise UserError(
             f"{where}: its scheme {own.name} has {own.num_points} points, its network "
             f"{num_points}; it is damaged"
         )
@@ -251,16 +251,16 @@ def read_scheme(path: str | Path) -> LandmarkScheme:
     """A scheme from a JSON file, which holds what :func:`define` gives.
 
     Raises:
-        InputError: missing, no JSON, or no scheme: names the file and the field.
+        UserError: missing, no JSON, or no scheme: names the file and the field.
     """
     content = read_json(path, advice="write it again, see docs/data.md")
     if content is None:
-        raise InputError(f"scheme {path} does not exist")
+        raise UserError(f"scheme {path} does not exist")
 
     try:
         return scheme_from_definition(content)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def scheme_from_definition(content: Any) -> LandmarkScheme:
@@ -271,29 +271,29 @@ def scheme_from_definition(content: Any) -> LandmarkScheme:
     _require_name(name, "name")
 
     if not isinstance(mirror, list) or len(mirror) < 2:
-        raise InputError("mirror must be a list with an entry for each point, 2 or more")
+        raise UserError("mirror must be a list with an entry for each point, 2 or more")
 
     count = len(mirror)
     _require_points(mirror, count, "mirror")
 
     for point, partner in enumerate(mirror):
         if mirror[partner] != point:
-            raise InputError(
+            raise UserError(
                 f"mirror is no involution: point {point} goes to {partner}, but {partner} goes to "
                 f"{mirror[partner]}"
             )
 
     eyes = content["outer_eyes"]
     if not isinstance(eyes, list) or len(eyes) != 2:
-        raise InputError("outer_eyes must be a list of the two points that normalise the NME")
+        raise UserError("outer_eyes must be a list of the two points that normalise the NME")
 
     _require_points(eyes, count, "outer_eyes")
     if eyes[0] == eyes[1]:
-        raise InputError(f"outer_eyes names point {eyes[0]} twice; it must be two points")
+        raise UserError(f"outer_eyes names point {eyes[0]} twice; it must be two points")
 
     scheme = LandmarkScheme(name, tuple(mirror), tuple(eyes), _contours(content["contours"], count))
     if scheme.name in {known.name for known in (*SCHEMES.values(), COMMON_60)}:
-        raise InputError(f"name {name!r} is that of a built-in scheme; choose another")
+        raise UserError(f"name {name!r} is that of a built-in scheme; choose another")
 
     return scheme
 
@@ -301,7 +301,7 @@ def scheme_from_definition(content: Any) -> LandmarkScheme:
 def _contours(content: Any, count: int) -> tuple[Contour, ...]:
     """Contours that together hold all ``count`` points."""
     if not isinstance(content, list) or not content:
-        raise InputError("contours must be a list of {name, points, closed}, at least one")
+        raise UserError("contours must be a list of {name, points, closed}, at least one")
 
     contours: list[Contour] = []
 
@@ -314,44 +314,44 @@ def _contours(content: Any, count: int) -> tuple[Contour, ...]:
         points = item["points"]
 
         if not isinstance(points, list) or not points:
-            raise InputError(f"{where}.points must be a list of points, at least one")
+            raise UserError(f"{where}.points must be a list of points, at least one")
 
         _require_points(points, count, f"{where}.points")
         twice = next((point for point in points if points.count(point) > 1), None)
 
         if twice is not None:
-            raise InputError(f"contour {item['name']!r} names point {twice} twice")
+            raise UserError(f"contour {item['name']!r} names point {twice} twice")
         if not isinstance(item["closed"], bool):
-            raise InputError(f"{where}.closed is {item['closed']!r}; it must be true or false")
+            raise UserError(f"{where}.closed is {item['closed']!r}; it must be true or false")
 
         contours.append(Contour(item["name"], tuple(points), item["closed"]))
 
     missing = sorted(set(range(count)) - {p for contour in contours for p in contour.points})
     if missing:
-        raise InputError(f"no contour holds point {missing[0]}; every point must be in one")
+        raise UserError(f"no contour holds point {missing[0]}; every point must be in one")
 
     return tuple(contours)
 
 
 def _require_fields(content: Any, fields: tuple[str, ...], what: str) -> None:
     if not isinstance(content, dict):
-        raise InputError(f"{what} must be an object with {', '.join(fields)}")
+        raise UserError(f"{what} must be an object with {', '.join(fields)}")
 
     for name in fields:
         if name not in content:
-            raise InputError(f"{what} lacks {name}")
+            raise UserError(f"{what} lacks {name}")
     for name in content:
         if name not in fields:
-            raise InputError(f"{what} has an unknown field {name!r}; known: {', '.join(fields)}")
+            raise UserError(f"{what} has an unknown field {name!r}; known: {', '.join(fields)}")
 
 
 def _require_name(name: Any, what: str) -> None:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise InputError(f"{what} is {name!r}; it must be a text of one line")
+        raise UserError(f"{what} is {name!r}; it must be a text of one line")
 
 
 def _require_points(points: list, count: int, what: str) -> None:
     """Refuse what is no list of landmarks of a scheme with ``count``."""
     for point in points:
         if type(point) is not int or not 0 <= point < count:
-            raise InputError(f"{what} names point {point!r}; points are 0 to {count - 1}")
+            raise UserError(f"{what} names point {point!r}; points are 0 to {count - 1}")

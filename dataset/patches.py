@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from dataset.crop import PATCH_SIZE, decode
-from utils.files import InputError, describe_os_error
+from utils.files import UserError, describe_os_error
 from utils.runtime import available_cores, note, progress
 
 SHAPE = (PATCH_SIZE, PATCH_SIZE, 3)
@@ -43,7 +43,7 @@ def open_patches(
         (N, 256, 256, 3) uint8, RGB, and (N,) int64, the sum of each patch's values.
 
     Raises:
-        InputError: a patch is missing, not a readable picture, or not 256 x 256.
+        UserError: a patch is missing, not a readable picture, or not 256 x 256.
     """
     count = len(paths[:limit])
     store = source.with_suffix(".patches")
@@ -74,7 +74,7 @@ def _digest(source: Path, paths: list[Path]) -> bytes:
         try:
             state = path.stat()
         except OSError:
-            raise InputError(
+            raise UserError(
                 f"{source}:{number}: patch {path} is missing; prepare the folder again"
             ) from None
 
@@ -176,16 +176,16 @@ def _read_patch(path: Path, where: str) -> np.ndarray:
     try:
         pixels = decode(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{where} is missing; prepare the folder again") from None
+        raise UserError(f"{where} is missing; prepare the folder again") from None
     except OSError as error:
-        raise InputError(f"{where} cannot be read ({error.strerror})") from None
+        raise UserError(f"{where} cannot be read ({error.strerror})") from None
 
     if pixels is None:
-        raise InputError(f"{where} is not a readable picture; prepare the folder again")
+        raise UserError(f"{where} is not a readable picture; prepare the folder again")
 
     height, width = pixels.shape[:2]
     if (height, width) != (PATCH_SIZE, PATCH_SIZE):
-        raise InputError(
+        raise UserError(
             f"{where} is {width}x{height}, not {PATCH_SIZE}x{PATCH_SIZE}; prepare the folder again"
         )
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.crop import IMAGE_SUFFIXES, Box
-from utils.files import InputError
+from utils.files import UserError
 
 # How WFLW lays its face boxes about its landmarks: the side over the longer extent of the points,
 # and how much of that extent the box's centre lies above theirs. Medians over 332 faces of WFLW,
@@ -52,7 +52,7 @@ def read_folders(folders: Sequence[Path], num_points: int | None = None) -> list
                 like = f"{faces[0].pts} has {expected}"
 
             if expected not in (None, len(landmarks)):
-                raise InputError(f"{pts}: {len(landmarks)} points, but {like}")
+                raise UserError(f"{pts}: {len(landmarks)} points, but {like}")
 
             faces.append(PtsFace(picture, pts, landmarks, data))
 
@@ -64,7 +64,7 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
-        raise InputError(f"folder {folder} cannot be read: {error.strerror}") from None
+        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
 
     pictures: dict[str, Path] = {}
 
@@ -72,7 +72,7 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         if path.stem in pictures:
-            raise InputError(
+            raise UserError(
                 f"{path}: {pictures[path.stem].name} lies beside it, and {path.stem}.pts cannot "
                 "belong to both; remove one of the pictures"
             )
@@ -82,14 +82,14 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     points = {path.stem: path for path in files if path.suffix.lower() == ".pts"}
 
     if not points:
-        raise InputError(f"folder {folder} holds no .pts file; pictures and .pts must lie in it")
+        raise UserError(f"folder {folder} holds no .pts file; pictures and .pts must lie in it")
 
     for stem, path in points.items():
         if stem not in pictures:
-            raise InputError(f"{path}: no picture {stem}.jpg, .png, … beside it; add or remove")
+            raise UserError(f"{path}: no picture {stem}.jpg, .png, … beside it; add or remove")
     for stem, path in pictures.items():
         if stem not in points:
-            raise InputError(f"{path}: no {stem}.pts beside it; add or remove")
+            raise UserError(f"{path}: no {stem}.pts beside it; add or remove")
 
     return [(pictures[stem], points[stem]) for stem in sorted(points)]
 
@@ -98,19 +98,19 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def parse_pts(data: bytes, path: Path) -> np.ndarray:
     """Landmarks (P, 2) float64, image px counted from 0, of a .pts file's bytes.
 
     Raises:
-        InputError: names the file (``path``) and the line.
+        UserError: names the file (``path``) and the line.
     """
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file (expected lines of x and y)") from None
+        raise UserError(f"{path}: not a text file (expected lines of x and y)") from None
 
     header: dict[str, str] = {}
     rows: list[list[float]] = []
@@ -123,19 +123,19 @@ def parse_pts(data: bytes, path: Path) -> np.ndarray:
             if not text:
                 continue
             if brace == "}":
-                raise InputError(f"{text!r} after the closing brace")
+                raise UserError(f"{text!r} after the closing brace")
 
             if text in ("{", "}"):
                 if (text == "{") != (brace == "") or (text == "{" and rows):
-                    raise InputError(f"{text!r} out of place")
+                    raise UserError(f"{text!r} out of place")
                 brace = text
             elif ":" in text and not brace and not rows:
                 key, _, value = text.partition(":")
                 header[key.strip().lower()] = value.strip()
             else:
                 rows.append(_coordinates(text))
-        except InputError as error:
-            raise InputError(f"{path}, line {number}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
 
     _require_whole(path, header, rows, brace)
 
@@ -145,15 +145,15 @@ def parse_pts(data: bytes, path: Path) -> np.ndarray:
 def _coordinates(text: str) -> list[float]:
     fields = text.split()
     if len(fields) != 2:
-        raise InputError(f"{len(fields)} fields, expected x and y")
+        raise UserError(f"{len(fields)} fields, expected x and y")
 
     try:
         values = [float(field) for field in fields]
     except ValueError:
-        raise InputError(f"{text!r} is no pair of numbers") from None
+        raise UserError(f"{text!r} is no pair of numbers") from None
 
     if not all(map(math.isfinite, values)):
-        raise InputError(f"{text!r} is not finite")
+        raise UserError(f"{text!r} is not finite")
 
     return values
 
@@ -161,13 +161,13 @@ def _coordinates(text: str) -> list[float]:
 def _require_whole(path: Path, header: dict[str, str], rows: list, brace: str) -> None:
     """Refuse a file that was cut, or that holds another number of points than it says."""
     if brace == "{":
-        raise InputError(f"{path}: the closing brace is missing; the file was cut, copy it again")
+        raise UserError(f"{path}: the closing brace is missing; the file was cut, copy it again")
     if len(rows) < 2:
-        raise InputError(f"{path}: {len(rows)} points, expected lines of x and y")
+        raise UserError(f"{path}: {len(rows)} points, expected lines of x and y")
 
     announced = header.get("n_points", str(len(rows)))
     if announced != str(len(rows)):
-        raise InputError(f"{path}: n_points is {announced}, but {len(rows)} points follow")
+        raise UserError(f"{path}: n_points is {announced}, but {len(rows)} points follow")
 
 
 def landmark_box(landmarks: np.ndarray) -> Box:
@@ -175,7 +175,7 @@ def landmark_box(landmarks: np.ndarray) -> Box:
     low, high = landmarks.min(axis=0), landmarks.max(axis=0)
     extent = float((high - low).max())
     if not extent > 0:
-        raise InputError("all landmarks lie in one place, so no face box can be laid about them")
+        raise UserError("all landmarks lie in one place, so no face box can be laid about them")
 
     side = 2 * max(1, round(BOX_SIDE * extent / 2))  # even, so that cutting need not change it
     centre = (low + high) / 2 - (0, BOX_RISE * extent)

@@ -20,7 +20,7 @@ from dataset.annotations import (
 from dataset.crop import Box, patch_frame
 from dataset.landmarks import LandmarkScheme, scheme_for
 from dataset.pts import BOX_RISE, BOX_SIDE, PtsFace, landmark_box, read_folders
-from utils.files import InputError
+from utils.files import UserError
 from utils.runtime import progress
 
 SPLITS = ("train", "test")
@@ -62,7 +62,7 @@ def landmark_boxes() -> BoxRule:
 def wflw_lists(folder: Path) -> tuple[Path, dict[str, Path]]:
     """Image folder and lists of an unpacked WFLW download."""
     if not folder.is_dir():
-        raise InputError(f"WFLW folder {folder} does not exist")
+        raise UserError(f"WFLW folder {folder} does not exist")
 
     return folder / "WFLW_images", {split: official_list(folder, split) for split in SPLITS}
 
@@ -80,7 +80,7 @@ def read_lists(
         scheme: None: the built-in scheme with as many points.
     """
     if not images.is_dir():
-        raise InputError(f"image folder {images} does not exist")
+        raise UserError(f"image folder {images} does not exist")
 
     data = {split: read_list_bytes(path) for split, path in lists.items()}
     points = scheme.num_points if scheme else None
@@ -99,7 +99,7 @@ def read_lists(
     for face in (*faces["train"], *faces["test"]):
         image = images / face.annotation.image
         if not os.path.isfile(image):
-            raise InputError(f"{face.where}: image {image} does not exist")
+            raise UserError(f"{face.where}: image {image} does not exist")
 
     origin = {
         # a pipe is called otherwise every time
@@ -144,7 +144,7 @@ def read_pts(
 
     for split in SPLITS:
         if not faces[split]:
-            raise InputError(f"no face of {folders[split][0]} has a box, so nothing is left to use")
+            raise UserError(f"no face of {folders[split][0]} has a box, so nothing is left to use")
 
     _require_same_count(faces, folders["train"][0], folders["test"][0])
     origin = {split: {"pts": len(found), "sha256": _digest(found)} for split, found in read.items()}
@@ -173,8 +173,8 @@ def _box_of(face: PtsFace, rule: BoxRule) -> Box | None:
         box = rule.box_of(face)
         if box is not None:
             patch_frame(box)  # refuses a box without area, or a gigantic one
-    except InputError as error:
-        raise InputError(f"{face.pts}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{face.pts}: {error}") from None
 
     return box
 
@@ -182,7 +182,7 @@ def _box_of(face: PtsFace, rule: BoxRule) -> Box | None:
 def _require_same_count(faces: dict[str, list[Face]], train: Path, test: Path) -> None:
     counts = [len(faces[split][0].annotation.landmarks) for split in SPLITS]
     if counts[0] != counts[1]:
-        raise InputError(f"{train} has {counts[0]} points a face, but {test} has {counts[1]}")
+        raise UserError(f"{train} has {counts[0]} points a face, but {test} has {counts[1]}")
 
 
 def _scheme_of(faces: dict[str, list[Face]]) -> LandmarkScheme:

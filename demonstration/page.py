@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from dataset.detector import FaceDetector
 from demonstration.downloads import landmarks_json, overlay_jpeg, pts_text
 from demonstration.drawing import attention_svg, face_svg, legend_html, picture_svg
 from demonstration.scene import (
@@ -38,8 +39,7 @@ from demonstration.steering import (
     Steering,
     measure_shift,
 )
-from prediction.detector import FaceDetector
-from utils.files import InputError
+from utils.files import UserError
 
 CSS = Path(__file__).with_name("page.css")
 TEMPERATURES = 0.1, 30.0  # of the slider; training starts at 30 as published
@@ -176,7 +176,7 @@ class Visit:
                 data = base64.b64decode(content)
 
             image = read_picture(data, name)
-        except (InputError, binascii.Error, TypeError) as error:
+        except (UserError, binascii.Error, TypeError) as error:
             return self._refused(error)
 
         return self._show(name, image, how, box=None)
@@ -190,11 +190,11 @@ class Visit:
 
     def draw_box(self, scene: Scene | None, event: gr.EventData) -> tuple:
         if scene is None:
-            return self._refused(InputError(_FORGOTTEN))
+            return self._refused(UserError(_FORGOTTEN))
 
         try:
             box = drawn_box(event._data["corners"], scene.image)
-        except InputError as error:
+        except UserError as error:
             return self._refused(error)
 
         return self._show(scene.name, scene.image, BOX, box=box)
@@ -215,7 +215,7 @@ class Visit:
         try:
             boxes, scores, sentence = find_faces(image, how, detector=self._detector, box=box)
             cuts = cut_faces(self._predictors, image, boxes)
-        except InputError as error:
+        except UserError as error:
             return self._refused(error)
 
         scene = Scene(name, image, box, boxes, scores, cuts)

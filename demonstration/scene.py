@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.boxes import BoxTable
 from dataset.crop import PatchFrame, read_image
+from dataset.detector import FaceDetector
 from demonstration.steering import Answer, SteeredPredictor
-from prediction.detector import FaceDetector
-from prediction.inputs import BoxTable
-from utils.files import InputError
+from utils.files import UserError
 
 LARGEST_FILE = 20 * 1024 * 1024  # bytes
 MOST_PIXELS = 64_000_000
@@ -53,10 +53,10 @@ def read_picture(data: bytes, name: str) -> np.ndarray:
     """A file's content as (H, W, 3) uint8 BGR; it is on the disk no longer than this takes.
 
     Raises:
-        InputError: too large, damaged, or no picture.
+        UserError: too large, damaged, or no picture.
     """
     if len(data) > LARGEST_FILE:
-        raise InputError(f"{name} has more than 20 MB; choose a smaller picture")
+        raise UserError(f"{name} has more than 20 MB; choose a smaller picture")
 
     damaged = f"{name} is damaged or no picture; choose another one (JPEG, PNG, WebP, BMP, TIFF)"
 
@@ -66,15 +66,15 @@ def read_picture(data: bytes, name: str) -> np.ndarray:
         width, height = _announced_size(path, damaged)
 
         if width * height > MOST_PIXELS:
-            raise InputError(
+            raise UserError(
                 f"{name} has {width} x {height} pixels, more than {MOST_PIXELS // 10**6} million; "
                 "choose a smaller picture"
             )
 
         try:
             return read_image(path)
-        except InputError:
-            raise InputError(damaged) from None
+        except UserError:
+            raise UserError(damaged) from None
 
 
 def _announced_size(path: Path, damaged: str) -> tuple[int, int]:
@@ -87,9 +87,9 @@ def _announced_size(path: Path, damaged: str) -> tuple[int, int]:
             with Image.open(path) as picture:
                 return picture.size
     except Image.DecompressionBombError:
-        raise InputError(damaged.replace("is damaged or no picture", "is far too large")) from None
+        raise UserError(damaged.replace("is damaged or no picture", "is far too large")) from None
     except Exception:  # a damaged file makes readers raise nearly anything
-        raise InputError(damaged) from None
+        raise UserError(damaged) from None
 
 
 def examples() -> dict[str, tuple[Path, Box]]:
@@ -104,7 +104,7 @@ def drawn_box(corners: Sequence[float], image: np.ndarray) -> Box:
     """The box between two opposite corners x0, y0, x1, y1 in px, kept within the picture.
 
     Raises:
-        InputError: it is smaller than 8 px.
+        UserError: it is smaller than 8 px.
     """
     x0, y0, x1, y1 = (float(value) for value in corners)
     limits = np.array([image.shape[1] - 1, image.shape[0] - 1])
@@ -112,7 +112,7 @@ def drawn_box(corners: Sequence[float], image: np.ndarray) -> Box:
     (left, top), (right, bottom) = np.rint([ends.min(0), ends.max(0)]).astype(int).tolist()
 
     if min(right - left, bottom - top) + 1 < 8:
-        raise InputError("the box is smaller than 8 pixels; drag from one corner to the other")
+        raise UserError("the box is smaller than 8 pixels; drag from one corner to the other")
 
     return [left, top, right, bottom]
 
@@ -149,7 +149,7 @@ def cut_faces(
     """The faces for each network, with its answer.
 
     Raises:
-        InputError: a box that cannot be cut out of the picture.
+        UserError: a box that cannot be cut out of the picture.
     """
     cuts = []
     for predictor in predictors:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.files import atomic_write, make_folder, reports_input_errors  # noqa: E402
+from utils.files import atomic_write, make_folder, reports_user_errors  # noqa: E402
 
 SEED = 98
 FACES = {"smile": 13, "open_mouth": 11, "light": 19, "hand": 17, "sunglasses": 8, "profile": 18}
 QUALITY = 92  # of the JPEG files
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import cv2
 
-    from dataset.synthetic.face import draw_face
+    from synthetic.face import draw_face
 
     boxes = []
     for name, index in FACES.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.files import atomic_write, reports_input_errors  # noqa: E402
+from utils.files import atomic_write, reports_user_errors  # noqa: E402
 
 WIDTH, HEIGHT = 860, 330
 SETS = ("#0072b2", "#e69f00", "#009e73")  # of Okabe and Ito, as on the page of demo.py
@@ -44,7 +44,7 @@ STYLE = """
 """
 
 
-@reports_input_errors
+@reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -9,10 +9,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 "$python" docs/draw_sepbn.py
-"$python" benchmarks/experiment_rows.py lengths --out docs/figures/lengths.png \
+"$python" research/experiment_rows.py lengths --out docs/figures/lengths.png \
     "98 points, 332 + 131 faces=docs/results_data/lengths98.csv" \
     "68 points, 870 + 337 faces=docs/results_data/lengths68.csv"
-"$python" dataset/createSynthetic.py --out "$work/drawn" --train 8 --test 300 --seed 2024
+"$python" synthetic/createSynthetic.py --out "$work/drawn" --train 8 --test 300 --seed 2024
 "$python" dataset/createWFLW256.py --wflw "$work/drawn" --out "$work/data"
 "$python" visualize.py checkpoints/sepbn16.pt --data "$work/data" --out "$work/figures"
 

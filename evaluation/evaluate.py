@@ -27,7 +27,7 @@ from dataset.landmarks import (
 )
 from evaluation.cost import measure_speed, model_cost
 from models.checkpoint import LoadedModel, load_model
-from utils.files import InputError
+from utils.files import UserError
 from utils.metrics import auc, failure_rate, nme
 from utils.runtime import progress as progress_bar
 
@@ -42,7 +42,7 @@ def require_same_points(loaded: LoadedModel, faces: FaceSet) -> None:
         if (scheme, faces.scheme) == (WFLW_98, IBUG_68):
             advice = "test.py CHECKPOINT, with the file named, evaluates it on 60 common points"
 
-        raise InputError(
+        raise UserError(
             f"{loaded.path}: the model predicts {scheme.num_points} landmarks ({scheme.name}), the "
             f"data has {faces.scheme.num_points} ({faces.scheme.name}); {advice}"
         )
@@ -253,7 +253,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
     found += sorted(folder.rglob("*.pth"))
 
     if not found:
-        raise InputError(
+        raise UserError(
             f"no checkpoint in {folder}/: train one with python trainBaseline.py, put a .pth "
             "there, or name a file: python test.py CHECKPOINT"
         )
@@ -276,14 +276,14 @@ def load_models(paths: list[Path], faces: FaceSet, *, asked_for: bool) -> dict[s
             if not (asked_for and (scheme, faces.scheme) == (WFLW_98, IBUG_68)):
                 require_same_points(loaded, faces)
             models.append(loaded)
-        except InputError as error:
+        except UserError as error:
             if asked_for:
                 raise
 
             print(f"warning: left out: {error}", file=sys.stderr)
 
     if not models:
-        raise InputError(
+        raise UserError(
             "none of the checkpoints found can be evaluated on this data; name one that fits it"
         )
 
@@ -323,7 +323,7 @@ def mean_shape_summary(
     landmarks, _, scheme = read_landmarks(data, "train", faces.meta)
     points = points_within(scheme, faces.scheme)
     if points is None:
-        raise InputError(f"{source}: its landmarks are not those of the test list; prepare again")
+        raise UserError(f"{source}: its landmarks are not those of the test list; prepare again")
 
     # (N, P, 2) patch px -> (P, 2) crop px
     mean = landmarks[:limit, list(points)].mean(axis=0) - CROP_OFFSET

@@ -24,7 +24,7 @@ from torch import nn
 
 from models.architecture import SEPBN_SIZE, Architecture
 from models.vanilla import VanillaCNN
-from utils.files import InputError, atomic_write
+from utils.files import UserError, atomic_write
 
 FORMAT = 1
 # the SepBN network that comes with the code
@@ -84,35 +84,35 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint's content onto the CPU without running any code that it may carry.
 
     Raises:
-        InputError: missing, truncated, not a checkpoint, or a pickle of anything but tensors and
+        UserError: missing, truncated, not a checkpoint, or a pickle of anything but tensors and
             plain values.
     """
     path = Path(path)
 
     try:
         if not path.is_file():
-            raise InputError(f"{path}: no such checkpoint file")
+            raise UserError(f"{path}: no such checkpoint file")
         _refuse_compressed(path)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old forms; what matters is checked below
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
+    except UserError:
         raise
     except pickle.UnpicklingError:
-        raise InputError(
+        raise UserError(
             f"{path}: refused, since it is no plain checkpoint: it is damaged or holds Python "
             "objects, which could run code; save a state_dict instead"
         ) from None
     except PermissionError:
-        raise InputError(f"{path}: no permission to read it; allow it, or copy the file") from None
+        raise UserError(f"{path}: no permission to read it; allow it, or copy the file") from None
     except Exception:  # in a damaged file torch.load stumbles over anything
-        raise InputError(
+        raise UserError(
             f"{path}: truncated or not a checkpoint; copy it again or use another one"
         ) from None
 
     if not isinstance(content, dict):
-        raise InputError(
+        raise UserError(
             f"{path}: holds a {type(content).__name__}, not a checkpoint or a state_dict"
         )
 
@@ -131,40 +131,40 @@ def _refuse_compressed(path: Path) -> None:
             unpacked = sum(entry.file_size for entry in archive.infolist())
 
         if unpacked > path.stat().st_size:
-            raise InputError(f"{path}: refused, since it is compressed; save it with torch.save")
+            raise UserError(f"{path}: refused, since it is compressed; save it with torch.save")
 
 
 def check_own(content: dict[str, Any], path: Path) -> None:
     """Check the parts of a file in our own form, but not yet whether weights and config agree.
 
     Raises:
-        InputError: another format; a part or a setting is missing or of an impossible kind; see
+        UserError: another format; a part or a setting is missing or of an impossible kind; see
             also :func:`check_weights`.
     """
     advice = "use a checkpoint written by this project"
     missing = [part for part in ("model", "config", "format") if part not in content]
     if missing:
-        raise InputError(f"{path}: lacks {', '.join(missing)}; {advice}")
+        raise UserError(f"{path}: lacks {', '.join(missing)}; {advice}")
 
     if type(content["format"]) is not int or content["format"] != FORMAT:
-        raise InputError(
+        raise UserError(
             f"{path}: written in format {_short(content['format'])}, this code reads format "
             f"{FORMAT}"
         )
 
     config = content["config"]
     if not isinstance(config, dict):
-        raise InputError(f"{path}: its config is a {type(config).__name__}, no dict; {advice}")
+        raise UserError(f"{path}: its config is a {type(config).__name__}, no dict; {advice}")
 
     config = IMPLIED | config
     names = (*(field.name for field in fields(Architecture)), *SETTINGS)
     missing = [name for name in names if name not in config]
     if missing:
-        raise InputError(f"{path}: its config lacks {', '.join(missing)}; {advice}")
+        raise UserError(f"{path}: its config lacks {', '.join(missing)}; {advice}")
 
     for name, allowed in SETTINGS.items():
         if not allowed(config[name]):
-            raise InputError(
+            raise UserError(
                 f"{path}: its config says {name} = {_short(config[name])}, which cannot be; "
                 f"{advice}"
             )
@@ -172,7 +172,7 @@ def check_own(content: dict[str, Any], path: Path) -> None:
     try:
         json.dumps(config)
     except (TypeError, ValueError, RecursionError):
-        raise InputError(f"{path}: its config holds more than plain values; {advice}") from None
+        raise UserError(f"{path}: its config holds more than plain values; {advice}") from None
 
     check_weights(content["model"], path)
 
@@ -181,15 +181,15 @@ def check_weights(state: Any, path: Path) -> None:
     """Check that ``state`` is names and ordinary, finite tensors that lie in the file as a whole.
 
     Raises:
-        InputError: naming the first tensor that cannot be a network's weight.
+        UserError: naming the first tensor that cannot be a network's weight.
     """
     if not isinstance(state, dict):
-        raise InputError(f"{path}: its weights are a {type(state).__name__}, not a state_dict")
+        raise UserError(f"{path}: its weights are a {type(state).__name__}, not a state_dict")
 
     def refuse(problem: Callable[[Any, Any], str]) -> None:
         for name, tensor in state.items():
             if said := problem(name, tensor):
-                raise InputError(
+                raise UserError(
                     f"{path}: {_short(name)} {said}: no weights of a network; use another file"
                 )
 
@@ -201,7 +201,7 @@ def check_weights(state: Any, path: Path) -> None:
     needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
     if needed > sum(stored.values()):
-        raise InputError(f"{path}: its tensors share memory: no weights of a network")
+        raise UserError(f"{path}: its tensors share memory: no weights of a network")
 
     refuse(_wrong_values)
 
@@ -247,7 +247,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         device: where to put the network.
 
     Raises:
-        InputError: see :func:`read`, :func:`check_own`; also where weights are missing, unexpected
+        UserError: see :func:`read`, :func:`check_own`; also where weights are missing, unexpected
             or of another shape than others or the config say.
     """
     path = Path(path)
@@ -292,7 +292,7 @@ def _architecture(state: dict[str, torch.Tensor], path: Path) -> Architecture:
     try:
         return Architecture.from_state_dict(state)
     except ValueError as error:
-        raise InputError(
+        raise UserError(
             f"{path}: neither a checkpoint of this project nor a released state_dict ({error})"
         ) from None
 
@@ -305,7 +305,7 @@ def _refuse_contradictions(architecture: Architecture, config: dict[str, Any], p
 
         said = config[name]
         if type(said) is not type(value) or said != value:
-            raise InputError(
+            raise UserError(
                 f"{path}: its config says {name} = {_short(said)}, its weights say {value}; "
                 "use a checkpoint written by this project"
             )
@@ -333,6 +333,6 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -
     except (RuntimeError, AttributeError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         more = f" (and {len(lines) - 1} more complaints)" if len(lines) > 1 else ""
-        raise InputError(
+        raise UserError(
             f"{path}: its weights do not fit the network: {lines[0][:200]}{more}"
         ) from None

@@ -13,7 +13,7 @@ import numpy as np
 
 from dataset.landmarks import LandmarkScheme
 from utils.files import (
-    InputError,
+    UserError,
     atomic_write,
     describe_os_error,
     require_file_or_nothing,
@@ -121,9 +121,7 @@ class _VideoSink:
                 str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size
             )
             if not self._writer.isOpened():
-                raise InputError(
-                    f"cannot write a {size[0]} x {size[1]} video in {self.path.parent}"
-                )
+                raise UserError(f"cannot write a {size[0]} x {size[1]} video in {self.path.parent}")
 
         self._writer.write(frame)
 
@@ -142,7 +140,7 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
         done = False
 
     if not done:
-        raise InputError(
+        raise UserError(
             f"cannot write {path}: {image.shape[1]} x {image.shape[0]} px is too large for a JPEG "
             "overlay"
         )

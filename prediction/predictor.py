@@ -2,7 +2,7 @@
 
 Example:
 
-    from prediction.detector import FaceDetector
+    from dataset.detector import FaceDetector
     from prediction.predictor import LandmarkPredictor
 
     predictor = LandmarkPredictor("checkpoints/sepbn/final.pt", device="auto")   # load once boxes,
@@ -27,7 +27,7 @@ from dataset.faces import central_crops
 from dataset.landmarks import IBUG_68, WFLW_98, LandmarkScheme, scheme_of_network, to_ibug_68
 from models.checkpoint import LoadedModel, load_model
 from models.folding import fold_normalisation
-from utils.files import InputError
+from utils.files import UserError
 from utils.runtime import select_device
 
 MOST_BOXES = 10_000  # in one picture; their patches take 2 GB
@@ -68,7 +68,7 @@ class LandmarkPredictor:
     right, bottom) in whole image pixels, edges inclusive, as WFLW's face boxes are. Returns (N, P,
     2) float32: x, y in image pixels, integer coordinates are pixel centres. Landmarks may lie
     outside their box, and outside the image. Boxes may cross the image border; one without area or
-    without any overlap with the image is an `InputError`.
+    without any overlap with the image is an `UserError`.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ def _scheme_of_answer(network: LandmarkScheme, points: int | None, path: Path) -
     if points == IBUG_68.num_points and network == WFLW_98:
         return IBUG_68
 
-    raise InputError(
+    raise UserError(
         f"{path}: {points} points cannot be made of its {network.num_points} ({network.name}); "
         "68 can be made of WFLW's 98"
     )
@@ -192,10 +192,10 @@ def cut_faces(
     """A picture with its faces cut out, boxes and scores being ``boxes_of(path, image)``.
 
     Raises:
-        InputError: a box that cannot be cut out, or more boxes than memory holds patches.
+        UserError: a box that cannot be cut out, or more boxes than memory holds patches.
     """
     boxes, scores = boxes_of(path, image)
     if len(boxes) > MOST_BOXES:
-        raise InputError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
+        raise UserError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
 
     return Shot(path, image, boxes, scores, *predictor.cut(image, boxes))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.crop import MAX_BOX_SIDE, overlap_ratios
-from prediction.detector import overlaps
+from dataset.detector import overlaps
 from prediction.inputs import Video
 from prediction.predictor import LandmarkPredictor, Shot, cut_faces
 from utils.runtime import progress

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dataset.annotations import ATTRIBUTES, read_crop_list, read_official_list, write_crop_list
-from utils.files import InputError
+from utils.files import UserError
 
 
 def official_fields(points: int = 98, *, seed: int = 0) -> list[str]:
@@ -100,7 +100,7 @@ def with_field(index: int, value: str) -> list[str]:
 )
 def test_a_bad_official_line_is_named(tmp_path, line, message):
     path = write_list(tmp_path / "list.txt", official_fields(), line, official_fields())
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         read_official_list(path)
     assert str(caught.value).startswith(f"{path}, line 2: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -110,18 +110,18 @@ def test_a_bad_official_line_is_named(tmp_path, line, message):
 def test_an_empty_official_list_is_refused(tmp_path, content):
     path = tmp_path / "list.txt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is empty"):
+    with pytest.raises(UserError, match="is empty"):
         read_official_list(path)
 
 
 @pytest.mark.parametrize("read", [read_official_list, read_crop_list])
 def test_files_that_are_no_lists(tmp_path, read):
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "missing.txt")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path)
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\xff\xfe")
-    with pytest.raises(InputError, match="not a text file"):
+    with pytest.raises(UserError, match="not a text file"):
         read(tmp_path / "picture.txt")
 
 
@@ -182,7 +182,7 @@ def test_an_empty_crop_list_is_an_empty_subset(tmp_path):
 )
 def test_a_bad_crop_line_is_named(tmp_path, patches, line, message):
     path = write_list(tmp_path / "list.txt", ["1.5"] * 196 + [patches[0]], line)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         read_crop_list(path)
     assert str(caught.value).startswith(f"{path}, line 2: ") and message in str(caught.value)
 
@@ -191,7 +191,7 @@ def test_a_bad_crop_line_is_named(tmp_path, patches, line, message):
 def test_a_first_crop_line_of_no_known_scheme_is_named(tmp_path, patches, count):
     path = write_list(tmp_path / "list.txt", ["1.5"] * count + [patches[0]])
     with pytest.raises(
-        InputError, match=f"line 1: {count} numbers before the patch's path, expected 196"
+        UserError, match=f"line 1: {count} numbers before the patch's path, expected 196"
     ):
         read_crop_list(path)
 

@@ -25,7 +25,7 @@ from evaluation import evaluate
 from evaluation.cost import measure_speed
 from models.checkpoint import build_model, load_model, read, save
 from prediction.outputs import write_pts
-from utils.files import InputError
+from utils.files import UserError
 from utils.metrics import nme
 
 PREPARE = "dataset/createWFLW256.py"
@@ -143,7 +143,7 @@ def test_pts_files(text):
 )
 def test_a_bad_pts_file_is_named(text, message):
     data = text if isinstance(text, bytes) else text.encode()
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_pts(data, Path("a.pts"))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
@@ -482,7 +482,7 @@ def test_a_box_scale_that_is_none_is_refused(prepared_set, tmp_path, value):
     shutil.copytree(prepared_set, folder)
     meta = json.loads((folder / "meta.json").read_text()) | {"box_scale": value}
     (folder / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(InputError, match="meta.json: box_scale is "):
+    with pytest.raises(UserError, match="meta.json: box_scale is "):
         load_faces(folder, "test")
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/box_scale.py through its command line: what it trains, what it writes, its table."""
+"""research/box_scale.py through its command line: what it trains, what it writes, its table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_scales_are_compared_on_the_same_faces(official_set, tmp_path, run_scrip
     work = tmp_path / "work"
     arguments = ["--wflw", official_set, "--faces68", faces68, "--work", work, "--epochs", 1]
     arguments += ["--seeds", 2, "--scales", 1.5]
-    code, output, _ = run_script("benchmarks/box_scale.py", *arguments)
+    code, output, _ = run_script("research/box_scale.py", *arguments)
     assert code == 0
 
     rows = list(csv.DictReader((work / "boxes.csv").open()))
@@ -50,7 +50,7 @@ def test_scales_are_compared_on_the_same_faces(official_set, tmp_path, run_scrip
 
     # all is done: the same tables, and nothing is trained again
     before = {path: path.stat().st_mtime_ns for path in work.glob("checkpoints/*/*")}
-    assert run_script("benchmarks/box_scale.py", *arguments)[1] == output
+    assert run_script("research/box_scale.py", *arguments)[1] == output
     assert {path: path.stat().st_mtime_ns for path in work.glob("checkpoints/*/*")} == before
 
 
@@ -60,9 +60,9 @@ def test_a_face_is_cut_where_one_point_lies_outside(prepared_set):
     faces.landmarks[2, 5, 0] = 63.4  # crop px -0.6
     faces.landmarks[3, 6, 1] = 191.6  # crop px 127.6
     faces.landmarks[4, 7, 1] = 191.4
-    assert load_script("benchmarks/box_scale.py").share_cut(faces) == 2 / 8
+    assert load_script("research/box_scale.py").share_cut(faces) == 2 / 8
 
 
 def test_it_needs_faces(run_script, tmp_path):
-    code, _, errors = run_script("benchmarks/box_scale.py", "--work", tmp_path)
+    code, _, errors = run_script("research/box_scale.py", "--work", tmp_path)
     assert code == 2 and "give --wflw, --faces68 or both" in errors

@@ -16,7 +16,7 @@ from models import BaselineSepDyBN, checkpoint
 from models.architecture import Architecture
 from models.checkpoint import build_model, load_model
 from models.vanilla import released_state_dict
-from utils.files import InputError
+from utils.files import UserError
 
 CONFIG = {
     "norm": "sepbn",
@@ -125,7 +125,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Planted()))
 
     for name in ("zip.pt", "plain.pth"):
-        with pytest.raises(InputError, match="refused") as error:
+        with pytest.raises(UserError, match="refused") as error:
             load_model(tmp_path / name)
 
         assert one_line(error)
@@ -134,13 +134,13 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
 
 
 def test_missing_truncated_and_foreign_files(tmp_path):
-    with pytest.raises(InputError, match="no such checkpoint file"):
+    with pytest.raises(UserError, match="no such checkpoint file"):
         load_model(tmp_path / "absent.pt")
 
     whole = own_file(tmp_path / "final.pt").read_bytes()
     for share in (0.0, 0.1, 0.5, 0.99):
         (tmp_path / "part.pt").write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(InputError, match="part.pt: ") as error:
+        with pytest.raises(UserError, match="part.pt: ") as error:
             load_model(tmp_path / "part.pt")
 
         assert one_line(error)
@@ -154,7 +154,7 @@ def test_missing_truncated_and_foreign_files(tmp_path):
         ("list.pt", "holds a list"),
         ("other.pt", "neither a checkpoint"),
     ):
-        with pytest.raises(InputError, match=words) as error:
+        with pytest.raises(UserError, match=words) as error:
             load_model(tmp_path / name)
 
         assert one_line(error)
@@ -170,12 +170,12 @@ def test_weights_that_do_not_fit(tmp_path):
         ("unexpected", state | {"extra.weight": torch.zeros(1)}, "extra.weight"),
         ("shape", wrong, "fc1.bias"),
     ):
-        with pytest.raises(InputError, match=f"do not fit the network: .*{words}") as error:
+        with pytest.raises(UserError, match=f"do not fit the network: .*{words}") as error:
             load_model(own_file(tmp_path / f"{name}.pt", model=model))
 
         assert one_line(error)
 
-    with pytest.raises(InputError, match="its config lacks width"):
+    with pytest.raises(UserError, match="its config lacks width"):
         content = {
             "model": state,
             "config": {k: v for k, v in CONFIG.items() if k != "width"},
@@ -185,7 +185,7 @@ def test_weights_that_do_not_fit(tmp_path):
         checkpoint.save(tmp_path / "config.pt", content)
         load_model(tmp_path / "config.pt")
 
-    with pytest.raises(InputError, match="format 2, this code reads format 1"):
+    with pytest.raises(UserError, match="format 2, this code reads format 1"):
         load_model(own_file(tmp_path / "format.pt", format=2))
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="the disk is full"):
+    with pytest.raises(UserError, match="the disk is full"):
         own_file(path, run="other")
 
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -233,7 +233,7 @@ def test_a_config_that_lies_is_refused_by_name(tmp_path, name, value, words):
     content["config"][name] = value
     checkpoint.save(path, content)
 
-    with pytest.raises(InputError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         checkpoint.load_model(path)
     assert "\n" not in str(error.value)
 
@@ -256,7 +256,7 @@ def test_weights_that_are_none_are_refused(tmp_path, bad):
     content["model"]["conv2.weight"] = weight
     checkpoint.save(path, content)
 
-    with pytest.raises(InputError, match="conv2.weight") as error:
+    with pytest.raises(UserError, match="conv2.weight") as error:
         checkpoint.load_model(path)
     assert "\n" not in str(error.value)
 
@@ -358,7 +358,7 @@ def test_a_config_that_lies(tmp_path, monkeypatch, name, value):
         raise AssertionError("a network was built before the config was looked at")
 
     monkeypatch.setattr(Architecture, "build", build)
-    with pytest.raises(InputError, match="final.pt: its config ") as error:
+    with pytest.raises(UserError, match="final.pt: its config ") as error:
         load_model(path)
 
     assert one_line(error)
@@ -383,7 +383,7 @@ def test_a_config_that_lies(tmp_path, monkeypatch, name, value):
 )
 def test_parts_of_another_kind(tmp_path, parts):
     torch.save(checkpoint.read(own_file(tmp_path / "final.pt")) | parts, tmp_path / "final.pt")
-    with pytest.raises(InputError, match="final.pt: ") as error:
+    with pytest.raises(UserError, match="final.pt: ") as error:
         load_model(tmp_path / "final.pt")
 
     assert one_line(error)
@@ -413,7 +413,7 @@ def test_weights_that_no_network_has(tmp_path, name, change, words, bare):
     content = checkpoint.read(own_file(tmp_path / "mine.pt"))
     content["model"][name] = change(content["model"][name])
     torch.save(content["model"] if bare else content, tmp_path / "mine.pt")
-    with pytest.raises(InputError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         load_model(tmp_path / "mine.pt")
 
     assert one_line(error)
@@ -431,7 +431,7 @@ def test_a_small_file_is_not_taken_for_a_huge_network(tmp_path, monkeypatch):
         ("alone.pt", alone, "do not fit the network"),
     ):
         torch.save(state, tmp_path / name)
-        with pytest.raises(InputError, match=words) as error:
+        with pytest.raises(UserError, match=words) as error:
             load_model(tmp_path / name)
 
         assert one_line(error)
@@ -446,7 +446,7 @@ def test_a_compressed_archive_is_refused(tmp_path):
         for entry in plain.namelist():
             bomb.writestr(entry, plain.read(entry))
 
-    with pytest.raises(InputError, match="bomb.pt: refused, since it is compressed") as error:
+    with pytest.raises(UserError, match="bomb.pt: refused, since it is compressed") as error:
         load_model(tmp_path / "bomb.pt")
 
     assert one_line(error)
@@ -468,7 +468,7 @@ def test_randomly_damaged_files_load_or_are_refused_in_one_line(tmp_path):
         try:
             load_model(tmp_path / "damaged.pt")
             outcomes["loaded"] += 1
-        except InputError as error:
+        except UserError as error:
             assert "\n" not in str(error) and "damaged.pt" in str(error)
             outcomes["refused"] += 1
 
@@ -483,7 +483,7 @@ def test_whatever_torch_stumbles_over_is_one_line(tmp_path, monkeypatch, kind):
         raise kind("of\ntwo lines")
 
     monkeypatch.setattr(torch, "load", stumble)
-    with pytest.raises(InputError, match="truncated or not a checkpoint") as error:
+    with pytest.raises(UserError, match="truncated or not a checkpoint") as error:
         load_model(path)
 
     assert one_line(error)

@@ -9,7 +9,7 @@ import pytest
 from models.architecture import PLAIN_ARMS, Architecture
 from models.vanilla import PLAIN_NORMS
 from training.config import TrainConfig, parse_arguments
-from utils.files import InputError
+from utils.files import UserError
 
 
 def test_defaults_are_the_published_recipe():
@@ -109,7 +109,7 @@ def test_help_shows_defaults(run_script, script):
     ],
 )
 def test_values_no_run_could_use(argv, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         parse_arguments(argv, sepbn=True)[0].check()
 
 

@@ -20,7 +20,7 @@ import pytest
 
 import dataset.crop
 from dataset.annotations import ATTRIBUTES
-from utils.files import InputError
+from utils.files import UserError
 
 SCRIPT = "dataset/createWFLW256.py"
 LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
@@ -306,7 +306,7 @@ def test_leftovers_of_other_settings_are_not_mixed_in(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        fail_at_the_ninth(patched, InputError("stop"))
+        fail_at_the_ninth(patched, UserError("stop"))
         assert (
             run_script(
                 SCRIPT, "--wflw", official_set, "--out", out, "--resample", "area", "--workers", 1

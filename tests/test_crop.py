@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dataset.crop import MAX_BOX_SIDE, PatchFrame, face_patch, patch_frame, read_image
-from utils.files import InputError
+from utils.files import UserError
 
 
 @pytest.mark.parametrize(
@@ -168,13 +168,13 @@ def test_painted_dots_show_the_offset_of_the_released_rule():
     "box", [(10, 10, 10, 40), (10, 10, 40, 10), (40, 10, 10, 40), (0, 0, 0, 0)]
 )
 def test_a_box_without_area_is_refused(box):
-    with pytest.raises(InputError, match="no area"):
+    with pytest.raises(UserError, match="no area"):
         patch_frame(box)
 
 
 def test_a_gigantic_box_is_refused():
     assert patch_frame((0, 0, MAX_BOX_SIDE - 1, 5)).side == 2 * MAX_BOX_SIDE
-    with pytest.raises(InputError, match="larger than"):
+    with pytest.raises(UserError, match="larger than"):
         patch_frame((0, 0, MAX_BOX_SIDE, 5))
 
 
@@ -182,7 +182,7 @@ def test_a_gigantic_box_is_refused():
     "box", [(100, 10, 130, 40), (10, 80, 40, 90), (-30, 10, -1, 40), (10, -30, 40, -1)]
 )
 def test_a_box_beside_its_image_is_refused(box):
-    with pytest.raises(InputError, match="outside the image of 100 x 80"):
+    with pytest.raises(UserError, match="outside the image of 100 x 80"):
         face_patch(np.zeros((80, 100, 3), np.uint8), box)
 
 
@@ -202,9 +202,9 @@ def test_read_image_refuses_what_it_cannot_show(tmp_path):
 
     for damaged in (jpeg[:-2], jpeg[: len(jpeg) // 2], b"", b"no image at all"):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"face\.jpg is damaged"):
+        with pytest.raises(UserError, match=r"face\.jpg is damaged"):
             read_image(path)
 
     path.unlink()
-    with pytest.raises(InputError, match=r"face\.jpg does not exist"):
+    with pytest.raises(UserError, match=r"face\.jpg does not exist"):
         read_image(path)

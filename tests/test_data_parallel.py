@@ -19,7 +19,7 @@ from models.checkpoint import build_model, load_model, read
 from training import step as training_step
 from training.config import TrainConfig
 from training.step import TrainingStep
-from utils.files import InputError
+from utils.files import UserError
 from utils.runtime import Processes
 
 STEPS = 20
@@ -131,7 +131,7 @@ def test_without_shared_statistics_they_differ(pairs, prepared_set):
 
 
 def test_a_batch_that_cannot_be_shared_equally(prepared_set):
-    with pytest.raises(InputError, match="--batch-size 4 cannot be shared equally by 3 processes"):
+    with pytest.raises(UserError, match="--batch-size 4 cannot be shared equally by 3 processes"):
         train(str(prepared_set), "bn", Processes(0, 3, 0))
 
 

@@ -78,7 +78,7 @@ def test_the_default_is_the_newest_run_where_no_network_is_released(
 
     script = load_script("demo.py")
     monkeypatch.setattr(script, "RELEASED", tmp_path / "sepbn16.pt")
-    with pytest.raises(script.InputError, match="finished run"):
+    with pytest.raises(script.UserError, match="finished run"):
         script.default_checkpoint()
 
     for age, name in ((50, "old"), (0, "new")):

@@ -16,19 +16,19 @@ import pytest
 import torch
 from conftest import load_script, write_official_set
 
-from benchmarks import experiment_runs as runs
-from benchmarks import experiment_tables as tables
-from benchmarks import liveness, mixtures, relatives
 from dataset.annotations import read_crop_list
 from dataset.faces import list_path, load_faces
 from evaluation.attention import attention_weights, sepbn_modules
 from evaluation.evaluate import predict_landmarks
 from models import BaselineSepDyBN
+from research import experiment_runs as runs
+from research import experiment_tables as tables
+from research import liveness, mixtures, relatives
 from training.step import TrainingStep
-from utils.files import InputError
+from utils.files import UserError
 
-SCRIPT = "benchmarks/experiments.py"
-ROWS = "benchmarks/experiment_rows.py"
+SCRIPT = "research/experiments.py"
+ROWS = "research/experiment_rows.py"
 SMALL = ("--width", 2, "--epochs", 2, "--limit", 8)
 
 
@@ -432,7 +432,7 @@ def test_mixtures_hold_equal_shares_of_their_sub_domains(tmp_path, monkeypatch):
     np.testing.assert_array_equal(labels["domain plain"], [True, True, False, False])
 
     monkeypatch.setattr(mixtures.createSynthetic, "main", lambda argv: 1)
-    with pytest.raises(InputError, match="sub-domain plain"):
+    with pytest.raises(UserError, match="sub-domain plain"):
         mixtures.mixture(tmp_path / "other", 1, 8)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dataset.faces import central_crops, load_faces
-from utils.files import InputError
+from utils.files import UserError
 
 
 @pytest.fixture
@@ -69,21 +69,21 @@ def test_lists_with_absolute_paths_load_elsewhere(folder, tmp_path):
 
 def test_a_folder_without_patches(tmp_path):
     with pytest.raises(
-        InputError, match=r"holds no prepared faces \(WFLW256_train.txt is missing\)"
+        UserError, match=r"holds no prepared faces \(WFLW256_train.txt is missing\)"
     ):
         load_faces(tmp_path, "train")
 
 
 def test_a_missing_patch(folder):
     (folder / "train/WFLW0002.png").unlink()
-    with pytest.raises(InputError, match=r"WFLW256_train\.txt.*3.*WFLW0002\.png"):
+    with pytest.raises(UserError, match=r"WFLW256_train\.txt.*3.*WFLW0002\.png"):
         load_faces(folder, "train")
 
 
 def test_a_patch_of_another_size(folder):
     cv2.imwrite(str(folder / "train/WFLW0004.png"), np.zeros((128, 256, 3), np.uint8))
     with pytest.raises(
-        InputError, match=r"WFLW256_train.txt:5: .*WFLW0004.png is 256x128, not 256x256"
+        UserError, match=r"WFLW256_train.txt:5: .*WFLW0004.png is 256x128, not 256x256"
     ):
         load_faces(folder, "train")
 
@@ -91,14 +91,14 @@ def test_a_patch_of_another_size(folder):
 def test_a_patch_that_is_no_picture(folder):
     (folder / "train/WFLW0001.png").write_bytes(b"not a picture")
     with pytest.raises(
-        InputError, match=r"WFLW256_train.txt:2: .*WFLW0001.png is not a readable picture"
+        UserError, match=r"WFLW256_train.txt:2: .*WFLW0001.png is not a readable picture"
     ):
         load_faces(folder, "train")
 
 
 def test_an_empty_list(folder):
     (folder / "WFLW256_test.txt").write_text("")
-    with pytest.raises(InputError, match="WFLW256_test.txt is empty"):
+    with pytest.raises(UserError, match="WFLW256_test.txt is empty"):
         load_faces(folder, "test")
 
 
@@ -106,6 +106,6 @@ def test_a_subset_that_names_another_patch(folder):
     first = (folder / "WFLW256_train.txt").read_text().splitlines()[0]
     (folder / "WFLW256_test_blur.txt").write_text(first + "\n")
     with pytest.raises(
-        InputError, match=r"WFLW256_test_blur.txt: WFLW0000.png is not in WFLW256_test.txt"
+        UserError, match=r"WFLW256_test_blur.txt: WFLW0000.png is not in WFLW256_test.txt"
     ):
         load_faces(folder, "test")

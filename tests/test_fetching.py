@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from conftest import write_checkpoint
 
-from prediction.detector import YUNET
-from prediction.fetching import RemoteFile, cache_folder, fetch_once
-from utils.files import InputError
+from dataset.detector import YUNET
+from utils.fetching import RemoteFile, cache_folder, fetch_once
+from utils.files import UserError
 
 CONTENT = b"a small file that stands for a detector" * 50
 OTHERWISE = "name one with --detector"
@@ -87,7 +87,7 @@ def refused_file() -> RemoteFile:
 
 
 def complaint(wanted: RemoteFile) -> str:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         fetch_once(wanted, otherwise=OTHERWISE)
 
     message = str(error.value)
@@ -180,14 +180,14 @@ def predict_without_box_option(run_script, tmp_path) -> tuple[int, str, str, lis
 
 
 def test_predict_fetches_the_detector(run_script, server, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("prediction.detector.YUNET", server.file)
+    monkeypatch.setattr("dataset.detector.YUNET", server.file)
     code, output, errors, _ = predict_without_box_option(run_script, tmp_path)
     assert code == 1 and "fetching" in output and (cache / "detector.onnx").is_file()
     assert "detector.onnx is not a YuNet model" in errors  # it stands for one only
 
 
 def test_predict_without_a_network_says_what_to_do(run_script, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("prediction.detector.YUNET", refused_file())
+    monkeypatch.setattr("dataset.detector.YUNET", refused_file())
     code, _, errors, _ = predict_without_box_option(run_script, tmp_path)
     assert code == 1 and errors.startswith("error: ") and errors.count("\n") == 1
     assert str(cache / "detector.onnx") in errors
@@ -201,7 +201,7 @@ def test_predict_uses_the_real_detector_from_the_cache(
     server = Server(content)
     try:
         monkeypatch.setattr(
-            "prediction.detector.YUNET",
+            "dataset.detector.YUNET",
             RemoteFile(server.file.url.replace("detector.onnx", YUNET.name), YUNET.sha256),
         )
         code, output, _, files = predict_without_box_option(run_script, tmp_path)

@@ -17,11 +17,11 @@ import torch
 from conftest import ROOT
 
 from utils.files import (
-    InputError,
+    UserError,
     atomic_write,
     make_folder,
     read_bytes,
-    reports_input_errors,
+    reports_user_errors,
     write_json,
 )
 
@@ -56,7 +56,7 @@ def test_full_disk_is_one_line_and_the_old_file_survives(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
 
     with (
-        pytest.raises(InputError, match=r"cannot write .*file\.bin: the disk is full") as caught,
+        pytest.raises(UserError, match=r"cannot write .*file\.bin: the disk is full") as caught,
         atomic_write(path) as file,
     ):
         file.write(b"new")
@@ -68,13 +68,13 @@ def test_full_disk_is_one_line_and_the_old_file_survives(tmp_path, monkeypatch):
 
 def test_a_missing_folder_and_a_file_in_the_way(tmp_path):
     with (
-        pytest.raises(InputError, match="cannot write"),
+        pytest.raises(UserError, match="cannot write"),
         atomic_write(tmp_path / "absent" / "file"),
     ):
         pass
 
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="a file is in the way"):
+    with pytest.raises(UserError, match="a file is in the way"):
         make_folder(tmp_path / "file" / "folder")
 
 
@@ -93,7 +93,7 @@ def test_a_failed_write_within_the_body_names_the_target(tmp_path):
 
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limit[1]))
-        with pytest.raises(InputError, match="cannot write .*file.bin"), atomic_write(path) as file:
+        with pytest.raises(UserError, match="cannot write .*file.bin"), atomic_write(path) as file:
             file.write(bytes(1 << 20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -109,7 +109,7 @@ def test_the_longest_name_can_be_written_and_a_longer_one_is_refused(tmp_path):
     assert path.read_bytes() == b"new"
 
     with (
-        pytest.raises(InputError, match="the name is too long"),
+        pytest.raises(UserError, match="the name is too long"),
         atomic_write(tmp_path / ("n" * 256)),
     ):
         pass
@@ -119,7 +119,7 @@ def test_the_longest_name_can_be_written_and_a_longer_one_is_refused(tmp_path):
 
 def test_a_device_is_not_replaced(tmp_path):
     (tmp_path / "null").symlink_to(os.devnull)
-    with pytest.raises(InputError, match="no regular file"), atomic_write(tmp_path / "null"):
+    with pytest.raises(UserError, match="no regular file"), atomic_write(tmp_path / "null"):
         pass
     assert (tmp_path / "null").is_symlink() and len(list(tmp_path.iterdir())) == 1
 
@@ -148,11 +148,11 @@ def test_json_is_strict_in_one_line_or_many(tmp_path):
 
 
 def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
-    @reports_input_errors
+    @reports_user_errors
     def user_error(argv=None):
-        raise InputError("what, where, what to do")
+        raise UserError("what, where, what to do")
 
-    @reports_input_errors
+    @reports_user_errors
     def bug(argv=None):
         raise ZeroDivisionError
 
@@ -162,7 +162,7 @@ def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
     with pytest.raises(ZeroDivisionError):
         bug([])
 
-    @reports_input_errors
+    @reports_user_errors
     def stopped(argv=None):
         raise KeyboardInterrupt
 
@@ -188,7 +188,7 @@ def test_input_errors_become_exit_code_one_and_bugs_stay_bugs(capsys):
     ],
 )
 def test_what_the_machine_refuses_is_one_line(error, message, capsys):
-    @reports_input_errors
+    @reports_user_errors
     def main(argv=None):
         raise error
 
@@ -201,7 +201,7 @@ def test_what_the_machine_refuses_is_one_line(error, message, capsys):
     "error", [RuntimeError("shapes differ"), cv2.error("assertion"), ValueError("out of memory")]
 )
 def test_other_errors_of_libraries_stay_bugs(error):
-    @reports_input_errors
+    @reports_user_errors
     def main(argv=None):
         raise error
 
@@ -218,7 +218,7 @@ def test_torch_and_numpy_and_links_are_understood(tmp_path, capsys):
         lambda: (tmp_path / "loop").read_bytes(),
         lambda: (tmp_path / ("n" * 300)).stat(),
     ):
-        assert reports_input_errors(lambda argv=None, work=work: work())([]) == 1
+        assert reports_user_errors(lambda argv=None, work=work: work())([]) == 1
         errors = capsys.readouterr().err
         assert errors.startswith("error: ") and errors.count("\n") == 1
 
@@ -226,9 +226,9 @@ def test_torch_and_numpy_and_links_are_understood(tmp_path, capsys):
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
-from utils.files import atomic_write, reports_input_errors
+from utils.files import atomic_write, reports_user_errors
 
-@reports_input_errors
+@reports_user_errors
 def main(argv=None):
     for i in range(20_000):
         print(i, "a – b")
@@ -270,14 +270,12 @@ def test_outputs_that_fail_do_not_end_the_work(tmp_path, redirection, code, erro
 
 
 def test_a_line_break_in_a_name_stays_within_the_line():
-    assert (
-        str(InputError("a\nb\x1b[1m\u2028é: no such file")) == r"a\nb\x1b[1m\u2028é: no such file"
-    )
+    assert str(UserError("a\nb\x1b[1m\u2028é: no such file")) == r"a\nb\x1b[1m\u2028é: no such file"
 
 
 def test_a_device_is_not_read(tmp_path):
     (tmp_path / "link").symlink_to("/dev/zero")
-    with pytest.raises(InputError, match="list .*link is a device"):
+    with pytest.raises(UserError, match="list .*link is a device"):
         read_bytes(tmp_path / "link", "list")
 
     reading, writing = os.pipe()
@@ -292,9 +290,9 @@ import os, sys
 from utils import files
 files.PATIENCE = float(sys.argv[1])
 
-@files.reports_input_errors
+@files.reports_user_errors
 def main(argv=None):
-    raise files.InputError("no data")
+    raise files.UserError("no data")
 
 sys.exit(main())
 """

@@ -7,7 +7,7 @@ import pytest
 
 from dataset.annotations import read_official_list
 from dataset.landmarks import IBUG_68, WFLW_98, scheme_for
-from utils.files import InputError
+from utils.files import UserError
 
 
 @pytest.mark.parametrize("scheme", [WFLW_98, IBUG_68], ids=lambda scheme: scheme.name)
@@ -88,5 +88,5 @@ def test_the_mean_of_real_faces_is_its_own_mirror_image(shared_data, scheme, fil
 
 
 def test_unknown_number_of_points():
-    with pytest.raises(InputError, match="no landmark scheme has 5 points"):
+    with pytest.raises(UserError, match="no landmark scheme has 5 points"):
         scheme_for(5)

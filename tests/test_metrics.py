@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from utils.files import InputError
+from utils.files import UserError
 from utils.metrics import auc, failure_rate, nme, point_errors
 
 EYES = (0, 2)
@@ -76,7 +76,7 @@ def test_nme_does_not_depend_on_scale_rotation_or_origin():
 def test_unusable_eye_corners_name_the_face(bad):
     target = np.random.default_rng(2).uniform(0, 128, (5, 4, 2))
     target[3, 2] = target[3, 0] if bad == "coincide" else np.nan
-    with pytest.raises(InputError, match=r"face 3: the outer eye corners \(points 0 and 2\)"):
+    with pytest.raises(UserError, match=r"face 3: the outer eye corners \(points 0 and 2\)"):
         nme(target, target, EYES)
 
 

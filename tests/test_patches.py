@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from dataset import patches as module
 from dataset.faces import list_path, load_faces
-from utils.files import InputError
+from utils.files import UserError
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_test_face_without_eye_distance_is_refused_when_it_is_read(folder):
     lines[4] = " ".join(fields)
     source.write_text("\n".join(lines) + "\n")
 
-    with pytest.raises(InputError, match=r"WFLW256_test.txt, line 5: the outer eye corners"):
+    with pytest.raises(UserError, match=r"WFLW256_test.txt, line 5: the outer eye corners"):
         load_faces(folder, "test")
 
 

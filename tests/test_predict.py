@@ -16,11 +16,11 @@ import pytest
 from conftest import load_script, write_checkpoint
 
 from dataset.annotations import read_official_list
+from dataset.boxes import BoxTable
 from dataset.crop import CROP_OFFSET, patch_frame
 from dataset.faces import load_faces
 from evaluation.evaluate import predict_landmarks
 from models.checkpoint import load_model
-from prediction.inputs import BoxTable
 from prediction.outputs import atomic_video, output_names
 from prediction.predictor import LandmarkPredictor
 
@@ -627,7 +627,7 @@ class Finder:
 
 
 def test_faces_are_searched_for_in_every_nth_frame(predict, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr("prediction.detector.FaceDetector", Finder)
+    monkeypatch.setattr("dataset.detector.FaceDetector", Finder)
     write_video(tmp_path / "clip.avi", [picture] * 7)
     options = ["--detector", "x.onnx", "--detect-every", 3]
     code, _, _, files = predict(tmp_path / "clip.avi", *options)

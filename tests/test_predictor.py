@@ -14,14 +14,14 @@ from conftest import make_sets_differ
 from torch import nn
 
 from dataset.crop import face_patch, patch_frame
+from dataset.detector import FaceDetector, inclusive_box
 from dataset.landmarks import scheme_for
 from models import SepBatchNorm2d
 from models.checkpoint import LoadedModel, build_model
 from models.folding import FoldedSepBN, fold_normalisation
-from prediction.detector import FaceDetector, inclusive_box
 from prediction.outputs import draw_faces
 from prediction.predictor import LandmarkPredictor, Shot
-from utils.files import InputError
+from utils.files import UserError
 
 ARMS = [("none", None, None), ("bn", None, None), ("sepbn", 3, 1), ("sepbn", 3, 2)]
 
@@ -163,7 +163,7 @@ def test_wrong_arrays_are_refused(image, boxes):
     "box", [(9, 0, 20, 5), (-9, 0, -1, 5), (0, 9, 5, 12), (0, -5, 5, -1), (3, 3, 3, 8)]
 )
 def test_boxes_without_a_pixel_of_the_image_are_refused(box):
-    with pytest.raises(InputError, match="box"):
+    with pytest.raises(UserError, match="box"):
         predictor_of(MeanColour())(np.zeros((9, 9, 3), np.uint8), [box])
 
 
@@ -216,11 +216,11 @@ def test_a_detectors_rectangle_becomes_an_inclusive_box():
 
 
 def test_a_missing_or_wrong_detector_is_named(tmp_path):
-    with pytest.raises(InputError, match="no face detector at .*nothing.onnx"):
+    with pytest.raises(UserError, match="no face detector at .*nothing.onnx"):
         FaceDetector(tmp_path / "nothing.onnx")
     wrong = tmp_path / "wrong.onnx"
     wrong.write_bytes(b"no network")
-    with pytest.raises(InputError, match="wrong.onnx is not a YuNet model"):
+    with pytest.raises(UserError, match="wrong.onnx is not a YuNet model"):
         FaceDetector(wrong)
 
 

@@ -45,9 +45,7 @@ def run(tmp_path) -> Path:
 
 def test_a_packed_network_is_small_and_nearly_the_same(run, prepared_set, run_script, tmp_path):
     out = tmp_path / "small16.pt"
-    code, output, errors = run_script(
-        "benchmarks/pack.py", run, "--out", out, "--data", prepared_set
-    )
+    code, output, errors = run_script("research/pack.py", run, "--out", out, "--data", prepared_set)
 
     assert code == 0 and not errors
     assert f"sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}" in output
@@ -68,7 +66,7 @@ def test_a_packed_network_is_small_and_nearly_the_same(run, prepared_set, run_sc
 
 def test_a_packed_network_does_not_say_where_it_was_made(run, run_script, tmp_path):
     out = tmp_path / "small16.pt"
-    code, _, _ = run_script("benchmarks/pack.py", run / "final.pt", "--out", out)
+    code, _, _ = run_script("research/pack.py", run / "final.pt", "--out", out)
     content = read(out)
     assert code == 0 and not set(content["config"]) & set(PRIVATE)
     assert set(content) == {"model", "config", "format"}
@@ -79,18 +77,18 @@ def test_a_packed_network_does_not_say_where_it_was_made(run, run_script, tmp_pa
 def test_what_cannot_be_packed_is_named(run, prepared_set, run_script, tmp_path):
     final = run / "final.pt"
     original = final.read_bytes()
-    code, _, errors = run_script("benchmarks/pack.py", run, "--out", final)
+    code, _, errors = run_script("research/pack.py", run, "--out", final)
     assert code == 1 and "own checkpoint" in errors and final.read_bytes() == original
 
     content = read(final)
     save(run / "last.pt", content | {"training": {}})
     out = tmp_path / "x.pt"
-    code, _, errors = run_script("benchmarks/pack.py", run / "last.pt", "--out", out)
+    code, _, errors = run_script("research/pack.py", run / "last.pt", "--out", out)
     assert code == 1 and "not the final.pt of a finished run" in errors
 
     content["model"]["fc1.weight"][0, 0] = 1e6  # floating point 16 ends at 65,504
     save(final, content)
-    code, _, errors = run_script("benchmarks/pack.py", run, "--out", out)
+    code, _, errors = run_script("research/pack.py", run, "--out", out)
     assert code == 1 and "fc1.weight" in errors and errors.count("\n") == 1 and not out.exists()
 
 
@@ -98,7 +96,7 @@ def test_settings_that_nothing_is_known_of_are_not_packed(run, run_script, tmp_p
     content = read(run / "final.pt")
     content["config"]["hostname"] = "somebodys"
     save(run / "final.pt", content)
-    code, _, errors = run_script("benchmarks/pack.py", run, "--out", tmp_path / "x.pt")
+    code, _, errors = run_script("research/pack.py", run, "--out", tmp_path / "x.pt")
     assert code == 1 and "hostname" in errors and errors.count("\n") == 1
     assert not (tmp_path / "x.pt").exists()
 
@@ -112,7 +110,7 @@ def test_a_network_that_loses_too_much_is_not_written(run, prepared_set, run_scr
     state["fc1.weight"][0] = 0
     state["fc2.bias"][:] = -2049.0 + 60
     save(run / "final.pt", content)
-    code, _, errors = run_script("benchmarks/pack.py", run, "--out", out, "--data", prepared_set)
+    code, _, errors = run_script("research/pack.py", run, "--out", out, "--data", prepared_set)
 
     assert code == 1 and "differs by more than 0.02" in errors and not out.exists()
 
@@ -131,7 +129,7 @@ def test_training_starts_from_a_packed_network(
     run, prepared_set, run_script, tmp_path, monkeypatch
 ):
     out = tmp_path / "small16.pt"
-    assert run_script("benchmarks/pack.py", run, "--out", out)[0] == 0
+    assert run_script("research/pack.py", run, "--out", out)[0] == 0
 
     monkeypatch.chdir(tmp_path)
     options = ["--data", prepared_set, "--width", 4, "--groups", 2, "--batch-size", 4]
@@ -147,9 +145,7 @@ def test_training_starts_from_a_packed_network(
 
     # every setting that a run has is known, and the run's folder is not among those kept
     again = tmp_path / "again.pt"
-    code, _, errors = run_script(
-        "benchmarks/pack.py", tmp_path / "checkpoints/sepbn", "--out", again
-    )
+    code, _, errors = run_script("research/pack.py", tmp_path / "checkpoints/sepbn", "--out", again)
 
     assert code == 0, errors
     assert bytes(str(tmp_path), "ascii") not in again.read_bytes()
@@ -214,7 +210,7 @@ def test_released_prints_errors_with_intervals_by_set_and_attribute(
 ):
     other = write_checkpoint(tmp_path / "other" / "final.pt", seed=1)
     sets = ["--set", "drawn", prepared_set, "test", "--set", "more", prepared_set, "train"]
-    code, output, errors = run_script("benchmarks/released.py", run / "final.pt", other, *sets)
+    code, output, errors = run_script("research/released.py", run / "final.pt", other, *sets)
     assert code == 0 and not errors
 
     faces = load_faces(prepared_set, "test")
@@ -248,7 +244,7 @@ def test_released_tries_98_points_on_the_60_that_68_share(run, run_script, tmp_p
     assert run_script("dataset/createWFLW256.py", *options)[0] == 0
 
     code, output, _ = run_script(
-        "benchmarks/released.py", run / "final.pt", "--set", "other", prepared, "test"
+        "research/released.py", run / "final.pt", "--set", "other", prepared, "test"
     )
     assert code == 0
 
@@ -283,7 +279,7 @@ def test_released_tries_98_points_on_the_60_that_68_share(run, run_script, tmp_p
 
 
 def test_released_sorts_drawn_faces_by_their_skin(run, run_script):
-    code, output, _ = run_script("benchmarks/released.py", run / "final.pt", "--tones", 12)
+    code, output, _ = run_script("research/released.py", run / "final.pt", "--tones", 12)
     assert code == 0
     counts = [
         int(row.split("|")[2])
@@ -294,7 +290,7 @@ def test_released_sorts_drawn_faces_by_their_skin(run, run_script):
 
 
 def test_the_typology_angle_of_known_colours():
-    angle = load_script("benchmarks/released.py").typology_angle
+    angle = load_script("research/released.py").typology_angle
     # L* = 50 gives 0 whatever b* is; brighter skin is above, darker below
     light, middle, dark = angle(
         np.array([[205, 226, 255], [98, 117, 141], [30, 37, 54]], np.float32)
@@ -321,7 +317,7 @@ def test_released_compares_annotated_and_detected_boxes(run, official_set, run_s
             ]
             return np.array(boxes).reshape(-1, 4), np.ones(len(boxes))
 
-    script = load_script("benchmarks/released.py")
+    script = load_script("research/released.py")
     monkeypatch.setattr(script, "FaceDetector", Detector)
     network = load_model(run / "final.pt")
     pictures = [("drawn", lists / "list_98pt_rect_attr_test.txt", official_set / "WFLW_images")]
@@ -335,7 +331,7 @@ def test_released_compares_annotated_and_detected_boxes(run, official_set, run_s
 
 def test_jitter_is_printed_before_and_after(run, run_script):
     code, output, errors = run_script(
-        "benchmarks/jitter.py", "--checkpoint", run / "final.pt", "--sigma", 5, "--faces", 1
+        "research/jitter.py", "--checkpoint", run / "final.pt", "--sigma", 5, "--faces", 1
     )
     assert code == 0, errors
 
@@ -348,7 +344,7 @@ def test_jitter_is_printed_before_and_after(run, run_script):
 
 
 def test_offsets_of_definition_are_taken_away():
-    script = load_script("benchmarks/released.py")
+    script = load_script("research/released.py")
     generator = np.random.default_rng(0)
     truth = generator.uniform(0, 127, (6, 98, 2))
     truth[:, 60], truth[:, 72] = (20, 50), (60, 50)  # outer eye corners, 40 px apart

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 from utils import runtime
-from utils.files import InputError
+from utils.files import UserError
 
 
 def test_plain_lines_are_far_apart_and_say_how_far(capfd, monkeypatch):
@@ -59,7 +59,7 @@ def test_a_gpu_that_cannot_run_a_kernel_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch, "zeros", no_kernel)
 
-    with pytest.raises(InputError, match=r"--device auto: the GPU cannot be used \(CUDA error: no"):
+    with pytest.raises(UserError, match=r"--device auto: the GPU cannot be used \(CUDA error: no"):
         runtime.select_device("auto")
 
 
@@ -87,7 +87,7 @@ def test_variables_of_torchrun_that_lack_or_contradict_are_one_line(monkeypatch,
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    with pytest.raises(InputError, match="torchrun"), runtime.process_group("cpu"):
+    with pytest.raises(UserError, match="torchrun"), runtime.process_group("cpu"):
         pass
 
 
@@ -96,12 +96,12 @@ import os, sys, time
 from torch import distributed
 import torch
 from utils import files
-from utils.files import InputError
+from utils.files import UserError
 from utils.runtime import process_group
 files.PATIENCE = 0.1
 with process_group("cpu") as (processes, device):
     if processes.rank == 1:
-        raise InputError("the disk is full")
+        raise UserError("the disk is full")
     distributed.all_reduce(torch.zeros(1))
 """
 
@@ -134,7 +134,7 @@ def test_a_process_that_fails_does_not_wait_for_the_others(tmp_path):
 
 NOISY = """
 import os, sys, threading
-from utils.files import reports_input_errors
+from utils.files import reports_user_errors
 from utils.runtime import silent_libraries
 
 def work():
@@ -142,7 +142,7 @@ def work():
         with silent_libraries():
             os.write(2, b"noise\\n")
 
-@reports_input_errors
+@reports_user_errors
 def main(argv=None):
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

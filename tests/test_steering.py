@@ -22,7 +22,7 @@ from demonstration.steering import LEARNT, UNIFORM, SteeredPredictor, Steering, 
 from models import Baseline, BaselineSepDyBN, SepBatchNorm2d
 from models.checkpoint import load_model
 from prediction.predictor import LandmarkPredictor
-from utils.files import InputError
+from utils.files import UserError
 
 TEMPERATURE = 1.7
 MODULES = ("bn1", "bn2", "bn3", "bn4", "bn5", "bn6")
@@ -209,7 +209,7 @@ def test_a_picture_is_read_and_nothing_of_it_stays(tmp_path, monkeypatch):
     image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     assert np.array_equal(scenes.read_picture(encoded(image), "a.png"), image)
 
-    with pytest.raises(InputError):
+    with pytest.raises(UserError):
         scenes.read_picture(encoded(image)[:40], "a.png")
     assert list(tmp_path.iterdir()) == []
 
@@ -239,7 +239,7 @@ def png_that_claims(width: int, height: int) -> bytes:
     ],
 )
 def test_bad_pictures_get_one_sentence(data, words):
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         scenes.read_picture(data, "mine.jpg")
     assert str(caught.value).startswith("mine.jpg") and "\n" not in str(caught.value)
     assert "choose" in str(caught.value)
@@ -249,7 +249,7 @@ def test_a_drawn_box():
     image = np.zeros((50, 100, 3), np.uint8)
     assert drawn_box([80.4, 40, 20.2, 10], image) == [20, 10, 80, 40]
     assert drawn_box([-30, -30, 500, 500], image) == [0, 0, 99, 49]
-    with pytest.raises(InputError, match="smaller than 8 pixels"):
+    with pytest.raises(UserError, match="smaller than 8 pixels"):
         drawn_box([20, 20, 26, 40], image)
 
 

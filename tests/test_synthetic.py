@@ -16,16 +16,16 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset import createSynthetic
 from dataset.annotations import ATTRIBUTES, read_official_list
 from dataset.landmarks import scheme_for
-from dataset.synthetic.camera import Pose, draw_pose
-from dataset.synthetic.face import SWITCHES, _photograph, draw_face
-from dataset.synthetic.head import LEFT_EYE, RIGHT_EYE, SKIN, load_head, visible_landmarks
-from dataset.synthetic.light import draw_light
-from dataset.synthetic.noise import blend, combine, grain
-from dataset.synthetic.raster import rasterise
-from dataset.synthetic.skin import draw_brows
+from synthetic import createSynthetic
+from synthetic.camera import Pose, draw_pose
+from synthetic.face import SWITCHES, _photograph, draw_face
+from synthetic.head import LEFT_EYE, RIGHT_EYE, SKIN, load_head, visible_landmarks
+from synthetic.light import draw_light
+from synthetic.noise import blend, combine, grain
+from synthetic.raster import rasterise
+from synthetic.skin import draw_brows
 
 LISTS = Path("WFLW_annotations/list_98pt_rect_attr_train_test")
 MIRROR = np.array(scheme_for(98).mirror)
@@ -265,7 +265,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
     drawn: Path, tmp_path: Path, run_script
 ) -> None:
     arguments = ("--train", "12", "--test", "2", "--seed", "4", "--workers", "1")
-    code, _, err = run_script("dataset/createSynthetic.py", "--out", tmp_path / "one", *arguments)
+    code, _, err = run_script("synthetic/createSynthetic.py", "--out", tmp_path / "one", *arguments)
     assert code == 0, err
     assert _content(tmp_path / "one") == _content(drawn)
 
@@ -301,7 +301,7 @@ def test_a_finished_set_stays_and_an_interrupted_one_is_completed(drawn: Path, r
     )
 
     before = _content(drawn)
-    code, out, _ = run_script("dataset/createSynthetic.py", *arguments)
+    code, out, _ = run_script("synthetic/createSynthetic.py", *arguments)
     assert code == 0 and "already holds" in out
 
     state = json.loads((drawn / "synthetic.json").read_text())
@@ -309,7 +309,7 @@ def test_a_finished_set_stays_and_an_interrupted_one_is_completed(drawn: Path, r
     (drawn / LISTS / "list_98pt_rect_attr_test.txt").unlink()
     picture = next((drawn / "WFLW_images").rglob("*.jpg"))
     picture.write_bytes(picture.read_bytes()[:100])
-    code, _, err = run_script("dataset/createSynthetic.py", *arguments)
+    code, _, err = run_script("synthetic/createSynthetic.py", *arguments)
 
     assert code == 0, err
     assert _content(drawn) == before
@@ -368,7 +368,7 @@ def test_a_finished_set_that_was_damaged_is_drawn_again(
     tmp_path: Path, run_script, damage: str
 ) -> None:
     arguments = ("--out", tmp_path / "set", "--train", "2", "--test", "1", "--workers", "1")
-    assert run_script("dataset/createSynthetic.py", *arguments)[0] == 0
+    assert run_script("synthetic/createSynthetic.py", *arguments)[0] == 0
 
     before = _content(tmp_path / "set")
     picture = next((tmp_path / "set/WFLW_images").rglob("*.jpg"))
@@ -382,11 +382,11 @@ def test_a_finished_set_that_was_damaged_is_drawn_again(
         list_file.write_text(list_file.read_text().splitlines()[0] + "\n")
     else:
         (tmp_path / "set/synthetic.json").write_text("7")
-        code, _, errors = run_script("dataset/createSynthetic.py", *arguments)
+        code, _, errors = run_script("synthetic/createSynthetic.py", *arguments)
         assert code == 1 and f"; remove {tmp_path / 'set'}" in errors
         shutil.rmtree(tmp_path / "set")
 
-    code, output, errors = run_script("dataset/createSynthetic.py", *arguments)
+    code, output, errors = run_script("synthetic/createSynthetic.py", *arguments)
     assert code == 0 and "already holds" not in output, errors
     assert _content(tmp_path / "set") == before
 
@@ -400,7 +400,7 @@ def test_bad_input_is_one_line(drawn: Path, tmp_path: Path, run_script) -> None:
 
     for out, extra in ((foreign, ()), (blocked / "set", ()), (drawn, ("--seed", "5"))):
         code, _, err = run_script(
-            "dataset/createSynthetic.py", "--out", str(out), "--train", "2", "--test", "1", *extra
+            "synthetic/createSynthetic.py", "--out", str(out), "--train", "2", "--test", "1", *extra
         )
         assert code == 1 and err.startswith("error: ") and len(err.strip().splitlines()) == 1, err
 

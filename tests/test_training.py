@@ -21,7 +21,7 @@ from models.checkpoint import build_model, load_model, read
 from training import loop as training
 from training.config import TrainConfig
 from training.step import TrainingStep
-from utils.files import InputError
+from utils.files import UserError
 
 # 3 steps an epoch on the 12 drawn faces
 SHORT = "--width 2 --epochs 4 --batch-size 4 --lr 0.02".split()
@@ -576,7 +576,7 @@ def test_a_second_process_in_the_folder_of_a_run_is_refused(train):
 
 def test_weights_are_kept_where_their_evaluation_fails(train, monkeypatch):
     def fail(*_, **__):
-        raise InputError("no test face can be evaluated")
+        raise UserError("no test face can be evaluated")
 
     monkeypatch.setattr(training, "face_errors", fail)
     code, _, errors = train("--run", "spared", "--epochs", "1")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from utils.files import InputError, wait_for_first_process
+from utils.files import UserError, wait_for_first_process
 
 SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
 
@@ -115,7 +115,7 @@ class TrainConfig:
         """Refuse values that no run could use.
 
         Raises:
-            InputError: naming the option and what it must be.
+            UserError: naming the option and what it must be.
         """
         at_least_one = ("sets", "groups", "width", "epochs", "batch_size", "limit")
 
@@ -136,53 +136,53 @@ class TrainConfig:
             if value is None:
                 continue
             if isinstance(value, int) and abs(value) >= 2**63:
-                raise InputError(f"{option}: must be below 2**63")
+                raise UserError(f"{option}: must be below 2**63")
             if not math.isfinite(value):
-                raise InputError(f"{option} {value}: must be a finite number")
+                raise UserError(f"{option} {value}: must be a finite number")
             if name in at_least_one and value < 1:
-                raise InputError(f"{option} {value}: must be at least 1")
+                raise UserError(f"{option} {value}: must be at least 1")
             if name in at_least_zero and value < 0:
-                raise InputError(f"{option} {value}: must not be negative")
+                raise UserError(f"{option} {value}: must not be negative")
 
         self._check_together()
 
     def _check_together(self) -> None:
         """Refuse what a range cannot say: names, and settings that do not go with each other."""
         if self.run in ("", "..") or self.run != Path(self.run).name:
-            raise InputError(
+            raise UserError(
                 f"--run {self.run!r}: must be a plain name; files go to the folder checkpoints/RUN"
             )
 
         if self.attention_grid not in (None, 1, 2, 4):
-            raise InputError(
+            raise UserError(
                 f"--attention-grid {self.attention_grid}: must be 1, 2 or 4, which divide every map"
             )
 
         if self.temperature is not None and self.temperature < 1:
-            raise InputError(
+            raise UserError(
                 f"--temperature {self.temperature}: must be at least 1, the value at which it stays"
             )
 
         if self.temperature is not None and self.temperature > 1e6:
-            raise InputError(f"--temperature {self.temperature:g}: must be at most 1,000,000")
+            raise UserError(f"--temperature {self.temperature:g}: must be at most 1,000,000")
 
         if self.groups and self.width % self.groups:
-            raise InputError(
+            raise UserError(
                 f"--groups {self.groups} does not divide --width {self.width}: every group needs "
                 "as many channels"
             )
 
         if self.momentum >= 1:
-            raise InputError(f"--momentum {self.momentum:g}: must be below 1, or steps only grow")
+            raise UserError(f"--momentum {self.momentum:g}: must be below 1, or steps only grow")
 
         if self.lr < 1 <= self.lr * self.weight_decay:
-            raise InputError(
+            raise UserError(
                 f"--weight-decay {self.weight_decay:g}: times --lr {self.lr:g} it must be below 1, "
                 "the share of a weight that a step takes away"
             )
 
         if self.warmup >= self.epochs:
-            raise InputError(
+            raise UserError(
                 f"--warmup-epochs {self.warmup:g} is not shorter than the run of {self.epochs} "
                 "epochs; lower it or raise --epochs"
             )

@@ -35,7 +35,7 @@ from training.run import (
     settings_of,
 )
 from training.step import TrainingStep
-from utils.files import InputError
+from utils.files import UserError
 from utils.runtime import StopRequest, available_memory, keep_freed_memory, process_group, progress
 from utils.schedule import temperature
 
@@ -65,7 +65,7 @@ def train(
         after saving.
 
     Raises:
-        InputError: wrong settings, bad data, a run that is in the way, a loss that is no longer
+        UserError: wrong settings, bad data, a run that is in the way, a loss that is no longer
             finite, a full disk.
     """
     config.check()
@@ -87,20 +87,20 @@ def train(
         else:
             keep_freed_memory()
 
-        if processes.leads:
+        if processes.is_main:
             folder.lock()
         saved = folder.saved(resume=resume, overwrite=overwrite)
 
         if saved is not None:
             refuse_other_settings(saved["config"], record, folder.last)
-        elif resume and processes.leads:
+        elif resume and processes.is_main:
             folder.refuse_other_remains(record)
             print(f"{folder.path}: nothing was saved to resume; the run starts at its first step")
 
         init = config.init if saved is None else None  # what was saved replaces it
         architecture = kind.from_config(record)
         model = _initial_model(
-            config, architecture, train_faces, init=init, announce=processes.leads
+            config, architecture, train_faces, init=init, announce=processes.is_main
         )
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         step = TrainingStep(model, train_faces, config, processes=processes)
@@ -109,7 +109,7 @@ def train(
             refuse_damaged_state(saved, step, folder.last)
         if processes.count > 1:
             distributed.barrier()  # everybody has read what is there
-        if saved is None and processes.leads:
+        if saved is None and processes.is_main:
             folder.start(overwrite=overwrite)
 
         return fit(step, test_faces, record=record, folder=folder, saved=saved)
@@ -129,7 +129,7 @@ def _load_splits(config: TrainConfig) -> tuple[FaceSet, FaceSet]:
     test_faces = load_faces(config.data, "test", limit=config.limit)
 
     if train_faces.scheme != test_faces.scheme:
-        raise InputError(f"{config.data}: train and test faces have different numbers of landmarks")
+        raise UserError(f"{config.data}: train and test faces have different numbers of landmarks")
 
     return train_faces, test_faces
 
@@ -137,12 +137,12 @@ def _load_splits(config: TrainConfig) -> tuple[FaceSet, FaceSet]:
 def _require_programs(config: TrainConfig) -> None:
     """Refuse options that need what is not installed."""
     if config.compile and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise InputError(
+        raise UserError(
             "--compile needs a C++ compiler, and none was found; install g++ or leave --compile out"
         )
 
     if config.tensorboard and find_spec("tensorboard") is None:
-        raise InputError(
+        raise UserError(
             "--tensorboard needs the package tensorboard; pip install tensorboard, or leave it out"
         )
 
@@ -181,7 +181,7 @@ def _initial_model(
                 name: value for name, value in model.state_dict().items() if name.startswith("fc2.")
             }
         elif config.mean_shape_init:
-            raise InputError(
+            raise UserError(
                 f"--mean-shape-init has no effect: --init {init} has a last bias; leave one of "
                 "them out"
             )
@@ -199,13 +199,13 @@ def _require_memory(architecture: Architecture) -> None:
         try:
             outline = architecture.build()
         except RuntimeError:  # more than 2**63 bytes
-            raise InputError("no memory holds this network; lower --width or --sets") from None
+            raise UserError("no memory holds this network; lower --width or --sets") from None
 
     needed = 3 * sum(weight.numel() * weight.element_size() for weight in outline.parameters())
     free = available_memory()
 
     if free is not None and needed > free:
-        raise InputError(
+        raise UserError(
             f"this network needs {needed / 2**30:,.1f} GiB to be trained, {free / 2**30:,.1f} GiB "
             "are free; lower --width or --sets"
         )
@@ -239,7 +239,7 @@ def fit(
         resumed = saved["training"]
         first = resumed["epoch"]
 
-    if step.processes.leads:
+    if step.processes.is_main:
         folder.start_log(record, resumed["log"] if resumed is not None else [])
         print(header(step, record))
         loop.report = Report(step.config, folder, iterations=step.iterations, first_epoch=first)
@@ -252,10 +252,10 @@ def fit(
             if signal:
                 return 128 + signal
 
-            if step.processes.leads:
+            if step.processes.is_main:
                 loop.close_epoch(epoch)
 
-    if step.processes.leads:
+    if step.processes.is_main:
         folder.last.unlink(missing_ok=True)
         nme = folder.rows[-1]["test_nme_percent"]
         print(f"test NME {nme:.2f} % after the last epoch; weights in {folder.final}")
@@ -274,7 +274,7 @@ class Loop:
     def __init__(
         self, step: TrainingStep, test_faces: FaceSet, record: dict[str, Any], folder: RunFolder
     ) -> None:
-        self.step, self.config, self.leads = step, step.config, step.processes.leads
+        self.step, self.config, self.is_main = step, step.config, step.processes.is_main
         self.test_faces, self.record, self.folder = test_faces, record, folder
         self.report: Report | None = None  # the first process's
         self.began = self.last_save = time.monotonic()
@@ -295,14 +295,14 @@ class Loop:
             self.began -= resumed["seconds"]
 
         for i in range(int(step.position), step.iterations):
-            due = self.leads and time.monotonic() - self.last_save > 60 * self.config.save_every
+            due = self.is_main and time.monotonic() - self.last_save > 60 * self.config.save_every
             signal, due = _same_everywhere(stop.signal, due, step, i)
 
             if signal or due:
                 self._save_last(epoch)
 
             if signal:
-                if self.leads:
+                if self.is_main:
                     done = epoch * step.iterations + i
                     tqdm.write(f"stopped at step {done}, saved {self.folder.last}; use --resume")
 
@@ -374,7 +374,7 @@ class Loop:
         position = {"epoch": epoch, "seconds": time.monotonic() - self.began}
         training = {**self.step.state(), **position, "log": self.folder.rows}
 
-        if self.leads:
+        if self.is_main:
             checkpoint.save(self.folder.last, self._content() | {"training": training})
         if self.step.processes.count > 1:
             distributed.barrier()  # torchrun ends the others as soon as one has left
@@ -486,5 +486,5 @@ class Report:
         if self.writer is not None:
             self.writer.close()
         if self.folder.rows:  # an error on the way here is the one to tell
-            with contextlib.nullcontext() if kind is None else contextlib.suppress(InputError):
+            with contextlib.nullcontext() if kind is None else contextlib.suppress(UserError):
                 training_curve(self.folder.rows, self.folder.path / "curve.png")

@@ -24,7 +24,7 @@ from models.architecture import Architecture
 from training.config import TrainConfig
 from training.step import TrainingStep
 from utils.files import (
-    InputError,
+    UserError,
     atomic_write,
     describe_os_error,
     make_folder,
@@ -97,7 +97,7 @@ class RunFolder:
             The content of ``last.pt`` when there is something to resume, else None.
 
         Raises:
-            InputError: a run is there and neither resume nor overwrite was asked for, or something
+            UserError: a run is there and neither resume nor overwrite was asked for, or something
                 lies in the place of a file that the run will write.
         """
         if self.path.is_dir():
@@ -105,7 +105,7 @@ class RunFolder:
                 require_file_or_nothing(self.path / name)
 
         if self._existing() and not (resume or overwrite):
-            raise InputError(
+            raise UserError(
                 f"{self.path} already holds a run; add --resume to carry it on, --overwrite to "
                 "replace it, or choose another name with --run"
             )
@@ -133,7 +133,7 @@ class RunFolder:
         """Keep other processes out of the folder, where there is one, until this one leaves.
 
         Raises:
-            InputError: another process trains in it.
+            UserError: another process trains in it.
         """
         if self._locked is not None or not self.path.is_dir():
             return
@@ -143,7 +143,7 @@ class RunFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
-            raise InputError(
+            raise UserError(
                 f"{self.path} is in use by another training process; wait for it or stop it, or "
                 "choose another name with --run"
             ) from None
@@ -157,7 +157,7 @@ class RunFolder:
 
         settings = read_json(self.path / "config.json")
         if settings is None:
-            raise InputError(
+            raise UserError(
                 f"{self.path} holds a log or milestones but no last.pt and no config.json to go on "
                 "from; add --overwrite to replace them, or choose another name with --run"
             )
@@ -268,7 +268,7 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
     ]
 
     if different:
-        raise InputError(
+        raise UserError(
             f"{where} cannot be resumed with other settings: {'; '.join(different)}; use the "
             "saved ones"
         )
@@ -278,11 +278,11 @@ def refuse_damaged_state(saved: dict[str, Any], step: TrainingStep, where: Path)
     """Check that ``saved["training"]``, the loop's state in ``last.pt``, can be gone on from.
 
     Raises:
-        InputError: naming the entry that is missing or impossible.
+        UserError: naming the entry that is missing or impossible.
     """
     training = saved.get("training")
     if not isinstance(training, dict):
-        raise InputError(f"{where}: holds no state of a training; it cannot be resumed")
+        raise UserError(f"{where}: holds no state of a training; it cannot be resumed")
 
     def is_count(value: Any, limit: int) -> bool:
         return type(value) is int and 0 <= value < limit
@@ -308,7 +308,7 @@ def refuse_damaged_state(saved: dict[str, Any], step: TrainingStep, where: Path)
 
     wrong = [name for name, is_valid in valid.items() if not is_valid]
     if wrong:
-        raise InputError(
+        raise UserError(
             f"{where}: its {wrong[0]} is missing or impossible for this run; it cannot be resumed, "
             "train anew with --overwrite"
         )

@@ -18,7 +18,7 @@ from dataset.faces import FaceSet
 from models import SepBatchNorm2d
 from models.sepbn import synchronize_statistics
 from training.config import TrainConfig
-from utils.files import InputError
+from utils.files import UserError
 from utils.runtime import Processes
 from utils.schedule import learning_rate, temperature
 
@@ -31,19 +31,17 @@ def _refuse_impossible(
 ) -> None:
     """Refuse settings that do not go with so many training faces, the processes or the device."""
     if config.batch_size % processes.count:
-        raise InputError(
+        raise UserError(
             f"--batch-size {config.batch_size} cannot be shared equally by {processes.count} "
             "processes"
         )
 
     if faces < config.batch_size:
-        raise InputError(
-            f"--batch-size {config.batch_size} is more than the {faces} training faces"
-        )
+        raise UserError(f"--batch-size {config.batch_size} is more than the {faces} training faces")
 
     on_cuda = device.type == "cuda"
     if on_cuda and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise InputError("--precision bf16: this GPU has no bfloat16; use --precision fp32")
+        raise UserError("--precision bf16: this GPU has no bfloat16; use --precision fp32")
 
 
 class TrainingStep:
@@ -177,7 +175,7 @@ class TrainingStep:
                 self._graph = self._capture()
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
-                raise InputError(
+                raise UserError(
                     f"the training step cannot be captured as a CUDA graph ({reason}); --no-graph "
                     "trains without one"
                 ) from error
@@ -257,7 +255,7 @@ class TrainingStep:
             return
 
         step = epoch * self.iterations + (bad if bad >= 0 else int(self.position) - 1)
-        raise InputError(
+        raise UserError(
             f"the loss is no longer finite at step {step} (epoch {epoch}, learning rate "
             f"{self.learning_rates(step):.3g}); the last checkpoint is from before; lower --lr, "
             "lengthen --warmup-epochs or use a normalisation"

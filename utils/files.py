@@ -24,14 +24,14 @@ PATIENCE = 5.0  # s; torchrun looks ten times a second whether a process has fai
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
-class InputError(Exception):
+class UserError(Exception):
     """Something the user can mend; its message is one line: what, where, what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message.translate(_CONTROLS))
 
 
-def describe_os_error(error: OSError, path: str | os.PathLike) -> InputError:
+def describe_os_error(error: OSError, path: str | os.PathLike) -> UserError:
     """Translate an operating-system error met while writing ``path`` into one line for the user."""
     advice = {
         errno.ENOSPC: "the disk is full; free some space and run again",
@@ -44,11 +44,11 @@ def describe_os_error(error: OSError, path: str | os.PathLike) -> InputError:
         errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
         errno.ELOOP: "links in its path lead in a circle; choose another path",
     }.get(error.errno or 0, error.strerror or str(error))
-    return InputError(f"cannot write {path}: {advice}")
+    return UserError(f"cannot write {path}: {advice}")
 
 
 def make_folder(path: str | os.PathLike) -> Path:
-    """Create a folder and its parents where missing; an ``InputError`` says why it cannot be
+    """Create a folder and its parents where missing; an ``UserError`` says why it cannot be
     made.
     """
     path = Path(path)
@@ -66,20 +66,20 @@ def require_file_or_nothing(path: str | os.PathLike) -> None:
     A finished file is renamed to its path; that would put it in the place of a device.
 
     Raises:
-        InputError: a folder, device, pipe or socket lies there, there is no folder to write it in,
+        UserError: a folder, device, pipe or socket lies there, there is no folder to write it in,
             or the path cannot be looked at.
     """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         if not Path(path).parent.is_dir():
-            raise InputError(f"cannot write {path}: its folder does not exist; make it") from None
+            raise UserError(f"cannot write {path}: its folder does not exist; make it") from None
         return
     except OSError as error:
         raise describe_os_error(error, path) from error
 
     if not stat.S_ISREG(mode):
-        raise InputError(f"cannot write {path}: it is no regular file; choose another name")
+        raise UserError(f"cannot write {path}: it is no regular file; choose another name")
 
 
 def require_utf8(path: str | os.PathLike) -> None:
@@ -87,7 +87,7 @@ def require_utf8(path: str | os.PathLike) -> None:
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        raise InputError(
+        raise UserError(
             f"{path}: the name holds bytes that are not UTF-8; rename it, or link to it"
         ) from None
 
@@ -100,20 +100,20 @@ def read_bytes(path: str | os.PathLike, what: str = "") -> bytes:
         what: what it is, for messages ("list", "image").
 
     Raises:
-        InputError: it is missing, cannot be read, or is a device, which may have no end.
+        UserError: it is missing, cannot be read, or is a device, which may have no end.
     """
     name = f"{what} {path}" if what else str(path)
 
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise InputError(f"{name} is a device, not a file")
+            raise UserError(f"{name} is a device, not a file")
 
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{name} does not exist") from None
+        raise UserError(f"{name} does not exist") from None
     except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}") from None
+        raise UserError(f"{name} cannot be read: {error.strerror}") from None
 
 
 class _NamedTarget(io.FileIO):
@@ -143,7 +143,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         mode: ``"wb"`` for bytes or ``"w"`` for UTF-8 text.
 
     Raises:
-        InputError: the folder is missing or read-only, the disk is full, or something else than a
+        UserError: the folder is missing or read-only, the disk is full, or something else than a
             file lies at the path; an older file survives.
     """
     path = Path(path)
@@ -218,22 +218,22 @@ def read_json(path: str | os.PathLike, *, advice: str = "delete it") -> dict[str
     """The object that a JSON file holds; None where there is no file.
 
     Raises:
-        InputError: it cannot be read, or is not a JSON object; says what to do, ``advice``.
+        UserError: it cannot be read, or is not a JSON object; says what to do, ``advice``.
     """
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
     try:
         content = json.loads(read_bytes(path).decode())
     except (ValueError, RecursionError):
-        raise InputError(f"{path}: damaged, not JSON; {advice}") from None
+        raise UserError(f"{path}: damaged, not JSON; {advice}") from None
 
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not an object; {advice}")
+        raise UserError(f"{path}: holds a {type(content).__name__}, not an object; {advice}")
 
     return content
 
@@ -247,7 +247,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
+def reports_user_errors(main: Callable[..., int]) -> Callable[..., int]:
     """Decorate a script's ``main(argv)``: what a user or the machine caused becomes one line on
     stderr and exit code 1, Ctrl-C 130; our own mistakes keep their traceback.
 
@@ -294,12 +294,12 @@ def wait_for_first_process() -> None:
 
 def _one_line(error: Exception) -> str | None:
     """What to tell the user of an error that is theirs or the machine's; None: it is a bug."""
-    if isinstance(error, InputError):
+    if isinstance(error, UserError):
         return str(error)
 
     if isinstance(error, OSError) and error.strerror:
         if isinstance(error.filename, (str, bytes, os.PathLike)):
-            return str(InputError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
+            return str(UserError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
 
         return error.strerror
 

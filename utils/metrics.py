@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from utils.files import InputError
+from utils.files import UserError
 
 THRESHOLD = 0.1  # of FR@0.1 and AUC@0.1, as a fraction of the inter-ocular distance
 
@@ -39,7 +39,7 @@ def point_errors(
     unusable = np.flatnonzero(~(interocular > 0))  # NaN counts as unusable too
 
     if unusable.size:
-        raise InputError(
+        raise UserError(
             f"face {unusable[0]}: the outer eye corners (points {left} and {right}) coincide or "
             "are not numbers, so its NME is undefined; correct or remove that annotation"
         )

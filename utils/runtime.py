@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
-from utils.files import InputError, wait_for_first_process
+from utils.files import UserError, wait_for_first_process
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def select_device(name: str) -> torch.device:
     device.
 
     Raises:
-        InputError: the name is no device or the device is not there.
+        UserError: the name is no device or the device is not there.
     """
     import torch
 
@@ -42,25 +42,23 @@ def select_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(
-            f"--device {name}: no such device; use auto, cpu, cuda or cuda:N"
-        ) from None
+        raise UserError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
 
     if device.type == "cpu":
         return torch.device("cpu")
 
     if device.type != "cuda":
-        raise InputError(f"--device {name}: only cpu and cuda are supported")
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
 
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
-        raise InputError(f"--device {name}: torch sees {count} CUDA devices; use --device cpu")
+        raise UserError(f"--device {name}: torch sees {count} CUDA devices; use --device cpu")
 
     try:  # a driver that is too old, or a GPU for which this torch has no kernels, shows here
         torch.zeros(1, device=device).add_(1).item()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(
+        raise UserError(
             f"--device {asked}: the GPU cannot be used ({reason}); use --device cpu"
         ) from None
 
@@ -270,7 +268,7 @@ class Processes:
     local_rank: int = 0
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
@@ -288,7 +286,7 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
 
     size = os.environ.get("WORLD_SIZE", "1")
     if not (size.isdecimal() and 0 < int(size) < 2**31):
-        raise InputError(f"WORLD_SIZE is {size!r}; start several processes with torchrun")
+        raise UserError(f"WORLD_SIZE is {size!r}; start several processes with torchrun")
 
     count = int(size)
 
@@ -304,7 +302,7 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     numbers = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK")}
     for name, text in numbers.items():
         if not (text.isdecimal() and int(text) < count):
-            raise InputError(
+            raise UserError(
                 f"WORLD_SIZE is {count}, but {name} is {text!r}; start several processes with "
                 "torchrun"
             )
@@ -321,7 +319,7 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
         else:
             distributed.init_process_group("gloo")
     except (ValueError, RuntimeError) as error:
-        raise InputError(
+        raise UserError(
             f"the {count} processes do not find each other ({str(error).splitlines()[0]}); start "
             "them with torchrun"
         ) from None
@@ -341,7 +339,7 @@ def _leave_at_once(error: BaseException) -> None:
     """
     code = 1
     wait_for_first_process()
-    if isinstance(error, InputError):
+    if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         code = 130

@@ -1,0 +1,315 @@
+"""Training runs of the experiments: arms, the tuned learning rate, one folder and one CSV row a
+run.
+
+Used by ``research/experiments.py``, which explains the suites.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.annotations import read_crop_list, write_crop_list
+from dataset.faces import FaceSet, list_path, load_faces, read_meta
+from evaluation.evaluate import face_errors, summarize
+from research.relatives import kind_of, load_network
+from training.config import SEPBN_OPTIONS, TrainConfig
+from training.loop import train
+from training.run import RUNS, run_record
+from utils.files import UserError, atomic_write, make_folder, write_json
+from utils.runtime import Processes, select_device
+
+HOLD_OUT = 0.25  # share of the training faces
+COLUMNS = tuple(
+    (
+        "suite run stage arm seed lr epochs warmup_epochs temperature width batch_size "
+        "parameters n_train n_test status nme_percent fr_percent auc train_seconds "
+        "device cpu threads python torch numpy opencv commit"
+    ).split()
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which arms are to be trained for how long, on what; one rate means that none is tuned.
+
+    A suite is one plan or several, of different lengths or widths. A run is known by its faces and
+    settings, so suites that need the same run share it.
+    """
+
+    suite: str
+    data: Path
+    work: Path
+    arms: tuple[str, ...]
+    epochs: int
+    width: int
+    seeds: int
+    rates: tuple[float, ...]
+    tune_epochs: int
+    tune_seeds: int
+    published: bool
+    limit: int | None
+    device: str
+
+
+class Stopped(Exception):
+    """A signal ended a run after it was saved; holds the exit code."""
+
+
+def split_arm(arm: str) -> tuple[str, dict[str, Any]]:
+    """Name of an arm -> (name without endings, settings of :class:`TrainConfig`)."""
+    sepbn = r"sepbn-g([1-9]\d*)k([1-9]\d*)(?:-grid([1-9]\d*))?(-fixed)?"
+    match = re.fullmatch(rf"(none|bn|bn-se|an-k[1-9]\d*|{sepbn})(-released)?", arm)
+
+    if match is None:
+        raise UserError(
+            f"--arms {arm}: no such arm; use none, bn, bn-se, an-kK or sepbn-gGkK[-gridT][-fixed], "
+            "each with or without -released"
+        )
+
+    name, groups, sets, grid, fixed, released = match.groups()
+    settings: dict[str, Any] = {"norm": name, "released_geometry": released is not None}
+    settings |= dict.fromkeys(SEPBN_OPTIONS)
+
+    if groups is not None:
+        name = name.removesuffix("-fixed")
+        settings |= {"norm": "sepbn", "sets": int(sets), "groups": int(groups)}
+        settings["attention_grid"] = int(grid) if grid else None
+        settings["temperature"] = 1.0 if fixed else 30.0
+
+    return name, settings
+
+
+def configuration(plan: Plan, arm: str, *, run: str, lr: float, seed: int) -> TrainConfig:
+    """Settings of a run; ``experiments.py`` says how short ones differ from the recipe."""
+    settings = split_arm(arm)[1]
+
+    if not plan.published:
+        if settings["temperature"] is not None:
+            settings["temperature"] = min(settings["temperature"], max(1.0, plan.epochs // 3))
+        settings |= {"warmup_epochs": plan.epochs / 10, "mean_shape_init": True}
+
+    return TrainConfig(
+        **settings,
+        data=str(plan.data.resolve()),
+        run=run,
+        width=plan.width,
+        epochs=plan.epochs,
+        lr=lr,
+        seed=seed,
+        device=plan.device,
+        limit=plan.limit,
+    )
+
+
+def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[str, Any]:
+    """Train and evaluate one network, or return what an earlier call found.
+
+    Returns:
+        The row of the CSV, and ``errors``: (N,) NME of every test face as a fraction, None where
+        training diverged.
+    """
+    run = f"{plan.data.resolve().name}-{stage}-{arm}-w{plan.width}-e{plan.epochs}-lr{lr:g}-s{seed}"
+    run += (f"-n{plan.limit}" if plan.limit else "") + ("-published" if plan.published else "")
+    config = configuration(plan, arm, run=run, lr=lr, seed=seed)
+    folder = plan.work / RUNS / config.run
+    result, errors = folder / "result.json", folder / "errors.npy"
+
+    if result.is_file():
+        row = json.loads(result.read_text(encoding="utf-8"))
+        if row.pop("lists") != digest(config.data):
+            raise UserError(
+                f"{folder} is a run on other faces than {config.data}; choose another --work"
+            )
+
+        found = np.load(errors) if errors.is_file() else None
+        return row | {"suite": plan.suite, "run": config.run, "errors": found}
+
+    print(config.run, file=sys.stderr, flush=True)
+    found = _train(config, plan.work)
+
+    if found is None and not folder.exists():  # it diverged in its first epoch
+        folder.mkdir(parents=True)
+        row = _row_of(_record(config)) | {"train_seconds": 0.0}
+    else:
+        row = _row(folder)
+
+    row |= {"suite": plan.suite, "stage": stage, "arm": arm}
+    row["status"] = "diverged" if found is None else "finished"
+
+    if found is not None:
+        network = load_network(folder / "final.pt")
+        row["parameters"] = sum(weight.numel() for weight in network.parameters())
+        summary = summarize(found, {"full": np.full(len(found), True)})["full"]
+        row |= {name: summary[name] for name in ("nme_percent", "fr_percent", "auc")}
+        with atomic_write(errors) as file:
+            np.save(file, found)
+
+    write_json(result, row | {"lists": digest(config.data)})
+
+    return row | {"run": config.run, "errors": found}
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    """What a run's folder says about it: settings, faces, machine, time."""
+    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with (folder / "log.csv").open(encoding="utf-8") as file:
+        seconds = sum(float(line["seconds"]) for line in csv.DictReader(file))
+
+    return _row_of(record) | {"train_seconds": round(seconds, 1)}
+
+
+def _row_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The columns that a run's record fills: settings, faces, machine."""
+    machine = record["machine"]
+    row = {name: value for name, value in (record | machine).items() if name in COLUMNS}
+    row |= {f"n_{split}": count for split, count in record["faces"].items()}
+
+    return row | {"device": machine["cuda"] if record["device_type"] == "cuda" else "cpu"}
+
+
+def _record(config: TrainConfig) -> dict[str, Any]:
+    """The record that a run would have left, had it not failed in its first epoch."""
+    faces = [load_faces(config.data, split, limit=config.limit) for split in ("train", "test")]
+    device = select_device(config.device)
+
+    return run_record(
+        config, *faces, device=device, processes=Processes(), kind=kind_of(config.norm)
+    )
+
+
+def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
+    """Train in ``work`` -> errors of the test faces, None where training diverged."""
+    runs = make_folder(work) / RUNS
+
+    with redirect_stdout(sys.stderr):
+        try:
+            code = train(config, resume=True, runs=runs, kind=kind_of(config.norm))
+        except UserError as error:
+            if "the loss is no longer finite" in str(error):
+                return None
+            raise
+
+    if code:
+        raise Stopped(code)
+
+    model = load_network(runs / config.run / "final.pt")
+    errors = face_errors(
+        model, test_faces(config.data, config.limit), device=select_device(config.device)
+    )
+    # Weights too may blow up, in the very last steps.
+    return errors if np.isfinite(errors).all() else None
+
+
+@cache
+def digest(data: str) -> str:
+    """Of a folder's lists and, where it has any (released lists have none), its meta data."""
+    files = [list_path(Path(data), split) for split in ("train", "test")]
+    files += [path for path in [Path(data) / "meta.json"] if path.exists()]
+
+    return blake2b(b"\0".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
+
+
+@cache
+def test_faces(data: str, limit: int | None) -> FaceSet:
+    """The test faces of a prepared folder, read once."""
+    return load_faces(data, "test", limit=limit)
+
+
+def hold_out(plan: Plan) -> Path:
+    """A prepared folder: the plan's *training* faces in two parts, always the same."""
+    landmarks, patches = read_crop_list(list_path(plan.data, "train"))
+    folder = make_folder(plan.work / "splits" / plan.data.resolve().name)
+    order = np.random.default_rng(0).permutation(len(patches))
+    held = max(1, round(HOLD_OUT * len(patches)))
+
+    for split, rows in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
+        write_crop_list(list_path(folder, split), landmarks[rows], [patches[i] for i in rows])
+    write_json(folder / "meta.json", read_meta(plan.data), indent=None)  # digest() is of its bytes
+
+    return folder
+
+
+def tune(plan: Plan, arm: str, rows: list[dict[str, Any]]) -> float:
+    """The rate with the lowest hold-out NME, mean of seeds; its runs are added to ``rows``."""
+    grid, tried = sorted(plan.rates), {}
+    split = replace(plan, data=hold_out(plan), epochs=plan.tune_epochs)
+    ratio = grid[1] / grid[0]
+    wanted = grid
+
+    for extension in range(3):
+        for lr in wanted:
+            found = []
+            for seed in range(plan.tune_seeds):
+                row = run_once(split, arm, lr, seed=seed, stage="tune")
+                add(plan, rows, row)
+                found.append(row.get("nme_percent", float("inf")))
+            tried[lr] = np.mean(found)
+
+        best = min(tried, key=tried.get)
+        outward = {min(tried): best / ratio, max(tried): best * ratio}
+        if best not in outward or extension == 2 or tried[best] == float("inf"):
+            break
+        wanted = [float(f"{outward[best]:.2g}")]
+
+    if tried[best] == float("inf"):
+        raise UserError(
+            f"every learning rate tried for {arm} diverged: {sorted(tried)}; "
+            "give lower ones with --rates"
+        )
+
+    return best
+
+
+def run_arms(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    """Tune and train all arms with all seeds; adds the runs to ``rows``, the suite's."""
+    rates = {}
+    for base in dict.fromkeys(split_arm(arm)[0] for arm in plan.arms):
+        rates[base] = plan.rates[0] if len(plan.rates) == 1 else tune(plan, base, rows)
+
+    for seed in range(plan.seeds):
+        for arm in plan.arms:
+            add(plan, rows, run_once(plan, arm, rates[split_arm(arm)[0]], seed=seed, stage="main"))
+
+    with atomic_write(plan.work / f"{plan.suite}_faces.csv", "w") as file:
+        main = [row for row in rows if row["stage"] == "main" and row["errors"] is not None]
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["test_face", *map(label, main)])
+        for face in range(len(main[0]["errors"]) if main else 0):
+            writer.writerow([face, *(f"{row['errors'][face]:.6f}" for row in main)])
+
+
+def label(row: dict[str, Any]) -> str:
+    """A run of a suite in words: the head of its column."""
+    return f"{row['arm']} width {row['width']} epochs {row['epochs']} seed {row['seed']}"
+
+
+def rows_of(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a suite's runs that belong to one of its plans."""
+    wanted = {"main": plan.epochs, "tune": plan.tune_epochs}
+    return [
+        row for row in rows if (row["epochs"], row["width"]) == (wanted[row["stage"]], plan.width)
+    ]
+
+
+def add(plan: Plan, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
+    """Add a run, unless it is there, and bring the suite's CSV up to date."""
+    if row["run"] not in {other["run"] for other in rows}:
+        rows.append(row)
+
+    with atomic_write(make_folder(plan.work) / f"{plan.suite}.csv", "w") as file:
+        writer = csv.DictWriter(
+            file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,112 @@
+"""How much landmarks tremble in a video in which nothing moves but the sensor's noise.
+
+    python research/jitter.py --checkpoint FILE
+
+Drawn faces, 60 frames each, 25 a second, Gaussian noise in every frame. The standard deviation of
+every coordinate over the last 50 frames, averaged over points, in px, is measured without and with
+smoothing, for a box that stands still and for one that goes with the last landmarks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from prediction.predictor import LandmarkPredictor
+from prediction.smoothing import LandmarkSmoother
+from prediction.tracking import FaceTracker
+from synthetic.face import draw_face
+from utils.files import reports_user_errors
+from utils.runtime import describe_machine, progress
+
+FRAMES, SETTLED, RATE = 60, 10, 25.0
+SEED = 20_261_125  # of faces drawn for nothing else
+
+
+def landmarks_of_video(
+    predictor: LandmarkPredictor, number: int, sigma: float, *, carried: bool
+) -> tuple[np.ndarray, list[list[list[int]]], int]:
+    """Landmarks (FRAMES, 1, P, 2), the boxes they were found with, and the face's side in px.
+
+    Args:
+        number: of the drawn face, and of its noise.
+        sigma: of the noise, grey levels.
+        carried: the box goes with the last landmarks, instead of standing still.
+    """
+    face = draw_face(SEED, "test", number)
+    random = np.random.default_rng(number)
+    tracker = FaceTracker(lambda image: ([list(face.box)], None), FRAMES if carried else 1)
+    landmarks, boxes = [], []
+
+    for _ in range(FRAMES):
+        noise = random.normal(0, sigma, face.picture.shape)
+        frame = np.clip(np.rint(face.picture + noise), 0, 255).astype(np.uint8)
+        boxes.append(tracker.boxes(frame)[0])
+        landmarks.append(predictor(frame, boxes[-1]))
+        tracker.update(landmarks[-1])
+
+    return np.stack(landmarks), boxes, face.box[2] - face.box[0] + 1
+
+
+def jitter(landmarks: np.ndarray) -> float:
+    """Mean standard deviation over time of a video's coordinates, px, the filter having settled."""
+    return float(landmarks[SETTLED:].std(axis=0).mean())
+
+
+def measure(
+    predictor: LandmarkPredictor, number: int, sigma: float, *, carried: bool
+) -> tuple[float, float, int]:
+    """One video's jitter as predicted and smoothed, and its face's side, px."""
+    landmarks, boxes, side = landmarks_of_video(predictor, number, sigma, carried=carried)
+    smoother = LandmarkSmoother(RATE)
+    smoothed = np.stack(list(map(smoother, boxes, landmarks)))
+
+    return jitter(landmarks), jitter(smoothed), side
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="How much landmarks tremble with sensor noise.")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--sigma",
+        type=float,
+        nargs="+",
+        default=[2.0, 5.0, 10.0],
+        help="of the noise, grey levels (default: 2 5 10)",
+    )
+    parser.add_argument(
+        "--faces", type=int, default=10, metavar="N", help="faces to draw (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    if args.faces < 1:
+        parser.error("--faces must be at least 1")
+
+    predictor = LandmarkPredictor(args.checkpoint, device="cpu")
+    machine = describe_machine()
+    print(", ".join(f"{key} {value}" for key, value in machine.items() if value is not None))
+    print(f"{args.checkpoint}: {predictor.config['arm']}")
+    print(
+        f"n = {args.faces} drawn faces, {FRAMES} frames each; mean standard deviation of points, px"
+    )
+    print("\n| noise | box | as predicted | smoothed | face's side, px |\n|---|---|---|---|---|")
+
+    for sigma in args.sigma:
+        for carried in (False, True):
+            desc = f"sigma {sigma:g}"
+            numbers = progress(range(args.faces), desc=desc, unit="video")
+            rows = [measure(predictor, number, sigma, carried=carried) for number in numbers]
+            before, after, side = np.mean(rows, axis=0)
+            box = "carried" if carried else "still"
+            print(f"| {sigma:g} | {box} | {before:.3f} | {after:.3f} | {side:.0f} |")
+
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Faces of several known sub-domains, to ask of a network whether it tells them apart.
+
+Used by ``research/experiments.py``, which explains the suites.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+
+from dataset import createWFLW256
+from dataset.annotations import read_crop_list, write_crop_list
+from dataset.faces import list_path
+from synthetic import createSynthetic
+from utils.files import UserError, make_folder
+
+# Sub-domains: what createSynthetic.py leaves out of each. A mixture of D takes the first D.
+DOMAINS = {
+    "plain": ("pose", "lighting", "occluders", "backgrounds"),
+    "lighting": ("pose", "occluders", "backgrounds"),
+    "pose": ("lighting", "occluders", "backgrounds"),
+    "cluttered": ("pose", "lighting"),
+}
+
+
+def mixture(folder: Path, count: int, total: int) -> Path:
+    """A prepared folder of faces drawn alike from ``count`` sub-domains, ``total`` to train on and
+    a quarter to test.
+
+    Faces are drawn and prepared where missing; the mixture's lists point at them. No person is in
+    two sub-domains.
+    """
+    # The largest share of each: in the smallest of the mixtures of 1, 2 and 4 that has it.
+    needed = {"plain": total, "lighting": total // 2, "pose": total // 4, "cluttered": total // 4}
+    mixed = make_folder(folder / f"mixture{count}_of_{total}")
+    parts: dict[str, list] = {"train": [], "test": []}
+
+    for seed, (name, without) in enumerate(list(DOMAINS.items())[:count]):
+        prepared = folder / f"{name}_{total}" / name
+        counts = needed[name], max(2, needed[name] // 4)
+        draw(
+            folder / f"{name}_{total}_drawn",
+            prepared,
+            counts,
+            ["--seed", str(seed), "--without", *without],
+        )
+        for split, faces in parts.items():
+            landmarks, patches = read_crop_list(list_path(prepared, split))
+            share = (total if split == "train" else max(2 * count, total // 4)) // count
+            faces.append((landmarks[:share], patches[:share]))
+
+        (mixed / "meta.json").write_bytes((prepared / "meta.json").read_bytes())
+
+    for split, faces in parts.items():
+        write_joined(mixed, split, faces)
+
+    return mixed
+
+
+def drawn_and_real(
+    folder: Path, real: Path, drawn: int, limit: int | None = None
+) -> tuple[Path, Path]:
+    """A prepared folder that trains on real and drawn faces together and tests on the real ones.
+
+    Args:
+        folder: where drawn faces and the lists go.
+        real: a prepared folder of real faces with 98 points.
+        drawn: how many training faces are drawn; as many test faces as there are real ones.
+        limit: the first so many of the real faces only.
+
+    Returns:
+        That folder, and the one of the drawn faces alone.
+    """
+    found = {split: read_crop_list(list_path(real, split)) for split in ("train", "test")}
+    found = {
+        split: (landmarks[:limit], patches[:limit]) for split, (landmarks, patches) in found.items()
+    }
+    tests = len(found["test"][1])
+    prepared = folder / f"drawn_{drawn}_{tests}" / "drawn"
+    draw(folder / f"drawn_{drawn}_{tests}" / "set", prepared, (drawn, tests), ["--seed", "0"])
+
+    mixed = make_folder(
+        folder / f"{real.resolve().name}_{len(found['train'][1])}_and_{drawn}_drawn"
+    )
+    (mixed / "meta.json").write_bytes((real / "meta.json").read_bytes())
+    write_joined(mixed, "train", [found["train"], read_crop_list(list_path(prepared, "train"))])
+    write_joined(mixed, "test", [found["test"]])
+
+    return mixed, prepared
+
+
+def draw(drawn: Path, prepared: Path, counts: tuple[int, int], options: list[str]) -> None:
+    """Draw faces for training and testing and prepare them; what is there already stays."""
+    make_folder(prepared.parent)
+    train, test = map(str, counts)
+
+    with redirect_stdout(sys.stderr):
+        for step, argv in (
+            (createSynthetic, ["--out", str(drawn), "--train", train, "--test", test, *options]),
+            (createWFLW256, ["--wflw", str(drawn), "--out", str(prepared)]),
+        ):
+            if step.main(argv):
+                raise UserError(
+                    f"the faces of sub-domain {prepared.name} could not be made, see above"
+                )
+
+
+def write_joined(folder: Path, split: str, faces: list[tuple[np.ndarray, list[Path]]]) -> None:
+    """Write the crop list of a split that is made of several sets, one after the other."""
+    landmarks = np.concatenate([points for points, _ in faces])
+    write_crop_list(
+        list_path(folder, split), landmarks, [path for _, paths in faces for path in paths]
+    )

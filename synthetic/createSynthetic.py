@@ -1,0 +1,226 @@
+"""Draw a synthetic face data set in WFLW's own layout; its landmarks are true by construction.
+
+    python synthetic/createSynthetic.py --out DIR [--train 2000] [--test 500] [--seed 0]
+
+DIR then holds WFLW_images/ and WFLW_annotations/ as WFLW does, ready for createWFLW256.py --wflw
+DIR. Every face depends on (seed, split, number) only, so the same seed gives the same bytes,
+however many workers draw. The faces are 3-D heads (see synthetic/): no photograph of
+anybody is involved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.files import (  # noqa: E402
+    UserError,
+    atomic_write,
+    make_folder,
+    read_json,
+    reports_user_errors,
+    write_json,
+)
+
+# as in synthetic/face.py, which takes seconds to import
+SWITCHES = (
+    "pose",
+    "lighting",
+    "occluders",
+    "backgrounds",
+)
+MOST_FACES = 1_000_000  # of one split
+_STATE = "synthetic.json"  # says which data set a folder holds, or was going to hold
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to fill; created when missing",
+    )
+
+    parser.add_argument(
+        "--train", type=int, default=2000, metavar="N", help="training faces (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--test", type=int, default=500, metavar="N", help="test faces (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes (default: one per core)"
+    )
+
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        choices=SWITCHES,
+        default=[],
+        metavar="WHAT",
+        help=f"ablation: leave out variations, any of {', '.join(SWITCHES)}; without pose means "
+        "nearly frontal, without lighting one mild frontal light, without occluders no hands, "
+        "things or sunglasses, without backgrounds plain grey",
+    )
+
+    args = parser.parse_args(argv)
+    if not (1 <= args.train <= MOST_FACES and 1 <= args.test <= MOST_FACES):
+        parser.error(f"--train and --test must be 1 to {MOST_FACES:,}")
+    if args.seed < 0 or args.workers < 0:
+        parser.error("--seed and --workers must not be negative")
+
+    return args
+
+
+def _claim(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Make the folder ours; whether it already holds the finished data set. Foreign content is
+    never touched.
+    """
+    make_folder(folder)
+    state = folder / _STATE
+
+    found = read_json(state, advice=f"remove {folder} or choose another --out")
+
+    if found is None and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds other files; choose an empty or new folder for --out")
+
+    if found is not None and found.get("content") != wanted:
+        raise UserError(
+            f"{folder}: holds a synthetic set with other settings; remove it or choose another "
+            "--out"
+        )
+
+    if found is not None and found.get("finished") and _is_whole(folder, wanted):
+        return True
+
+    write_json(state, {"content": wanted, "finished": False})
+
+    return False
+
+
+def _is_whole(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether lists and pictures of a finished set are still there."""
+    from dataset.annotations import official_list
+
+    for split in ("train", "test"):
+        try:
+            lines = official_list(folder, split).read_text().splitlines()
+        except (OSError, ValueError):
+            return False
+
+        pictures = [folder / "WFLW_images" / line.split()[-1] for line in lines if line.strip()]
+        if len(pictures) != wanted[split] or not all(map(_is_whole_jpeg, pictures)):
+            return False
+
+    return True
+
+
+def _is_whole_jpeg(path: Path) -> bool:
+    """Whether the file has a JPEG's first and last bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+            file.seek(-2, os.SEEK_END)
+            return head == b"\xff\xd8" and file.read() == b"\xff\xd9"
+    except OSError:
+        return False
+
+
+@contextmanager
+def _workers_end_too() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the drawing processes, which would wait for work for ever."""
+
+    def stop(number: int, _frame: object) -> NoReturn:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+        print("terminated; the same command draws the set again", file=sys.stderr)
+        sys.exit(128 + number)
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            before[number] = signal.signal(number, stop)
+
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see the module's docstring."""
+    args = _parse(argv)
+    from dataset.annotations import official_list
+    from synthetic.writing import draw_set, image_folder
+    from utils.runtime import available_cores, progress
+
+    without = sorted(set(args.without))
+
+    content = {
+        "train": args.train,
+        "test": args.test,
+        "seed": args.seed,
+        "without": without,
+        "version": 2,
+    }
+
+    if _claim(args.out, content):
+        print(f"{args.out}: already holds this data set")
+        return 0
+
+    counts = {"train": args.train, "test": args.test}
+
+    for split, count in counts.items():
+        for index in range(0, count, 1000):
+            make_folder(args.out / "WFLW_images" / image_folder(split, index))
+
+        make_folder(official_list(args.out, split).parent)
+
+    try:
+        with (
+            _workers_end_too(),
+            progress(desc="drawing faces", total=args.train + args.test, unit="face") as bar,
+        ):
+            lines = draw_set(
+                args.out / "WFLW_images",
+                counts,
+                args.workers or available_cores(),
+                bar.update,
+                seed=args.seed,
+                without=frozenset(without),
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command draws the set again") from None
+
+    for split, entries in lines.items():
+        with atomic_write(official_list(args.out, split), "w") as file:
+            file.write("\n".join(entries) + "\n")
+
+    write_json(args.out / _STATE, {"content": content, "finished": True})
+    print(f"{args.train} training and {args.test} test faces in {args.out}")
+    print(f"next: python dataset/createWFLW256.py --wflw {args.out} --out {args.out}256")
+
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

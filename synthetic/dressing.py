@@ -1,0 +1,502 @@
+"""What is worn on and around the head: hair, hats and scarves, glasses, a body. Plain meshes in
+head space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from synthetic.camera import Pose
+from synthetic.head import Head
+from synthetic.noise import combine, layered_noise, patterned, random_colour, smooth_noise
+
+ATLAS_SIZE = (576, 288)  # rows, columns
+REGIONS = {  # x, y, width, height in the atlas, px; the skin's own picture comes first
+    "skin": (0, 0, 288, 256), "eye": (0, 256, 64, 64), "teeth": (64, 256, 16, 16),
+    "tongue": (80, 256, 16, 16), "frame": (96, 256, 16, 16), "lens": (112, 256, 64, 64),
+    "hair": (0, 320, 144, 128), "hat": (144, 320, 144, 128), "cloth": (0, 448, 288, 128),
+}  # fmt: skip
+_COLUMNS, _ROWS = 40, 16  # grid of hair and hats: around the head, from the crown to the tip
+_STYLES = ("bald", "short", "medium", "long", "tied", "afro")
+_STYLES_OF_MEN, _STYLES_OF_WOMEN = (
+    (0.1, 0.55, 0.15, 0.07, 0.03, 0.1),
+    (0.01, 0.08, 0.18, 0.43, 0.2, 0.1),
+)
+_SKULL = np.float32([0, 0.62, -0.75])
+_BEHIND_GLASSES = np.float32([0, 0, -1])
+
+
+def atlas_uv(region: str, uv: np.ndarray) -> np.ndarray:
+    """Positions 0-1 inside a region to atlas px, kept clear of the neighbours."""
+    x, y, width, height = REGIONS[region]
+    return (
+        np.float32([x, y]) + 1 + np.clip(uv, 0, 1) * np.float32([width - 3, height - 3])
+    ).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A mesh to render with the head: vertices (V, 3), triangles (T, 3), uv (V, 2) atlas px, shade
+    (V,) 0-1 how much light reaches a vertex; inside: (3,) a point in the piece that its normals
+    point away from; pivot: (3,) the point of the head that stays in place where the piece turns by
+    itself."""
+
+    vertices: np.ndarray
+    triangles: np.ndarray
+    uv: np.ndarray
+    shade: np.ndarray
+    inside: np.ndarray
+    pivot: np.ndarray = field(default_factory=lambda: np.zeros(3, np.float32))
+
+
+@dataclass(frozen=True)
+class Scalp:
+    """Where hair and hats sit: for every direction of a grid around the skull, three outer vertices
+    and weights."""
+
+    angle: np.ndarray  # (C,) around the vertical axis, 0 in front, -pi to pi
+    polar: np.ndarray  # (P,) from the crown
+    vertices: np.ndarray  # (C, P, 3)
+    weights: np.ndarray  # (C, P, 3)
+
+
+def build_scalp(head: Head) -> Scalp:
+    """Find the skin (without ears and neck) nearest to each direction from the skull's middle."""
+    x, y, z = head.base.T
+    ear = (np.abs(x) > 1.0) & (y < 0.65) & (y > -0.6) & (z < -0.55) & (z > -1.6)
+    used = np.unique(head.triangles[head.part == 0])
+    used = used[(head.openness[used] > 0.3) & ~ear[used] & (y[used] > -1.3)]
+    direction = head.base[used] - _SKULL
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    angle = np.linspace(-np.pi, np.pi, _COLUMNS + 1, dtype=np.float32)
+    polar = np.radians(np.linspace(0, 150, 51, dtype=np.float32))
+    a, p = np.meshgrid(angle, polar, indexing="ij")
+    # (C, P, 3)
+    wanted = np.stack((np.sin(a) * np.sin(p), np.cos(p), np.cos(a) * np.sin(p)), axis=-1)
+    cosine = wanted @ direction.T
+    nearest = np.argpartition(-cosine, 3, axis=-1)[..., :3]
+    distance = 1 - np.take_along_axis(cosine, nearest, axis=-1)
+    weights = 1 / (distance + 2e-3)
+
+    return Scalp(
+        angle, polar, used[nearest], (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+    )
+
+
+def _grid_triangles(columns: int, rows: int) -> np.ndarray:
+    index = np.arange(columns * rows).reshape(columns, rows)
+    a, b, c, d = (
+        index[:-1, :-1].ravel(),
+        index[1:, :-1].ravel(),
+        index[1:, 1:].ravel(),
+        index[:-1, 1:].ravel(),
+    )
+    return np.concatenate((np.stack((a, b, c), 1), np.stack((a, c, d), 1)))
+
+
+def _shell(
+    scalp: Scalp, vertices: np.ndarray, end: np.ndarray, thickness: np.ndarray, hang: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A surface over the skull, columns × rows × 3, and the row's share of the way down (columns,
+    rows).
+
+    end: (C,) polar angle where it leaves the skull; thickness: (C, R) distance from it; hang: (C,)
+    length below that.
+    """
+    points = np.einsum("cpk,cpkd->cpd", scalp.weights, vertices[scalp.vertices])  # (C, P, 3)
+    arc = end * 1.2
+    # length along the strand
+    share = np.linspace(0, 1, _ROWS, dtype=np.float32)[None] * (arc + hang)[:, None]
+    polar = np.minimum(share / 1.2, end[:, None])
+    position = np.clip(polar / scalp.polar[1], 0, len(scalp.polar) - 1.001)
+    low = position.astype(int)
+    column = np.arange(len(end))[:, None]
+    fraction = (position - low)[..., None]
+    surface = points[column, low] * (1 - fraction) + points[column, low + 1] * fraction
+    centre = np.einsum("cpk,cpkd->cpd", scalp.weights[:1, :1], vertices[scalp.vertices[:1, :1]])[
+        0, 0
+    ] - [0, 1.35, 0]
+    outward = surface - centre.astype(np.float32)
+    outward /= np.linalg.norm(outward, axis=-1, keepdims=True)
+    surface = surface + outward * thickness[..., None]
+    surface[..., 1] -= np.maximum(share - arc[:, None], 0)
+
+    return surface.astype(np.float32), share / (arc + hang)[:, None]
+
+
+def _around(scalp: Scalp, controls: list[tuple[float, float]]) -> np.ndarray:
+    """Interpolate (degrees from the front, value) to the grid's columns, the same on both sides."""
+    degrees, values = zip(*controls, strict=True)
+    return np.interp(np.degrees(np.abs(scalp.angle)), degrees, values).astype(np.float32)
+
+
+def draw_hair(
+    scalp: Scalp, vertices: np.ndarray, male: float, colour: np.ndarray, rng: np.random.Generator
+) -> tuple[Piece | None, np.ndarray]:
+    """Hair as a shell over the skull: (piece, its picture); no piece when bald."""
+    style = rng.choice(_STYLES, p=_STYLES_OF_MEN if male > 0.5 else _STYLES_OF_WOMEN)
+    picture = _hair_picture(colour, rng)
+    if style == "bald":
+        return None, picture
+
+    end = _draw_hairline(scalp, str(style), rng)
+    hang = np.zeros(len(end), np.float32)
+
+    if style in ("medium", "long"):
+        start = rng.uniform(52, 80)
+        total = rng.uniform(0.5, 1.3) if style == "medium" else rng.uniform(1.3, 3.0)
+        hang = total * np.clip((np.degrees(np.abs(scalp.angle)) - start) / 12, 0, 1)
+
+    ragged = rng.normal(0, rng.uniform(0.01, 0.05), len(end)).astype(np.float32)
+    ragged[-1] = ragged[0]
+    end = np.clip(end + ragged, 0.3, 2.55)
+    hang = np.where(hang > 0, np.maximum(hang + ragged * 3, 0.05), 0)
+
+    volume = {
+        "short": rng.uniform(0.03, 0.18),
+        "tied": rng.uniform(0.03, 0.08),
+        "afro": rng.uniform(0.25, 0.9),
+    }.get(str(style), rng.uniform(0.08, 0.25))
+
+    bumps = smooth_noise(rng, (_COLUMNS + 1, _ROWS), (rng.uniform(5, 16), 5))
+    bumps[-1] = bumps[0]
+    taper = np.minimum(1, (1 - np.linspace(0, 1, _ROWS, dtype=np.float32)) * 5)[None]
+    loose = (hang > 0)[:, None]
+    thickness = volume * (1 + 0.2 * bumps) * np.where(loose, 1.0, np.maximum(taper, 0.15)) + 0.02
+
+    surface, share = _shell(scalp, vertices, end, thickness, hang)
+    if style == "long" and rng.random() < 0.5:  # waves
+        surface[..., 0] += 0.06 * np.sin(share * rng.uniform(10, 25)) * loose
+
+    uv = atlas_uv(
+        "hair",
+        np.stack((np.broadcast_to(np.linspace(0, 1, len(end))[:, None], share.shape), share), -1),
+    )
+    shade = np.clip(0.75 + 0.25 * share + 0.15 * bumps, 0.3, 1.0)
+
+    piece = Piece(
+        surface.reshape(-1, 3),
+        _grid_triangles(len(end), _ROWS),
+        uv.reshape(-1, 2),
+        shade.reshape(-1).astype(np.float32),
+        _SKULL,
+    )
+
+    return piece, picture
+
+
+def _draw_hairline(scalp: Scalp, style: str, rng: np.random.Generator) -> np.ndarray:
+    """Polar angle (C,) at which hair leaves the skull, with a fringe at times."""
+    front = np.clip(rng.normal(64, 5), 45, 74)
+    fringe = rng.random() < (0.3 if style in ("short", "medium", "long") else 0.05)
+    lopsided = rng.normal(0, 3)
+    temple = rng.uniform(72, 90)
+    line = [(0, front), (35, front + 2), (62, temple), (85, rng.uniform(88, 104)), (105, 100)]
+    line += [(125, rng.uniform(108, 122)), (180, rng.uniform(122, 140))]
+    end = np.radians(_around(scalp, line))
+    end += np.radians(lopsided) * np.sin(scalp.angle) * (np.abs(scalp.angle) < 1.2)
+
+    if fringe:
+        length = rng.uniform(78, 94)
+        parting = rng.uniform(-0.9, 0.9) if rng.random() < 0.5 else -9.0
+        curtain = np.clip(np.abs(scalp.angle - parting) / 0.35, 0, 1)
+        covered = np.abs(scalp.angle) < 1.1
+        end = np.where(covered, np.maximum(end, end + (np.radians(length) - end) * curtain), end)
+
+    return end
+
+
+def _hair_picture(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    _, _, width, height = REGIONS["hair"]
+    strands = (
+        smooth_noise(rng, (height, width), (3, width / 1.5)) * 0.6
+        + smooth_noise(rng, (height, width), (4, 20)) * 0.5
+    )
+    if rng.random() < 0.25:  # curls
+        strands += smooth_noise(rng, (height, width), (50, 60)) * 0.8
+
+    picture = combine((strands,), (colour * rng.uniform(0.1, 0.35),), colour)
+
+    if rng.random() < 0.15:  # highlights
+        light = np.clip(smooth_noise(rng, (height, width), (2, 30)), 0, 1) * np.float32(
+            rng.uniform(20, 80)
+        )
+        picture += cv2.merge((light, light, light))
+
+    return picture
+
+
+def draw_hat(
+    scalp: Scalp, vertices: np.ndarray, rng: np.random.Generator
+) -> tuple[list[Piece], np.ndarray]:
+    """A cap, a brimmed hat, a woollen hat, a hood or scarf, or a helmet: (pieces, their
+    picture)."""
+    kind = rng.choice(["cap", "brim", "beanie", "scarf", "helmet"], p=[0.34, 0.2, 0.16, 0.16, 0.14])
+    _, _, width, height = REGIONS["hat"]
+    picture = patterned(rng, (height, width))
+    front = rng.uniform(58, 76)
+
+    side, back, hang, volume = {
+        "cap": (82, rng.uniform(90, 105), 0.0, rng.uniform(0.12, 0.25)),
+        "brim": (82, 92, 0.0, rng.uniform(0.15, 0.45)),
+        "beanie": (rng.uniform(85, 98), rng.uniform(95, 115), 0.0, rng.uniform(0.1, 0.25)),
+        "scarf": (90, 100, 2.4, rng.uniform(0.08, 0.2)),
+        "helmet": (118, 125, 0.0, rng.uniform(0.25, 0.45)),
+    }[str(kind)]
+
+    knee = {"scarf": 52, "helmet": 62}.get(str(kind), 90)
+    end = np.radians(
+        _around(
+            scalp, [(0, front), (knee * 0.7, front + 2), (knee, side), (120, side + 4), (180, back)]
+        )
+    )
+
+    end += np.radians(rng.normal(0, 3)) * np.sin(scalp.angle)
+    lengths = hang * np.clip((np.degrees(np.abs(scalp.angle)) - rng.uniform(45, 62)) / 10, 0, 1)
+    thickness = np.full((len(end), _ROWS), volume, np.float32)
+
+    if kind == "scarf":
+        thickness *= 1 + 0.25 * smooth_noise(rng, thickness.shape, (12, 4))
+        thickness[-1] = thickness[0]
+
+    surface, share = _shell(
+        scalp, vertices, end.astype(np.float32), thickness, lengths.astype(np.float32)
+    )
+    columns = np.broadcast_to(np.linspace(0, 1, len(end))[:, None], share.shape)
+    uv = atlas_uv("hat", np.stack((columns, share), -1))
+
+    pieces = [
+        Piece(
+            surface.reshape(-1, 3),
+            _grid_triangles(len(end), _ROWS),
+            uv.reshape(-1, 2),
+            np.ones(surface.shape[0] * _ROWS, np.float32),
+            _SKULL,
+        )
+    ]
+
+    if kind in ("cap", "brim"):
+        pieces.append(_brim(scalp.angle, surface[:, -1], kind == "cap", rng))
+
+    return pieces, picture
+
+
+def _brim(angle: np.ndarray, rim: np.ndarray, cap: bool, rng: np.random.Generator) -> Piece:
+    """The brim of a hat that ends at rim (C, 3): all around, or in front only (a cap, at times worn
+    backwards)."""
+    degrees = np.degrees(np.abs(angle))
+    used = degrees < (62 if cap else 181)
+    if cap and rng.random() < 0.1:
+        used = degrees > 120
+
+    reach = rng.uniform(0.5, 1.1) if cap else rng.uniform(0.3, 1.2)
+    angle, rim = angle[used], rim[used]
+    shape = np.cos(np.clip(angle * 1.35, -1.57, 1.57))[:, None] if cap else np.ones((len(angle), 1))
+    outward = np.stack((np.sin(angle), np.zeros(len(angle)), np.cos(angle)), axis=1) * shape * reach
+    outward[:, 1] = rng.uniform(-0.35, 0.05) * np.abs(shape[:, 0])
+    steps = np.linspace(0, 1, 5, dtype=np.float32)[None, :, None]
+    brim = rim[:, None] + outward[:, None] * steps  # (C', 5, 3)
+    uv = atlas_uv(
+        "hat",
+        np.stack(np.broadcast_arrays(np.linspace(0, 1, len(rim))[:, None], steps[..., 0]), -1),
+    )
+
+    return Piece(
+        brim.reshape(-1, 3).astype(np.float32),
+        _grid_triangles(len(rim), 5),
+        uv.reshape(-1, 2),
+        shade=np.full(len(rim) * 5, 0.9, np.float32),
+        inside=np.float32([0, -3, 0]),
+    )
+
+
+@dataclass(frozen=True)
+class Glasses:
+    """frame: opaque piece; lenses: a piece drawn over the picture with `opacity` (0 for clear
+    glass)."""
+
+    frame: Piece
+    lenses: Piece
+    opacity: float
+    frame_colour: np.ndarray
+    lens_picture: np.ndarray
+
+
+def draw_glasses(centres: np.ndarray, radius: float, rng: np.random.Generator) -> Glasses:
+    """Spectacles or sunglasses in front of eyeballs at centres (2, 3): a tube around each lens, a
+    bridge, temples."""
+    half = np.array([rng.uniform(0.31, 0.44), rng.uniform(0.19, 0.36)])
+    exponent = rng.uniform(0.45, 1.0)
+    width = rng.uniform(0.015, 0.07)
+    theta = np.linspace(0, 2 * np.pi, 25)
+    cosine, sine = np.cos(theta), np.sin(theta)
+    shape = np.stack(
+        (np.sign(cosine) * np.abs(cosine) ** exponent, np.sign(sine) * np.abs(sine) ** exponent), 1
+    )
+    outline = shape * half
+    depth = centres[:, 2].mean() + radius + rng.uniform(0.1, 0.25)
+    drop = rng.uniform(-0.12, 0.04)
+    middle = [np.array([c[0] * rng.uniform(1.0, 1.1), c[1] + drop, depth]) for c in centres]
+    frame = _spectacle_frame(outline, half, width, middle)
+
+    # Lenses: fans around their middles.
+    rim = len(outline)
+    fans = [
+        np.concatenate((m[None], _bent(outline, m, side)))
+        for side, m in zip((-1, 1), middle, strict=True)
+    ]
+    fan = np.stack((np.zeros(rim - 1, int), np.arange(1, rim), np.arange(2, rim + 1)), 1)
+    lens_uv = np.concatenate(([[0.5, 0.5]], 0.5 + 0.5 * outline / half * [1, -1]))
+
+    lenses = Piece(
+        np.concatenate(fans).astype(np.float32),
+        np.concatenate((fan, fan + rim + 1)),
+        np.tile(atlas_uv("lens", lens_uv), (2, 1)),
+        shade=np.ones(2 * rim + 2, np.float32),
+        inside=_BEHIND_GLASSES,
+    )
+
+    dark = rng.random() < 0.42
+    shade = np.linspace(rng.uniform(0, 60), rng.uniform(0, 130), 64, dtype=np.float32)
+    picture = np.tile(shade[:, None, None], (1, 64, 3)) + random_colour(rng) * rng.uniform(0, 0.35)
+    glare = np.clip(layered_noise(rng, (64, 64), (2, 5)), 0, 2)
+    picture += glare[..., None] * rng.uniform(0, 50)
+
+    if dark:
+        opacity = rng.uniform(0.6, 1.0)
+    else:
+        opacity = rng.uniform(0.0, 0.3) if rng.random() < 0.5 else 0.0
+        picture += 120
+
+    colour = random_colour(rng) * (0.3 if rng.random() < 0.7 else 1.0)
+
+    return Glasses(frame, lenses, float(opacity), colour, picture.astype(np.float32))
+
+
+def _spectacle_frame(
+    outline: np.ndarray, half: np.ndarray, width: float, middle: list[np.ndarray]
+) -> Piece:
+    """Strips of half a `width` to either side: around each lens, to the ears, over the nose."""
+    strips = []
+
+    for side, m in zip((-1, 1), middle, strict=True):
+        inner, outer = outline * (1 - width / half), outline * (1 + width / half)
+        strips.append((_bent(inner, m, side), _bent(outer, m, side)))
+        hinge = m + [side * half[0] * 1.05, half[1] * 0.35, -0.25 * half[0]]
+        ear = np.array([side * 1.16, m[1] + 0.06, -0.95])
+        temple = np.stack((hinge, hinge * 0.5 + ear * 0.5 + [side * 0.08, 0, 0], ear))
+        strips.append((temple - [0, width, 0], temple + [0, width, 0]))
+
+    ends = [middle[0] + [half[0], 0.05, 0], middle[1] + [-half[0], 0.05, 0]]
+    bridge = np.stack((ends[0], (ends[0] + ends[1]) / 2 + [0, 0.04, 0.08], ends[1]))
+    strips.append((bridge - [0, width, 0], bridge + [0, width, 0]))
+
+    vertices, triangles, count = [], [], 0
+
+    for low, high in strips:
+        vertices.append(np.stack((low, high), 1).reshape(-1, 3))
+        triangles.append(_grid_triangles(len(low), 2) + count)
+        count += 2 * len(low)
+
+    return Piece(
+        np.concatenate(vertices).astype(np.float32),
+        np.concatenate(triangles),
+        np.tile(atlas_uv("frame", np.float32([0.5, 0.5])), (count, 1)),
+        shade=np.ones(count, np.float32),
+        inside=_BEHIND_GLASSES,
+    )
+
+
+def _bent(flat: np.ndarray, middle: np.ndarray, side: int) -> np.ndarray:
+    """Flat points (P, 2) around a lens's middle, its outer half bent backwards around the face: (P,
+    3)."""
+    outer = np.maximum(0, side * flat[:, 0])
+    return middle + np.stack((flat[:, 0], flat[:, 1], -0.6 * outer**2), axis=1)
+
+
+def draw_body(pose: Pose, rng: np.random.Generator) -> tuple[Piece, np.ndarray, np.ndarray]:
+    """Neck opening and shoulders: (piece, its own rotation to camera space, the cloth's
+    picture)."""
+    # height, half width, half depth, forward shift
+    rings = np.array(
+        [
+            (-1.75, 0.72, 0.72, 0.0),
+            (-2.0, 0.85, 0.8, 0.02),
+            (-2.25, 1.35, 0.9, 0.0),
+            (-2.5, 2.1, 0.95, 0.0),
+            (-3.0, 2.7, 1.05, 0.05),
+            (-4.2, 2.9, 1.2, 0.1),
+            (-7.0, 2.9, 1.3, 0.1),
+        ],
+        np.float32,
+    )
+
+    rings[:, 0] += rng.uniform(-0.1, 0.35)
+    rings[2:, 1] *= rng.uniform(0.75, 1.15)
+    rings[0, 1:3] *= rng.uniform(1.0, 1.5)
+    theta = np.linspace(-np.pi, np.pi, 25, dtype=np.float32)[:, None]
+
+    points = np.stack(
+        (
+            np.sin(theta) * rings[:, 1],
+            np.broadcast_to(rings[:, 0], (25, 7)),
+            np.cos(theta) * rings[:, 2] + rings[:, 3] - 1.15,
+        ),
+        -1,
+    )
+
+    points[..., 1] += 0.12 * np.cos(theta * 2) * (rings[:, 0] > -2.4)  # a collar is lower in front
+    uv = atlas_uv(
+        "cloth",
+        np.stack(np.broadcast_arrays(theta / (2 * np.pi) + 0.5, np.linspace(0, 1, 7)[None]), -1),
+    )
+    _, _, width, height = REGIONS["cloth"]
+
+    piece = Piece(
+        points.reshape(-1, 3).astype(np.float32),
+        _grid_triangles(25, 7),
+        uv.reshape(-1, 2),
+        shade=np.ones(25 * 7, np.float32),
+        inside=np.float32([0, -3, -1.15]),
+        pivot=np.float32([0, -1.5, -1.0]),
+    )
+
+    yaw, roll = pose.yaw * rng.uniform(0, 0.8), pose.roll * rng.uniform(0, 0.5)
+    turned = Pose(yaw, pose.pitch * 0.2, roll, pose.distance)
+
+    return piece, turned.rotation, patterned(rng, (height, width))
+
+
+def eye_picture(rng: np.random.Generator) -> np.ndarray:
+    """The eyeball from the front, (64, 64, 3) BGR: white, iris, pupil, and a catch-light at
+    times."""
+    picture = np.empty((64, 64, 3), np.float32)
+    picture[:] = np.float32([200, 205, 215]) * rng.uniform(0.75, 1.12)
+    picture = np.ascontiguousarray(picture)
+
+    iris = [
+        np.float32([35, 55, 85]),
+        np.float32([20, 30, 45]),
+        np.float32([150, 120, 80]),
+        np.float32([80, 120, 90]),
+    ]
+
+    colour = iris[int(rng.choice(4, p=[0.3, 0.45, 0.15, 0.1]))] * rng.uniform(0.5, 1.3)
+    size = rng.uniform(12.5, 16)
+    cv2.circle(
+        picture, (256, 256), round(size * 8), [float(c) * 0.55 for c in colour], -1, cv2.LINE_AA, 3
+    )
+    cv2.circle(
+        picture, (256, 256), round(size * 6.8), [float(c) for c in colour], -1, cv2.LINE_AA, 3
+    )
+    cv2.circle(
+        picture, (256, 256), round(size * rng.uniform(2.8, 4.2)), [12.0] * 3, -1, cv2.LINE_AA, 3
+    )
+
+    if rng.random() < 0.6:
+        spot = 256 + rng.uniform(-80, 80, 2)
+        cv2.circle(picture, (int(spot[0]), int(spot[1])), 24, [250.0] * 3, -1, cv2.LINE_AA, 3)
+
+    return cv2.GaussianBlur(picture, (3, 3), 0)

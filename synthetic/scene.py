@@ -1,0 +1,278 @@
+"""One head in front of a camera: everything that is mesh, drawn, dressed, lit and rendered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from synthetic.camera import CANVAS, View, centred_view, draw_box, draw_pose, project
+from synthetic.dressing import (
+    ATLAS_SIZE,
+    REGIONS,
+    Glasses,
+    Piece,
+    Scalp,
+    atlas_uv,
+    build_scalp,
+    draw_body,
+    draw_glasses,
+    draw_hair,
+    draw_hat,
+    eye_picture,
+)
+from synthetic.head import (
+    LOWER_TEETH,
+    TONGUE,
+    UPPER_TEETH,
+    Head,
+    load_head,
+    vertex_normals,
+    visible_landmarks,
+)
+from synthetic.light import Light, draw_light, shade_head, shade_piece
+from synthetic.raster import Fragments, rasterise
+from synthetic.shape import Person, draw_expression, draw_person
+from synthetic.skin import Skin, draw_brows, paint_skin, to_texture
+
+_HEAD, _BODY = 0, 1  # owners of pixels; what is worn follows
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """picture: (CANVAS, CANVAS, 3) float32 BGR, black where nothing is; mask: (CANVAS, CANVAS)
+    bool; landmarks: (98, 2) px; box: (left, top, width, height) px, float; hidden: (98,) bool,
+    covered by something worn; facts for the attributes; tone: (3,) BGR of the skin under its
+    light; skin: (3,) BGR of the bare skin."""
+
+    picture: np.ndarray
+    mask: np.ndarray
+    landmarks: np.ndarray
+    box: tuple[float, float, float, float]
+    hidden: np.ndarray
+    large_pose: bool
+    expression: bool
+    illumination: bool
+    makeup: bool
+    tone: np.ndarray
+    skin: np.ndarray
+
+
+class _Canvas:
+    """The picture in the making, flat: colours, depth, and the number of the piece each pixel shows
+    (-1: none)."""
+
+    def __init__(self) -> None:
+        self.picture = np.zeros((CANVAS * CANVAS, 3), np.float32)
+        self.depth = np.full(CANVAS * CANVAS, -np.inf, np.float32)
+        self.owner = np.full(CANVAS * CANVAS, -1, np.int32)
+
+    def draw(self, pieces: list[tuple[np.ndarray, ...]], atlas: np.ndarray) -> None:
+        """Render (points on canvas, triangles, uv, shading) of the head, the body and what is worn,
+        in one pass."""
+        first = np.cumsum([0] + [len(points) for points, *_ in pieces[:-1]])
+        sizes = [len(triangles) for _, triangles, *_ in pieces]
+        mesh = np.concatenate(
+            [piece[1] + start for piece, start in zip(pieces, first, strict=True)]
+        )
+        closed = np.repeat(np.arange(len(pieces)) == _HEAD, sizes)
+        seen = rasterise(
+            np.concatenate([points for points, *_ in pieces]), mesh, (CANVAS, CANVAS), closed
+        )
+        values = np.concatenate(
+            [np.concatenate((uv, shading), axis=1) for _, _, uv, shading in pieces]
+        )
+        self.picture[seen.pixel] = _colour(seen, mesh, values, atlas)
+        self.depth[seen.pixel] = seen.depth
+        self.owner[seen.pixel] = np.repeat(np.arange(len(pieces), dtype=np.int32), sizes).take(
+            seen.triangle
+        )
+
+    def draw_glass(self, piece: tuple[np.ndarray, ...], atlas: np.ndarray, opacity: float) -> None:
+        """Render one piece over the picture, where it is nearer, letting some of the picture
+        through."""
+        points, triangles, uv, shading = piece
+        over = rasterise(points, triangles, (CANVAS, CANVAS), np.zeros(len(triangles), bool))
+        near = over.depth > self.depth[over.pixel]
+        over = Fragments(
+            over.pixel[near], over.triangle[near], over.weights[near], over.depth[near]
+        )
+        glass = _colour(over, triangles, np.concatenate((uv, shading), axis=1), atlas)
+        self.picture[over.pixel] += (glass - self.picture[over.pixel]) * opacity
+        if opacity > 0.5:
+            self.owner[over.pixel] = _BODY + 1
+
+
+@lru_cache(maxsize=1)
+def _scalp() -> Scalp:
+    return build_scalp(load_head())
+
+
+def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset()) -> Rendering:
+    """Draw and render one random head, its face box centred on the canvas."""
+    head = load_head()
+    person, expression = draw_person(head, rng), draw_expression(head, rng)
+    pose, light = draw_pose(rng, "pose" not in without), draw_light(rng, "lighting" not in without)
+    brows = draw_brows(head, rng)
+    skin = paint_skin(head, person, brows, rng)
+    vertices = person.vertices + expression.offsets
+    eyes = [head.eye(vertices, side) for side in (0, 1)]
+    rotation = pose.rotation
+
+    # Projection at unit scale gives the points, the points the box, and the box the view.
+    flat = project(vertices @ rotation.T, pose.distance)[:, :2].astype(np.float64)
+    pupils = np.stack([centre + expression.gaze * radius for centre, radius in eyes])
+    pupils = project(pupils @ rotation.T, pose.distance)[:, :2]
+    landmarks = visible_landmarks(head, flat, brows, pupils, rotation[:2, 1] * [1, -1])
+    box = draw_box(landmarks, rng)
+    view = centred_view(pose, box)
+    landmarks = view.on_canvas(landmarks)
+
+    cover = "occluders" not in without
+    pieces, pictures, glasses = _dress(person, vertices, skin.hair, eyes, rng, cover)
+    body, body_turn, pictures["cloth"] = draw_body(pose, rng)
+    atlas = _build_atlas({"skin": skin.texture, **pictures}, rng)
+    surface = _grow_beard(head, vertices, skin, rng)
+    shading = shade_head(head, surface, light, rotation, skin.shine)
+    uv = _head_uv(head, vertices, eyes, expression.gaze)
+    canvas = _Canvas()
+    drawn = [(view.see(surface @ rotation.T), head.triangles, uv, shading)]
+    drawn += [_ready(body, body_turn, view, light)]
+    drawn += [_ready(piece, rotation, view, light) for piece in pieces]
+    canvas.draw(drawn, atlas)
+    if glasses is not None and glasses.opacity > 0.02:
+        canvas.draw_glass(_ready(glasses.lenses, rotation, view, light), atlas, glasses.opacity)
+
+    _expose(canvas, light)
+    cell = np.rint(landmarks).astype(int).clip(0, CANVAS - 1)
+
+    return Rendering(
+        picture=canvas.picture.reshape(CANVAS, CANVAS, 3),
+        mask=(canvas.owner >= 0).reshape(CANVAS, CANVAS),
+        landmarks=landmarks,
+        box=(*view.on_canvas(np.array(box[:2])).tolist(), box[2] * view.scale, box[3] * view.scale),
+        hidden=canvas.owner[cell[:, 1] * CANVAS + cell[:, 0]] > _BODY,
+        large_pose=pose.large,
+        expression=expression.strong,
+        illumination=light.remarkable,
+        makeup=skin.makeup,
+        tone=np.clip(skin.tone * (light.ambient.mean(0) + 0.5 * light.colours.sum(0)), 0, 255),
+        skin=skin.tone,
+    )
+
+
+def _expose(canvas: _Canvas, light: Light) -> None:
+    """Half of an automatic exposure: dark and bright faces move towards the middle, on a
+    logarithmic scale."""
+    face = (canvas.owner == _HEAD).astype(np.uint8)
+    if face.any():
+        means = cv2.mean(np.minimum(canvas.picture, 255).reshape(-1, 1, 3), face[:, None])
+        brightness = max(sum(means[:3]) / 3, 4.0)
+        canvas.picture *= (115.0 / brightness) ** 0.55 * light.exposure**0.5
+
+
+def _ready(piece: Piece, rotation: np.ndarray, view: View, light: Light) -> tuple[np.ndarray, ...]:
+    """A piece as _Canvas.draw() takes it. The body's vertices come with a rotation of their own."""
+    camera = piece.vertices @ rotation.T + view.pose.rotation @ piece.pivot - rotation @ piece.pivot
+    return view.see(camera), piece.triangles, piece.uv, shade_piece(piece, light, rotation)
+
+
+def _grow_beard(
+    head: Head, vertices: np.ndarray, skin: Skin, rng: np.random.Generator
+) -> np.ndarray:
+    """The head's surface with a full beard standing off it; the landmarks stay on the skin."""
+    if not skin.beard.any():
+        return vertices
+
+    cell = (
+        np.rint(to_texture(head.skin_uv)).astype(int).clip(0, np.array(skin.beard.shape[::-1]) - 1)
+    )
+    length = skin.beard[cell[:, 1], cell[:, 0]] * (head.openness > 0.3) * rng.uniform(0, 0.1)
+
+    return (vertices + vertex_normals(vertices, head.triangles) * length[:, None]).astype(
+        np.float32
+    )
+
+
+def _dress(
+    person: Person,
+    vertices: np.ndarray,
+    hair: np.ndarray,
+    eyes: list,
+    rng: np.random.Generator,
+    cover: bool,
+) -> tuple[list[Piece], dict[str, np.ndarray], Glasses | None]:
+    """Hair, hat and glasses by chance: (pieces, atlas pictures, glasses); nothing dark over the
+    eyes unless `cover`."""
+    pieces: list[Piece] = []
+    hat = rng.random() < 0.2
+    piece, picture = draw_hair(_scalp(), vertices, person.male, hair, rng)
+    pictures = {"hair": picture}
+    if piece is not None and not (hat and rng.random() < 0.3):
+        pieces.append(piece)
+    if hat:
+        worn, pictures["hat"] = draw_hat(_scalp(), vertices, rng)
+        pieces += worn
+
+    glasses = None
+
+    if rng.random() < 0.24:
+        glasses = draw_glasses(np.stack([c for c, _ in eyes]), eyes[0][1], rng)
+        if cover or glasses.opacity < 0.5:
+            pieces.append(glasses.frame)
+            pictures["frame"], pictures["lens"] = glasses.frame_colour, glasses.lens_picture
+        else:
+            glasses = None
+
+    return pieces, pictures, glasses
+
+
+def _build_atlas(pictures: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """All pictures in one, (576, 288, 3) float32 BGR, with eyes, teeth and tongue added."""
+    mouth = {
+        "teeth": np.float32([195, 220, 230]) * rng.uniform(0.75, 1.15),
+        "tongue": np.float32([80, 80, 170]),
+    }
+    atlas = np.zeros((*ATLAS_SIZE, 3), np.float32)
+
+    for name, picture in {"eye": eye_picture(rng), **mouth, **pictures}.items():
+        x, y, width, height = REGIONS[name]
+        atlas[y : y + height, x : x + width] = picture
+
+    return atlas
+
+
+def _head_uv(head: Head, vertices: np.ndarray, eyes: list, gaze: np.ndarray) -> np.ndarray:
+    """Atlas px of the head's vertices: the painted skin, the eye pictures turned to the gaze, plain
+    teeth."""
+    uv = np.clip(to_texture(head.skin_uv), 0.5, [286.5, 254.5]).astype(np.float32)
+    across = np.float32([gaze[2], 0, -gaze[0]]) / np.hypot(gaze[0], gaze[2])
+    upward = np.cross(gaze, across)
+
+    for side, (centre, radius) in enumerate(eyes):
+        ball = head.eyes[side]
+        direction = (vertices[ball] - centre) / radius
+        uv[ball] = atlas_uv(
+            "eye", np.stack((0.5 + 0.45 * direction @ across, 0.5 - 0.45 * direction @ upward), 1)
+        )
+
+    for part, region in ((UPPER_TEETH, "teeth"), (LOWER_TEETH, "teeth"), (TONGUE, "tongue")):
+        uv[np.unique(head.triangles[head.part == part])] = atlas_uv(region, np.float32([0.5, 0.5]))
+
+    return uv
+
+
+def _colour(
+    fragments: Fragments, triangles: np.ndarray, values: np.ndarray, atlas: np.ndarray
+) -> np.ndarray:
+    """BGR of every fragment, (F, 3), from vertex values (V, 6): atlas px, light factors,
+    highlight."""
+    values = fragments.interpolate(triangles, values)
+    columns = 512  # cv2.remap wants a picture of limited height
+    padded = np.zeros((-(-max(len(values), 1) // columns) * columns, 2), np.float32)
+    padded[: len(values)] = values[:, :2]
+    albedo = cv2.remap(atlas, padded.reshape(-1, columns, 2), None, cv2.INTER_LINEAR)
+
+    return albedo.reshape(-1, 3)[: len(values)] * values[:, 2:5] + values[:, 5:6]

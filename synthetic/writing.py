@@ -1,0 +1,126 @@
+"""Drawing many faces on many cores."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+
+from synthetic.face import draw_face
+from utils.files import UserError
+
+_BATCH = 10  # faces a worker draws at a time
+
+
+def draw_set(
+    images: Path,
+    counts: dict[str, int],
+    workers: int,
+    done: Callable[[int], object],
+    *,
+    seed: int,
+    without: frozenset[str],
+) -> dict[str, list[str]]:
+    """Draw and store all faces of a data set.
+
+    Args:
+        images: the folder WFLW_images, with the folders of image_folder() in it.
+        counts: number of faces of each split.
+        workers: number of processes; the bytes do not depend on it.
+        done: called with the number of faces just finished.
+        seed: the data set's seed.
+        without: variations to leave out (see face.SWITCHES).
+
+    Returns:
+        The list lines of each split, in the order of the faces.
+    """
+    jobs = [
+        (split, range(k, min(k + _BATCH, n)))
+        for split, n in counts.items()
+        for k in range(0, n, _BATCH)
+    ]
+
+    draw = partial(_draw_batch, images=images, seed=seed, without=without)
+    lines: dict[str, list[str]] = {split: [] for split in counts}
+
+    try:
+        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+            with _inherited_by_workers():
+                results = pool.map(draw, jobs)
+
+            try:
+                for job, drawn in zip(jobs, results, strict=True):
+                    lines[job[0]] += drawn
+                    done(len(job[1]))
+            except BaseException:
+                # Leaving the pool would first draw all the rest. Its thread has to end here: at
+                # Python's end it now and then closes a pipe that is being written to.
+                pool.shutdown(cancel_futures=True)
+                raise
+    except BrokenProcessPool:
+        raise UserError("a drawing process was killed (out of memory?); try --workers 1") from None
+
+    return lines
+
+
+def image_folder(split: str, index: int) -> str:
+    """The folder ("event", in WFLW's words) of a face's picture."""
+    return f"{split}--{index // 1000:02d}"
+
+
+def _draw_batch(
+    job: tuple[str, range], images: Path, seed: int, without: frozenset[str]
+) -> list[str]:
+    """Draw and store the faces of one batch; their list lines. Files are rewritten whole, so a
+    rerun heals them."""
+    cv2.setNumThreads(1)
+    split, indices = job
+    lines = []
+
+    for index in indices:
+        face = draw_face(seed, split, index, without)
+        name = f"{image_folder(split, index)}/{split}_{index:05d}.jpg"
+        encoded = cv2.imencode(".jpg", face.picture, [cv2.IMWRITE_JPEG_QUALITY, face.quality])[1]
+
+        try:
+            (images / name).write_bytes(encoded.tobytes())
+        except OSError as error:
+            raise UserError(f"{images / name}: cannot be written ({error.strerror})") from None
+
+        numbers = [f"{value:.4f}" for value in face.landmarks.ravel()]
+        lines.append(
+            " ".join((*numbers, *map(str, face.box), *(str(int(a)) for a in face.attributes), name))
+        )
+
+    return lines
+
+
+@contextmanager
+def _inherited_by_workers() -> Iterator[None]:
+    """Processes started inside compute with one thread (the cores are taken already, and sums keep
+    their order) and leave Ctrl-C, which reaches the whole process group, to the process that
+    started them."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    # Only the main thread may set handlers.
+    main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
+
+    try:
+        yield
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, handler)
+
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
