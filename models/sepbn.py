@@ -108,7 +108,6 @@ class SepBatchNorm2d(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor
     temperature: Tensor
-    membership: Tensor
 
     def __init__(
         self,
@@ -154,9 +153,6 @@ class SepBatchNorm2d(nn.Module):
 
         value = torch.tensor(float(temperature), device=device, dtype=torch.float32)
         self.register_buffer("temperature", value)
-        # (G, 1, 1, C): 1 where a channel belongs to a group
-        membership = torch.eye(groups, **factory).repeat_interleave(num_features // groups, 1)
-        self.register_buffer("membership", membership[:, None, None], persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -213,8 +209,9 @@ class SepBatchNorm2d(nn.Module):
         weights = self._attention(x, means).flatten(1)  # (N, G K)
         sets = torch.stack((self.weight, self.bias), 1).to(means.dtype)  # (K, 2, C)
         if self.groups > 1:
-            own = sets * self.membership  # (G, K, 2, C): zero outside the group's channels
-            sets = own.flatten(0, 1)
+            # (G, K, 2, G, C / G): zero outside the group's channels
+            own = sets.unflatten(2, (self.groups, -1)).transpose(2, 3)
+            sets = torch.diag_embed(own, dim1=0, dim2=3).flatten(0, 1)
         return torch.mm(weights, sets.flatten(1)).unflatten(1, (2, -1))
 
     def _check_arguments(self, temperature: float) -> None:

@@ -1,0 +1,55 @@
+"""The layer alone: as a package that pip installs, and without costly imports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = ("pyproject.toml", "LICENSE", "README.md", "models/sepbn.py")
+
+
+def test_pip_installs_the_layer_alone(tmp_path):
+    source, site, empty = (tmp_path / name for name in ("source", "site", "empty"))
+    for name in NEEDED:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    empty.mkdir()
+
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(site), str(source)], check=True)
+    assert {path.name.split("-")[0] for path in site.iterdir()} - {"__pycache__"} == {
+        "sepbn.py",
+        "sepbn",  # its metadata
+    }
+
+    code = (
+        "import importlib.metadata, sepbn; print(sepbn.SepBatchNorm2d(8)); print(sepbn.__file__);"
+        "print(*importlib.metadata.requires('sepbn'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    lines = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=empty,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert "SepBatchNorm2d(\n" in lines[0] + "\n" and str(site / "sepbn.py") in lines
+    assert lines[-1].startswith("torch>=")
+
+
+def test_loading_and_predicting_import_no_compiler():
+    """torch._dynamo and sympy cost more than a prediction; some operations on meta need them."""
+    code = (
+        "import sys, torch; from models.checkpoint import load_model;"
+        "from models.folding import fold_normalisation;"
+        "network = fold_normalisation(load_model('checkpoints/sepbn16.pt').model);"
+        "network(torch.zeros(1, 3, 128, 128));"
+        "assert not {'sympy', 'torch._dynamo'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
