@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import nn
@@ -32,6 +32,7 @@ from utils.files import atomic_write
 from utils.metrics import THRESHOLD, point_errors
 
 COLOURS = "viridis"  # monotone in lightness
+STILL = 0.01  # a weight counts as constant where its standard deviation over faces is below this
 LINES, MARKERS, HATCHES = (
     ("-", "--", "-.", ":"),
     "osD^vPX*",
@@ -343,39 +344,35 @@ def _styles(count: int):
 
 
 def mapping_parameters(model: nn.Module) -> Figure:
-    """Scale (left of the line) and shift (right) of every module: a row per channel, a column per
-    set.
+    """Heat maps of every module's scales, left of a dividing line, and of its shifts, right of it.
+
+    A heat map has a row per channel, a column per set and a colour range of its own.
     """
     modules = sepbn_modules(model)
-    figure = Figure(figsize=(2.5 * len(modules), 4.8), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(modules), 4.8), layout="constrained")
+    figure.suptitle(
+        "Mapping parameters of the SepBN modules, front to back (each map has its own colour range)"
+    )
+    halves = {"scale γ": "weight", "shift β": "bias"}
+    figure.add_artist(Line2D((0.5, 0.5), (0, 0.92), color="0.3", linewidth=2))
 
-    for axes, (name, module) in zip(
-        figure.subplots(1, len(modules), squeeze=False)[0], modules.items(), strict=True
-    ):
-        # (C, K)
-        scale, shift = (values.detach().cpu().numpy().T for values in (module.weight, module.bias))
-        sets = scale.shape[1]
+    for side, (title, parameter) in zip(figure.subfigures(1, 2), halves.items(), strict=True):
+        side.suptitle(title, fontsize=11)
+        panels = side.subplots(1, len(modules), squeeze=False)[0]
 
-        image = axes.imshow(
-            np.concatenate([scale, shift], axis=1),
-            aspect="auto",
-            cmap=COLOURS,
-            interpolation="none",
-        )
+        for axes, (name, module) in zip(panels, modules.items(), strict=True):
+            values = getattr(module, parameter).detach().float().cpu().numpy().T  # (C, K)
+            image = axes.imshow(values, aspect="auto", cmap=COLOURS, interpolation="none")
+            axes.set_title(name, fontsize=9)
+            axes.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
+            axes.set_xlabel("set", fontsize=8)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.tick_params(labelsize=7)
+            bar = side.colorbar(image, ax=axes, orientation="horizontal", pad=0.02)
+            bar.ax.xaxis.set_major_locator(MaxNLocator(2))
+            bar.ax.tick_params(labelsize=6)
 
-        axes.axvline(sets - 0.5, color="white", linewidth=3)
-        axes.set_xticks(
-            range(2 * sets),
-            [*(f"γ{k + 1}" for k in range(sets)), *(f"β{k + 1}" for k in range(sets))],
-        )
-        axes.set(
-            title=f"{name}: scale | shift",
-            ylabel="channel" if axes.get_subplotspec().is_first_col() else "",
-        )
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.colorbar(image, ax=axes, orientation="horizontal", pad=0.02)
-
-    figure.suptitle("Mapping parameters of the SepBN modules, front to back (a colour scale each)")
+        panels[0].set_ylabel("channel")
 
     return figure
 
@@ -415,42 +412,36 @@ def attention_gallery(faces: FaceSet, weights: np.ndarray, indices: np.ndarray) 
 def attention_by_subset(weights: np.ndarray, attributes: np.ndarray) -> Figure:
     """Mean weight of faces with an attribute against all others, and Cohen's d, for each module,
     set and group.
+
+    Grey cells have no effect to speak of: weights that are constant over the faces (``STILL``).
     """
     shape = weights.shape
-    figure = Figure(
-        figsize=(2.6 * shape[1] + 2, 2 * (0.42 * shape[2] * shape[3] + 1.3) + 0.6),
-        layout="constrained",
-    )
+    size = (2.6 * shape[1] + 2, 2 * (0.42 * shape[2] * shape[3] + 1.3) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(2, 3).ravel()
+    colours = colormaps[COLOURS].with_extremes(bad="0.8")
+    moves = weights.std(axis=0) >= STILL  # (M, G, K)
 
     for axes, name, inside in zip(panels, ATTRIBUTES, attributes.T, strict=True):
-        effect = _heat_map_rows(cohens_d(weights[inside], weights[~inside]))
-        image = axes.imshow(np.abs(effect), cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
+        effect = np.where(moves, cohens_d(weights[inside], weights[~inside]), np.nan)
+        image = axes.imshow(
+            np.abs(_heat_map_rows(effect)), cmap=colours, vmin=0, vmax=1, aspect="auto"
+        )
         axes.set_title(f"{name}: {inside.sum():,} faces against {(~inside).sum():,}", fontsize=10)
         _label_heat_map(axes, shape)
 
-        if not 0 < inside.sum() < len(inside):
-            axes.text(
-                0.5, 0.5, "nothing to compare", transform=axes.transAxes, ha="center", va="center"
-            )
-            continue
+        if 0 < inside.sum() < len(inside):
+            means = weights[inside].mean(axis=0), weights[~inside].mean(axis=0)
+            _write_effects(axes, *map(_heat_map_rows, (effect, *means)))
+        else:
+            centre = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+            axes.text(0.5, 0.5, "nothing to compare", **centre)
 
-        mean, rest = (
-            _heat_map_rows(weights[inside].mean(axis=0)),
-            _heat_map_rows(weights[~inside].mean(axis=0)),
-        )
-        _write_effects(axes, effect, mean, rest)
-
-    figure.colorbar(
-        image,
-        ax=list(panels),
-        label="|d|: 0.2 small, 0.5 medium, 0.8 large",
-        extend="max",
-        shrink=0.7,
-    )
-
+    label = "|d|: 0.2 small, 0.5 medium, 0.8 large"
+    figure.colorbar(image, ax=list(panels), label=label, extend="max", shrink=0.7)
     figure.suptitle(
-        "Attention by subset. Cell: mean weight with the attribute | without, and Cohen's d"
+        "Attention by subset. Cell: mean weight with the attribute | without, and Cohen's d\n"
+        f"(grey: constant, standard deviation over faces below {STILL:g})"
     )
 
     return figure
@@ -459,20 +450,10 @@ def attention_by_subset(weights: np.ndarray, attributes: np.ndarray) -> Figure:
 def _write_effects(axes: Axes, effect: np.ndarray, mean: np.ndarray, rest: np.ndarray) -> None:
     """Write both mean weights and Cohen's d into the cells of a heat map of ``effect``."""
     for (row, column), d in np.ndenumerate(effect):
-        words = f"{mean[row, column]:.2f} | {rest[row, column]:.2f}\n" + (
-            "d –" if np.isnan(d) else f"d {d:+.2f}"
-        )
-        dark = np.isfinite(d) and abs(d) < 0.6
-
-        axes.text(
-            column,
-            row,
-            words,
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="white" if dark else "black",
-        )
+        words = f"{mean[row, column]:.2f} | {rest[row, column]:.2f}"
+        words += "" if np.isnan(d) else f"\nd {d:+.2f}"
+        colour = "white" if abs(d) < 0.6 else "black"
+        axes.text(column, row, words, ha="center", va="center", fontsize=7, color=colour)
 
 
 def set_usage(model: nn.Module, weights: np.ndarray) -> Figure:
@@ -562,28 +543,26 @@ def _label_heat_map(axes, shape: tuple[int, ...]) -> None:
     axes.set_xlabel("SepBN module", fontsize=8)
 
 
-def training_curve(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw training loss and test NME by epoch.
+def training_curve(rows: list[dict[str, Any]]) -> Figure:
+    """Training loss, and test NME where there is any, by epoch.
 
     Args:
         rows: rows of the run's log; an epoch without a test NME has an empty one.
-        path: PNG file to write.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     loss = figure.add_subplot()
     epochs = [row["epoch"] + 1 for row in rows]
-    loss.plot(epochs, [row["loss"] for row in rows], color="black", label="training loss")
+    handles = loss.plot(epochs, [row["loss"] for row in rows], color="black", label="training loss")
     loss.set(xlabel="epoch", ylabel="mean absolute error, crop pixels", yscale="log")
     tested = [
         (row["epoch"] + 1, row["test_nme_percent"]) for row in rows if row["test_nme_percent"] != ""
     ]
-    other = loss.twinx()
-    if tested:
-        other.plot(*zip(*tested, strict=True), "o--", color="tab:blue", label="test NME")
 
-    other.set_ylabel("test NME, %", color="tab:blue")
-    handles = [handle for axes in (loss, other) for handle in axes.get_legend_handles_labels()[0]]
+    if tested:
+        nme = loss.twinx()
+        handles += nme.plot(*zip(*tested, strict=True), "o--", color="tab:blue", label="test NME")
+        nme.set_ylabel("test NME, %", color="tab:blue")
+
     loss.legend(handles=handles, loc="upper right")
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+
+    return figure

@@ -71,26 +71,24 @@ def test_attention_weights_are_those_of_the_forward_pass(model, faces):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_mapping_parameters_show_scale_left_and_shift_right(model):
+def test_mapping_parameters_are_twelve_maps_left_and_right_of_one_line(model):
     figure = figures.mapping_parameters(model)
-    panels = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in panels] == [f"bn{i}: scale | shift" for i in range(1, 7)]
+    figure.draw_without_rendering()  # lays it out
+    (line,) = figure.artists
+    (middle,) = set(figure.bbox.width * np.array(line.get_xdata()))
+    panels = [axes for axes in figure.axes if axes.images]
+    modules = attention.sepbn_modules(model)
+    assert [axes.get_title() for axes in panels] == [*modules, *modules]
 
-    for axes, module in zip(
-        panels, (model.bn1, model.bn2, model.bn3, model.bn4, model.bn5, model.bn6), strict=True
-    ):
-        shown = np.asarray(axes.images[0].get_array())
-        np.testing.assert_allclose(shown[:, :3], module.weight.detach().numpy().T)
-        np.testing.assert_allclose(shown[:, 3:], module.bias.detach().numpy().T)
+    expected = [m.weight for m in modules.values()] + [m.bias for m in modules.values()]
+    for number, (axes, values) in enumerate(zip(panels, expected, strict=True)):
+        image = axes.images[0]
+        shown = np.asarray(image.get_array())
+        np.testing.assert_array_equal(shown, values.detach().numpy().T)  # a row per channel
+        assert image.get_clim() == (shown.min(), shown.max())
 
-        assert [label.get_text() for label in axes.get_xticklabels()] == [
-            "γ1",
-            "γ2",
-            "γ3",
-            "β1",
-            "β2",
-            "β3",
-        ]
+        place = axes.get_window_extent()  # px
+        assert place.x1 < middle if number < 6 else place.x0 > middle
 
 
 def test_attention_gallery_is_absolute_and_set_major(model, faces):
@@ -134,6 +132,33 @@ def test_attention_by_subset_finds_a_planted_effect():
     assert words in [text.get_text() for text in panels["expression"].texts]
     assert panels["blur"].get_title() == "blur: 0 faces against 200"
     assert [text.get_text() for text in panels["blur"].texts] == ["nothing to compare"]
+
+
+def test_weights_that_do_not_move_have_no_effect():
+    random = np.random.default_rng(0)
+    weights = np.zeros((40, 6, 1, 2))
+    weights[..., 0] = 1
+    attributes = random.random((40, 6)) < 0.5
+    weights[:, 2] += 0.001 * attributes[:, :1, None]  # follows the attribute, but hardly moves
+    weights[:, 4] += 0.1 * attributes[:, :1, None] + 0.05 * random.random((40, 1, 2))
+    axes = figures.attention_by_subset(weights, attributes).axes[0]
+    effect = np.ma.filled(axes.images[0].get_array(), np.nan)
+
+    assert np.isfinite(effect).all(axis=0).tolist() == [False] * 4 + [True, False]
+    assert {text.get_text() for text in axes.texts if text.get_position()[0] != 4} == {
+        "1.00 | 1.00",
+        "0.00 | 0.00",
+    }
+
+
+def test_a_curve_without_test_errors_has_one_axis():
+    rows = [{"epoch": 0, "loss": 2.0, "test_nme_percent": ""}]
+    assert len(figures.training_curve(rows).axes) == 1
+
+    rows.append({"epoch": 1, "loss": 1.0, "test_nme_percent": 9.5})
+    loss, nme = figures.training_curve(rows).axes
+    assert loss.lines[0].get_xydata().tolist() == [[1, 2], [2, 1]]
+    assert nme.lines[0].get_xydata().tolist() == [[2, 9.5]]
 
 
 def test_set_usage(model):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dataset.faces import FaceSet, load_faces
 from evaluation.evaluate import face_errors
-from evaluation.figures import training_curve
+from evaluation.figures import save, training_curve
 from models import checkpoint
 from models.architecture import Architecture
 from models.vanilla import VanillaCNN
@@ -487,4 +487,4 @@ class Report:
             self.writer.close()
         if self.folder.rows:  # an error on the way here is the one to tell
             with contextlib.nullcontext() if kind is None else contextlib.suppress(UserError):
-                training_curve(self.folder.rows, self.folder.path / "curve.png")
+                save(training_curve(self.folder.rows), self.folder.path / "curve.png")
