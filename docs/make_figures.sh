@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes every figure of README.md and docs/results.md again, in a few minutes: bash docs/make_figures.sh
-# The faces are drawn with a seed that no training used.
+# The synthetic faces have a seed that no training used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,12 +8,11 @@ python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-"$python" docs/draw_sepbn.py
 "$python" research/experiment_rows.py lengths --out docs/figures/lengths.png \
     "98 points, 332 + 131 faces=docs/results_data/lengths98.csv" \
     "68 points, 870 + 337 faces=docs/results_data/lengths68.csv"
-"$python" synthetic/createSynthetic.py --out "$work/drawn" --train 8 --test 300 --seed 2024
-"$python" dataset/createWFLW256.py --wflw "$work/drawn" --out "$work/data"
+"$python" synthetic/createSynthetic.py --out "$work/faces" --train 8 --test 300 --seed 2024
+"$python" dataset/createWFLW256.py --wflw "$work/faces" --out "$work/data"
 "$python" visualize.py checkpoints/sepbn16.pt --data "$work/data" --out "$work/figures"
 
 cp "$work/figures/mapping_parameters.png" "$work/figures/attention_by_subset.png" docs/figures/

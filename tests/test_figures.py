@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from xml.etree import ElementTree
-
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 from dataset.faces import central_crops, load_faces
 from evaluation import attention, figures
@@ -288,21 +285,6 @@ def test_visualize_refuses_what_it_cannot_use(run_script, prepared_set, tmp_path
         and errors.count("\n") == 1
         and "nowhere" in errors
     )
-
-
-def test_the_diagram_is_the_one_that_its_script_draws(run_script, tmp_path):
-    assert run_script("docs/draw_sepbn.py", "--out", tmp_path / "sepbn.svg")[0] == 0
-    drawn = (tmp_path / "sepbn.svg").read_bytes()
-    assert drawn == (ROOT / "docs" / "figures" / "sepbn.svg").read_bytes()
-
-    # nothing is drawn outside: a reader would see it cut off
-    root = ElementTree.fromstring(drawn)
-    _, _, width, height = map(float, root.get("viewBox").split())
-
-    for element in root.iter():
-        if element.get("x") and not element.tag.endswith("marker"):
-            assert 0 <= float(element.get("x")) <= width
-            assert 0 <= float(element.get("y")) <= height
 
 
 def test_models_whose_names_differ_in_odd_characters_only_get_files_of_their_own():
