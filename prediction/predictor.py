@@ -5,10 +5,9 @@ Example:
     from dataset.detector import FaceDetector
     from prediction.predictor import LandmarkPredictor
 
-    predictor = LandmarkPredictor("checkpoints/sepbn/final.pt", device="auto")   # load once boxes,
-    scores = FaceDetector("face_detection_yunet_2023mar.onnx")(image)     # or boxes of your own
-    landmarks = predictor(image, boxes)                                          # (N, P, 2)
-    float32, image px
+    predictor = LandmarkPredictor("checkpoints/sepbn16.pt", device="auto")  # load once
+    boxes, scores = FaceDetector("face_detection_yunet_2023mar.onnx")(image)  # or boxes of your own
+    landmarks = predictor(image, boxes)  # (N, P, 2) float32, image px
 """
 
 from __future__ import annotations

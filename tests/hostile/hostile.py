@@ -56,7 +56,7 @@ PR_CAPBSET_DROP, CAPABILITIES = 24, (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEA
 CAPABILITY_VERSION = 0x20080522
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="fork nothing: takes much longer")
     parser.add_argument("--checkpoints", type=int, default=1500, help="randomly damaged ones")
     parser.add_argument("--pictures", type=int, default=500, help="randomly damaged ones")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     import_everything()
     failures = 0
 
