@@ -60,10 +60,10 @@ class PatchFrame:
         """Points (..., 2) from image px to patch px, float64."""
         centre = self._centre()
         origin = np.array([self.left, self.top], dtype=np.float64)
+        offset = np.asarray(points, dtype=np.float64) - origin + centre
 
-        return (np.asarray(points, dtype=np.float64) - origin + centre) * (
-            PATCH_SIZE / self.side
-        ) - centre
+        # the product first, as released, so that lists are equal to the last digit
+        return offset * PATCH_SIZE / self.side - centre
 
     def to_image(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2) from patch px to image px, float64; the inverse of `to_patch`."""
@@ -92,7 +92,7 @@ def patch_frame(box: Box, resample: str = "nearest", scale: float = 1.0) -> Patc
 
     left, top, right, bottom = (int(edge) for edge in box)
 
-    if right <= left or bottom <= top:
+    if right < left or bottom < top:
         raise UserError(
             f"face box {left} {top} {right} {bottom} has no area (expected x_min y_min x_max y_max)"
         )
@@ -104,9 +104,6 @@ def patch_frame(box: Box, resample: str = "nearest", scale: float = 1.0) -> Patc
             f"face box {left} {top} {right} {bottom}{times} is larger than {MAX_BOX_SIDE} px"
         )
 
-    if max(width, height) * scale < 1:
-        raise UserError(f"face box {left} {top} {right} {bottom} times {scale:g} has no area")
-
     grow = abs(width - height) // 2  # at the low edge; the odd pixel goes to the high edge
 
     if width < height:
@@ -117,7 +114,7 @@ def patch_frame(box: Box, resample: str = "nearest", scale: float = 1.0) -> Patc
     square = max(width, height)
     square += square % 2  # an odd side grows at the right and at the bottom
 
-    grow = round(square * scale / 2) - square // 2  # at every edge, so the centre stays
+    grow = max(1, round(square * scale / 2)) - square // 2  # at every edge, so the centre stays
     left, top, square = left - grow, top - grow, square + 2 * grow
 
     return PatchFrame(left - square // 2, top - square // 2, 2 * square, resample)

@@ -102,9 +102,21 @@ def central_crops(patches: torch.Tensor) -> torch.Tensor:
     return scale_pixels(crops.to(torch.float32, memory_format=torch.channels_last))
 
 
-def list_path(data: Path, split: str, attribute: str | None = None) -> Path:
-    """Path of a crop list in a prepared folder."""
-    return Path(data) / ("_".join(filter(None, ("WFLW256", split, attribute))) + ".txt")
+def list_path(data: Path, split: str) -> Path:
+    """Path of a split's crop list in a prepared folder."""
+    return Path(data) / f"WFLW256_{split}.txt"
+
+
+def subset_lists(data: Path) -> dict[str, Path]:
+    """The crop lists of the test subsets that a prepared folder holds, by attribute.
+
+    They are called ``WFLW256_test_<attribute>.txt``, and ``WFLW256_<attribute>.txt`` in folders
+    that the released code has prepared.
+    """
+    names = {a: (list_path(data, f"test_{a}"), list_path(data, a)) for a in ATTRIBUTES}
+    found = {a: next(filter(Path.is_file, paths), None) for a, paths in names.items()}
+
+    return {attribute: path for attribute, path in found.items() if path is not None}
 
 
 def read_meta(data: Path) -> dict:
@@ -154,8 +166,10 @@ def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> Fac
 
     if not source.is_file():
         raise UserError(
-            f"{data} holds no prepared faces ({source.name} is missing); make them with "
-            "python dataset/createWFLW256.py, or name another folder with --data"
+            f"{data} holds no prepared faces ({source.name} is missing); name another folder with "
+            "--data, or prepare WFLW (https://wywu.github.io/projects/LAB/WFLW.html) with python "
+            "dataset/createWFLW256.py --wflw DIR; python synthetic/createSynthetic.py --out DIR "
+            "makes faces in WFLW's layout"
         )
 
     meta = read_meta(data)
@@ -163,7 +177,8 @@ def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> Fac
     if split == "test":
         _require_eye_distance(source, landmarks, scheme)
 
-    attributes = _memberships(data, split, landmarks, paths)
+    subsets = subset_lists(data) if split == "test" else {}
+    attributes = _memberships(subsets, source, landmarks, paths)
     patches, sums = open_patches(source, paths, limit=limit)
     count = len(patches)
 
@@ -192,8 +207,10 @@ def _require_eye_distance(source: Path, landmarks: np.ndarray, scheme: LandmarkS
         )
 
 
-def _memberships(data: Path, split: str, landmarks: np.ndarray, paths: list[Path]) -> np.ndarray:
-    """(N, 6) bool: which subset lists of the split name which face.
+def _memberships(
+    subsets: dict[str, Path], whole: Path, landmarks: np.ndarray, paths: list[Path]
+) -> np.ndarray:
+    """(N, 6) bool: which subset lists name which face of the list ``whole``.
 
     Released subset lists name copies of the patches; those are known by their landmarks.
     """
@@ -201,21 +218,15 @@ def _memberships(data: Path, split: str, landmarks: np.ndarray, paths: list[Path
     row_of_points: dict[bytes, int] = {}
     attributes = np.zeros((len(paths), len(ATTRIBUTES)), dtype=np.bool_)
 
-    for column, attribute in enumerate(ATTRIBUTES):
-        source = list_path(data, split, attribute)
-        if not source.is_file():
-            continue
-
+    for attribute, source in subsets.items():
         for points, path in zip(*read_crop_list(source, landmarks.shape[1]), strict=True):
             if path not in row and not row_of_points:
                 row_of_points = {points.tobytes(): i for i, points in enumerate(landmarks)}
 
             face = row.get(path, row_of_points.get(points.tobytes()))
             if face is None:
-                raise UserError(
-                    f"{source}: {path.name} is not in {list_path(data, split).name}; prepare again"
-                )
+                raise UserError(f"{source}: {path.name} is not in {whole.name}; prepare again")
 
-            attributes[face, column] = True
+            attributes[face, ATTRIBUTES.index(attribute)] = True
 
     return attributes

@@ -7,16 +7,17 @@ all processes on a machine share its pages, and it need not fit in memory.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
 import cv2
 import numpy as np
+from filelock import FileLock
 
 from dataset.crop import PATCH_SIZE, decode
 from utils.files import UserError, describe_os_error
@@ -26,6 +27,7 @@ SHAPE = (PATCH_SIZE, PATCH_SIZE, 3)
 PATCH_BYTES = PATCH_SIZE * PATCH_SIZE * 3
 DIGEST_BYTES = 32
 FEW = 1_000  # faces, 0.2 GB: what a limit leaves may go to memory
+AT_A_TIME = 256  # faces, 50 MB: decoded ahead of what is written
 
 
 def open_patches(
@@ -52,8 +54,9 @@ def open_patches(
     found = _map(store, len(paths), digest)
     if found is None and (count == len(paths) or count > FEW):
         try:
-            with _one_at_a_time(store):
-                found = _map(store, len(paths), digest)  # another process may have made it
+            # One process makes it while the others, of a torchrun for example, wait.
+            with FileLock(store.with_name(f".{store.name}.lock")):
+                found = _map(store, len(paths), digest)
                 if found is None:
                     _make(store, source, paths, digest)
                     found = _map(store, len(paths), digest)
@@ -105,70 +108,52 @@ def _map(store: Path, count: int, digest: bytes) -> tuple[np.ndarray, np.ndarray
     return patches, sums
 
 
-@contextmanager
-def _one_at_a_time(store: Path) -> Iterator[None]:
-    """Let one process make the store while the others, of a torchrun for example, wait."""
-    with store.with_name(f".{store.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _make(store: Path, source: Path, paths: list[Path], digest: bytes) -> None:
     """Decode all patches into a new store, which takes its name when it is complete."""
     temporary = store.with_name(f".{store.name}.tmp")  # of the one process that holds the lock
     sums = np.zeros(len(paths), np.int64)
 
+    # A full disk shows here, before minutes of decoding.
+    if shutil.disk_usage(store.parent).free < len(paths) * (PATCH_BYTES + 8) + DIGEST_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     try:
         with temporary.open("wb") as file:
-            descriptor = file.fileno()
-            # A full disk shows here, before minutes of decoding.
-            os.posix_fallocate(descriptor, 0, len(paths) * (PATCH_BYTES + 8) + DIGEST_BYTES)
-
-            def keep(i: int, patch: np.ndarray) -> None:
+            for i, patch in enumerate(_decoded(source, paths)):
                 sums[i] = patch.sum(dtype=np.int64)
-                _write_all(descriptor, patch.tobytes(), i * PATCH_BYTES)
+                file.write(patch.tobytes())
 
-            _decode(source, paths, keep)
-
-            _write_all(descriptor, sums.tobytes() + digest, len(paths) * PATCH_BYTES)
-            os.fsync(descriptor)
+            file.write(sums.tobytes() + digest)
+            file.flush()
+            os.fsync(file.fileno())
 
         os.replace(temporary, store)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    """One call writes at most 2 GB, and less where the disk fills up."""
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written
-
-
 def _in_memory(source: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     patches = np.empty((len(paths), *SHAPE), np.uint8)
-    sums = np.zeros(len(paths), np.int64)
 
-    def keep(i: int, patch: np.ndarray) -> None:
+    for i, patch in enumerate(_decoded(source, paths)):
         patches[i] = patch
-        sums[i] = patch.sum(dtype=np.int64)
 
-    _decode(source, paths, keep)
-
-    return patches, sums
+    return patches, patches.reshape(len(paths), -1).sum(axis=1, dtype=np.int64)
 
 
-def _decode(source: Path, paths: list[Path], keep: Callable[[int, np.ndarray], None]) -> None:
-    """Hand every patch, (256, 256, 3) uint8 RGB, to ``keep(index, patch)``; on all cores."""
+def _decoded(source: Path, paths: list[Path]) -> Iterator[np.ndarray]:
+    """Every patch, (256, 256, 3) uint8 RGB, in order; decoded on all cores."""
 
-    def read(i: int) -> None:
-        keep(i, _read_patch(paths[i], f"{source}:{i + 1}: patch {paths[i]}"))
+    def read(i: int) -> np.ndarray:
+        return _read_patch(paths[i], f"{source}:{i + 1}: patch {paths[i]}")
 
-    with ThreadPoolExecutor(available_cores()) as pool:
-        done = pool.map(read, range(len(paths)))
-        with progress(desc=f"reading {source.stem}", total=len(paths), unit="face") as bar:
-            for _ in done:
+    with (
+        ThreadPoolExecutor(available_cores()) as pool,
+        progress(desc=f"reading {source.stem}", total=len(paths), unit="face") as bar,
+    ):
+        for start in range(0, len(paths), AT_A_TIME):
+            for patch in pool.map(read, range(len(paths))[start : start + AT_A_TIME]):
+                yield patch
                 bar.update()
 
 

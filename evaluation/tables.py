@@ -13,7 +13,7 @@ import numpy as np
 
 from dataset.annotations import ATTRIBUTES
 from dataset.crop import CROP_SIZE, PATCH_SIZE
-from dataset.faces import FaceSet
+from dataset.faces import FaceSet, subset_lists
 from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, LandmarkScheme, definition_to_keep
 from evaluation.evaluate import Evaluation
 from models.checkpoint import LoadedModel
@@ -68,6 +68,15 @@ def protocol(
         for name, model in models.items()
         for warning in _cut_otherwise(name, model.config, resample=here, box_scale=scale)
     ]
+
+    known = subset_lists(data)
+    unknown = [attribute for attribute in ATTRIBUTES if attribute not in known]
+    if unknown:
+        warnings.append(
+            f"{data} has no lists of these subsets, so their columns stay empty: "
+            f"{', '.join(unknown)} (WFLW256_test_<subset>.txt, or WFLW256_<subset>.txt as the "
+            "released code writes)"
+        )
 
     return lines, warnings
 

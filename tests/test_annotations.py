@@ -91,7 +91,7 @@ def with_field(index: int, value: str) -> list[str]:
         (with_field(7, "1e300"), "'1e300' lies beyond 1,000,000 px"),
         (with_field(197, "left"), "'left' is not a number"),
         (with_field(196, "10.5"), "face box 10.5 20 130 141 is not in whole pixels"),
-        (with_field(198, "10"), "face box 10 20 10 141 has no area"),
+        (with_field(198, "9"), "face box 10 20 9 141 has no area"),
         (with_field(199, "3"), "face box 10 20 130 3 has no area"),
         (with_field(198, "99999"), "larger than"),
         (with_field(200, "2"), "attribute largepose is '2', expected 0 or 1"),

@@ -325,7 +325,7 @@ def test_different_points_to_train_and_to_test(pts_set, tmp_path, run_script):
     [
         ("", "0 rows for face0000.png"),
         ("face0000.png,1,1,9,9\ntrain/face0000.png,1,1,9,9\n", "2 rows for face0000.png"),
-        ("face0000.png,5,5,5,9\n", "line 2"),
+        ("face0000.png,5,5,4,9\n", "line 2"),
     ],
 )
 def test_a_table_has_one_box_for_each_face(pts_set, tmp_path, run_script, rows, message):

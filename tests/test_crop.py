@@ -24,6 +24,8 @@ from utils.files import UserError
         ((100, 50, 105, 55), (97, 47), 12),
         ((100, 50, 104, 55), (97, 47), 12),  # 5 x 6: 0 left, 1 right
         ((0, 0, 1, 1), (-1, -1), 4),
+        ((10, 10, 10, 10), (9, 9), 4),  # edges are inclusive: one pixel, then odd
+        ((10, 10, 10, 40), (-21, -6), 64),  # 1 x 31: 15 left, 15 right, then odd
         ((-10, -20, 19, 9), (-25, -35), 60),
     ],
 )
@@ -39,6 +41,7 @@ def test_boxes_are_squared_evened_and_doubled(box, origin, side):
         ((100, 50, 163, 113), 1.2, (56, 6), 152),  # 76.8, whose half is nearest to 38: 76
         ((100, 50, 163, 113), 0.5, (100, 50), 64),  # 16 px less at every edge
         ((0, 0, 1, 1), 1.6, (-3, -3), 8),  # 2 grows by 1 at every edge
+        ((0, 0, 1, 1), 0.5, (-1, -1), 4),  # as small as it may be
     ],
 )
 def test_the_square_grows_about_its_centre(box, scale, origin, side):
@@ -123,7 +126,7 @@ def test_to_image_undoes_to_patch(resample):
     else:
         expected = (points - [frame.left, frame.top] + 0.5) * 256 / frame.side - 0.5
 
-    np.testing.assert_allclose(frame.to_patch(points), expected, atol=1e-10)
+    np.testing.assert_array_equal(frame.to_patch(points), expected)
 
 
 def centre_of_light(image: np.ndarray) -> np.ndarray:
@@ -165,7 +168,7 @@ def test_painted_dots_show_the_offset_of_the_released_rule():
 
 
 @pytest.mark.parametrize(
-    "box", [(10, 10, 10, 40), (10, 10, 40, 10), (40, 10, 10, 40), (0, 0, 0, 0)]
+    "box", [(11, 10, 10, 40), (10, 11, 40, 10), (40, 10, 10, 40), (0, 0, -1, -1)]
 )
 def test_a_box_without_area_is_refused(box):
     with pytest.raises(UserError, match="no area"):

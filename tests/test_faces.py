@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_checkpoint
 
+from dataset.annotations import ATTRIBUTES
 from dataset.faces import central_crops, load_faces
 from utils.files import UserError
 
@@ -46,6 +49,56 @@ def test_attributes_are_memberships_in_the_subset_lists(prepared_set, official_s
     flags = [line.split()[200:206] for line in source.read_text().splitlines()]
     assert np.array_equal(faces.attributes, np.array(flags, int).astype(bool))
     assert faces.attributes.any() and not faces.attributes.all()
+
+
+@pytest.fixture
+def released_folder(prepared_set, tmp_path) -> Path:
+    """The prepared faces as the released code writes them: absolute paths, subset lists that name
+    copies of the patches and have no "test" in their names, no meta.json.
+    """
+    folder = tmp_path / "released"
+
+    for name in ("train", "test", *ATTRIBUTES):
+        own = name if name in ("train", "test") else f"test_{name}"
+        (folder / name).mkdir(parents=True)
+        lines = []
+
+        for line in (prepared_set / f"WFLW256_{own}.txt").read_text().splitlines():
+            *numbers, patch = line.split()
+            copy = shutil.copy(prepared_set / patch, folder / name)
+            lines.append(" ".join([*numbers, copy]) + "\n")
+
+        (folder / f"WFLW256_{name}.txt").write_text("".join(lines))
+
+    return folder
+
+
+def test_a_folder_of_the_released_code_keeps_its_subsets(
+    released_folder, prepared_set, tmp_path, run_script
+):
+    expected = load_faces(prepared_set, "test").attributes
+    assert np.array_equal(load_faces(released_folder, "test").attributes, expected)
+    assert not load_faces(released_folder, "train").attributes.any()
+
+    final = write_checkpoint(tmp_path / "run" / "final.pt")
+    tables = []
+    for folder in (prepared_set, released_folder):
+        code, output, errors = run_script("test.py", final, "--data", folder)
+        assert (code, "warning" in errors) == (0, False), errors
+        tables.append([line for line in output.splitlines() if "NME %" in line])
+
+    assert tables[0] == tables[1] and len(tables[0]) == 2
+
+
+def test_a_folder_without_subset_lists_says_so(released_folder, tmp_path, run_script):
+    final = write_checkpoint(tmp_path / "run" / "final.pt")
+    for name in ("blur", "makeup"):
+        (released_folder / f"WFLW256_{name}.txt").unlink()
+
+    code, output, errors = run_script("test.py", final, "--data", released_folder)
+    assert code == 0 and errors.count("warning") == 1
+    assert "so their columns stay empty: makeup, blur (WFLW256_test_<subset>.txt" in errors
+    assert "largepose (" in output and "blur (0)" in output
 
 
 def test_limit_keeps_the_first_faces(prepared_set):
