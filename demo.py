@@ -22,7 +22,6 @@ from utils.files import UserError, reports_user_errors
 if TYPE_CHECKING:
     from dataset.detector import FaceDetector
 
-RELEASED = Path(__file__).parent / "checkpoints" / "sepbn16.pt"
 YUNET = "face_detection_yunet_2023mar.onnx"
 
 
@@ -36,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         metavar="FILE",
-        help="trained network; a second one is shown beside it (default: the released network, "
-        "else the newest finished run)",
+        help="trained network; a second one is shown beside it (default: the released "
+        "SepBN network)",
     )
     parser.add_argument("--detector", type=Path, metavar="ONNX", help=f"YuNet: {YUNET}")
     parser.add_argument(
@@ -62,7 +61,6 @@ def main(argv: list[str] | None = None) -> int:
     if not 1 <= args.port <= 65535:
         parser.error("--port must be from 1 to 65535")
 
-    checkpoints = args.checkpoint or [default_checkpoint()]
     require_free_port(args.port)
 
     # Leave by the way out, also while networks are loaded, so that the folder goes.
@@ -71,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="sepbn-demo-") as folder:
         keep_to_this_machine(folder)
         require_gradio()
-        serve(args, checkpoints)
+        serve(args)
 
     return 0
 
@@ -112,21 +110,6 @@ def keep_to_this_machine(folder: str) -> None:
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"127.0.0.1,localhost,{others}".rstrip(",")
 
 
-def default_checkpoint() -> Path:
-    """The released network, else the newest finished run."""
-    if RELEASED.is_file():
-        return RELEASED
-
-    finished = sorted(Path("checkpoints").glob("*/final.pt"), key=lambda path: path.stat().st_mtime)
-    if not finished:
-        raise UserError(
-            f"neither {RELEASED.name} nor a finished run under checkpoints/; train one, or name a "
-            "file with --checkpoint"
-        )
-
-    return finished[-1]
-
-
 def find_detector(named: Path | None) -> FaceDetector | None:
     """YuNet from the named file, or from where it may lie already; None where it does not."""
     import torch
@@ -143,18 +126,20 @@ def find_detector(named: Path | None) -> FaceDetector | None:
     return FaceDetector(cached) if cached.is_file() else None
 
 
-def serve(args: argparse.Namespace, checkpoints: list[Path]) -> None:
+def serve(args: argparse.Namespace) -> None:
     """Show the page until the process is stopped."""
     import cv2
 
     from demonstration.page import build_page
     from demonstration.server import launch
     from demonstration.steering import SteeredPredictor
+    from models.checkpoint import SHIPPED
     from utils.runtime import keep_freed_memory
 
     keep_freed_memory()
     # damaged pictures get a sentence on the page
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    checkpoints = args.checkpoint or [SHIPPED]
     predictors = [SteeredPredictor(path, device=args.device) for path in checkpoints]
     detector = find_detector(args.detector)
 

@@ -1,19 +1,18 @@
-"""From a picture and face boxes to landmarks in the picture's own pixels.
+"""From a picture, with or without face boxes, to landmarks in the picture's own pixels.
 
-Example:
+Example::
 
-    from dataset.detector import FaceDetector
     from prediction.predictor import LandmarkPredictor
 
-    predictor = LandmarkPredictor("checkpoints/sepbn16.pt", device="auto")  # load once
-    boxes, scores = FaceDetector("face_detection_yunet_2023mar.onnx")(image)  # or boxes of your own
-    landmarks = predictor(image, boxes)  # (N, P, 2) float32, image px
+    predictor = LandmarkPredictor()  # the released network; load it once
+    landmarks = predictor("picture.jpg")  # (N, 98, 2) float32, image px, of all faces found
+    landmarks = predictor("picture.jpg", [[120, 80, 310, 270]])  # (1, 98, 2), of this box
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +20,23 @@ import cv2
 import numpy as np
 import torch
 
-from dataset.crop import CROP_OFFSET, PATCH_SIZE, PatchFrame, face_patch
+from dataset.crop import CROP_OFFSET, PATCH_SIZE, PatchFrame, face_patch, read_image
+from dataset.detector import FaceDetector, yunet_path
 from dataset.faces import central_crops
 from dataset.landmarks import IBUG_68, WFLW_98, LandmarkScheme, scheme_of_network, to_ibug_68
-from models.checkpoint import LoadedModel, load_model
+from models.checkpoint import SHIPPED, LoadedModel, load_model
 from models.folding import fold_normalisation
 from utils.files import UserError
 from utils.runtime import select_device
 
+LARGEST_EDGE = 10**9  # px; no picture is as large
 MOST_BOXES = 10_000  # in one picture; their patches take 2 GB
 HELD_BYTES = 256 << 20  # decoded pictures that may wait for a full batch
+# Smaller batches use one thread of the CPU: threads that wait for each other in so short
+# operations cost more than they save, ten times as much where other programs keep the cores busy.
+SMALL_BATCH = 8
+
+Boxes = Sequence[Sequence[float]] | np.ndarray
 
 
 @dataclass
@@ -50,7 +56,7 @@ class LandmarkPredictor:
 
     Args:
         checkpoint: path of a checkpoint (our own form or the released one), or a model that is
-            already loaded.
+            already loaded; by default the released SepBN network.
         device: "auto", "cpu", "cuda" or "cuda:N".
         batch_size: faces that go through the network at once.
         points: 68 makes iBUG's 68 landmarks of WFLW's 98: 60 are the same points, the eyelids are
@@ -61,18 +67,18 @@ class LandmarkPredictor:
             scheme of one's own that the checkpoint carries.
         network_scheme: that of the network itself.
         resample, box_scale: how face patches are cut out: as the checkpoint was trained with.
-        seconds: time spent in the network so far.
 
-    Call with an image (H, W, 3), uint8, **BGR** (as `cv2.imread` gives it), and N boxes (left, top,
-    right, bottom) in whole image pixels, edges inclusive, as WFLW's face boxes are. Returns (N, P,
-    2) float32: x, y in image pixels, integer coordinates are pixel centres. Landmarks may lie
-    outside their box, and outside the image. Boxes may cross the image border; one without area or
-    without any overlap with the image is an `UserError`.
+    Call with a picture, which is a path or an image (H, W, 3), uint8, **BGR** (as `cv2.imread`
+    gives it), and N boxes (left, top, right, bottom) in image pixels, edges inclusive, as WFLW's
+    face boxes are; decimals are rounded. Without boxes YuNet finds the faces, best first; its file
+    is fetched once. Returns (N, P, 2) float32: x, y in image pixels, integer coordinates are pixel
+    centres. Landmarks may lie outside their box, and outside the image. Boxes may cross the image
+    border; one without area or without any overlap with the image is a `UserError`.
     """
 
     def __init__(
         self,
-        checkpoint: str | Path | LoadedModel,
+        checkpoint: str | Path | LoadedModel = SHIPPED,
         *,
         device: str = "auto",
         batch_size: int = 64,
@@ -81,46 +87,44 @@ class LandmarkPredictor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
 
-        loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
         self.device = select_device(device)
         self.batch_size = batch_size
+        self._detector: FaceDetector | None = None
+
+        with _one_thread():
+            loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
+            # in the crops' own memory order, channels last: a third of the time on a CPU at batch 1
+            self._model = fold_normalisation(loaded.model).to(  # type: ignore[call-overload]
+                self.device, memory_format=torch.channels_last
+            )
+
         self.name: str = loaded.name
         self.config: dict = loaded.config
         self.resample: str = loaded.config["resample"]
         self.box_scale: float = loaded.config["box_scale"]
         self.network_scheme = scheme_of_network(loaded.config, loaded.path)
         self.scheme = _scheme_of_answer(self.network_scheme, points, loaded.path)
-        self.seconds = 0.0
-        # in the crops' own memory order, channels last: a third of the time on a CPU at batch 1
-        self._model = fold_normalisation(loaded.model).to(  # type: ignore[call-overload]
-            self.device, memory_format=torch.channels_last
-        )
 
-    def __call__(
-        self, image: np.ndarray, boxes: Sequence[Sequence[int]] | np.ndarray
-    ) -> np.ndarray:
-        patches, frames = self.cut(image, boxes)
-        return self.predict_patches(patches, frames)
+    def __call__(self, picture: np.ndarray | str | Path, boxes: Boxes | None = None) -> np.ndarray:
+        image = read_image(picture) if isinstance(picture, (str, Path)) else picture
+        _require_image(image)
 
-    def cut(
-        self, image: np.ndarray, boxes: Sequence[Sequence[int]] | np.ndarray
-    ) -> tuple[np.ndarray, list[PatchFrame]]:
+        if boxes is None:
+            self._detector = self._detector or FaceDetector(yunet_path())
+            boxes, _ = self._detector(image)
+
+        return self.predict_patches(*self.cut(image, boxes))
+
+    def cut(self, image: np.ndarray, boxes: Boxes) -> tuple[np.ndarray, list[PatchFrame]]:
         """Face patches (N, 256, 256, 3) uint8 in **RGB**, and where they lie, for
         `predict_patches`.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"image must be (H, W, 3) uint8 in BGR order, not {image.shape} {image.dtype}"
-            )
-
-        boxes = np.asarray(boxes).reshape(-1, 4) if len(boxes) == 0 else np.asarray(boxes)
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.array_equal(boxes, np.rint(boxes)):
-            raise ValueError("boxes must be (N, 4) whole numbers: left, top, right, bottom")
-
-        patches = np.empty((len(boxes), PATCH_SIZE, PATCH_SIZE, 3), np.uint8)
+        _require_image(image)
+        edges = _whole_boxes(boxes)
+        patches = np.empty((len(edges), PATCH_SIZE, PATCH_SIZE, 3), np.uint8)
         frames = []
 
-        for index, (left, top, right, bottom) in enumerate(boxes.astype(np.int64).tolist()):
+        for index, (left, top, right, bottom) in enumerate(edges):
             patch, frame = face_patch(
                 image, (left, top, right, bottom), self.resample, self.box_scale
             )
@@ -134,19 +138,19 @@ class LandmarkPredictor:
         """Landmarks (N, P, 2) float32 in the pixels of the image (or images) that `cut` took the N
         patches from.
         """
-        started = time.perf_counter()
         landmarks = np.empty((len(patches), self.scheme.num_points, 2), np.float32)
 
         for start in range(0, len(patches), self.batch_size):
             batch = torch.from_numpy(patches[start : start + self.batch_size]).to(self.device)
-            crop_px = self._model(central_crops(batch)).double().cpu().numpy()
+            small = self.device.type == "cpu" and len(batch) < SMALL_BATCH
+            with _one_thread() if small else nullcontext():
+                crop_px = self._model(central_crops(batch)).double().cpu().numpy()
+
             crop_px = crop_px.reshape(len(batch), -1, 2)  # (B, 2P) -> (B, P, 2)
             if self.scheme != self.network_scheme:
                 crop_px = to_ibug_68(crop_px)
             for index, points in enumerate(crop_px, start):
                 landmarks[index] = frames[index].to_image(points + CROP_OFFSET)
-
-        self.seconds += time.perf_counter() - started
 
         return landmarks
 
@@ -170,6 +174,42 @@ class LandmarkPredictor:
         landmarks = self.predict_patches(np.concatenate([shot.patches for shot in held]), frames)
         ends = np.cumsum([len(shot.frames) for shot in held])
         yield from zip(held, np.split(landmarks, ends[:-1]), strict=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _require_image(image: object) -> None:
+    if image is None:
+        raise ValueError(
+            "the image is None: cv2.imread could not read its file; give the predictor the path "
+            "itself, and it says why"
+        )
+
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
+        said = getattr(image, "shape", type(image).__name__)
+        raise ValueError(f"image must be a path, or (H, W, 3) uint8 in BGR order, not {said}")
+
+    if image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8, from 0 to 255, not {image.dtype}")
+
+
+def _whole_boxes(boxes: Boxes) -> list[list[int]]:
+    """N boxes in whole pixels."""
+    edges = np.asarray(boxes, np.float64)
+    if edges.size == 0:
+        return []
+    if edges.ndim != 2 or edges.shape[1] != 4 or not (np.abs(edges) < LARGEST_EDGE).all():
+        raise ValueError("boxes must be (N, 4) numbers in px: left, top, right, bottom")
+
+    return np.rint(edges).astype(np.int64).tolist()
 
 
 def _scheme_of_answer(network: LandmarkScheme, points: int | None, path: Path) -> LandmarkScheme:

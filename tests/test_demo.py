@@ -70,28 +70,6 @@ def test_a_taken_port_is_said(run_script):
     assert code == 1 and errors.count("\n") == 1 and f"port {port} cannot be used" in errors
 
 
-def test_the_default_is_the_newest_run_where_no_network_is_released(
-    run_script, monkeypatch, tmp_path
-):
-    monkeypatch.chdir(tmp_path)
-    from conftest import load_script
-
-    script = load_script("demo.py")
-    monkeypatch.setattr(script, "RELEASED", tmp_path / "sepbn16.pt")
-    with pytest.raises(script.UserError, match="finished run"):
-        script.default_checkpoint()
-
-    for age, name in ((50, "old"), (0, "new")):
-        path = tmp_path / "checkpoints" / name / "final.pt"
-        path.parent.mkdir(parents=True)
-        path.touch()
-        os.utime(path, (time.time() - age,) * 2)
-
-    assert script.default_checkpoint() == Path("checkpoints/new/final.pt")
-    script.RELEASED.touch()
-    assert script.default_checkpoint() == script.RELEASED
-
-
 # -------------------------------------------------------------------------------- in the browser
 
 

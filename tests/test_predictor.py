@@ -4,13 +4,15 @@ drawing.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import make_sets_differ
+from conftest import ROOT, make_sets_differ
 from torch import nn
 
 from dataset.crop import face_patch, patch_frame
@@ -20,7 +22,7 @@ from models import SepBatchNorm2d
 from models.checkpoint import LoadedModel, build_model
 from models.folding import FoldedSepBN, fold_normalisation
 from prediction.outputs import draw_faces
-from prediction.predictor import LandmarkPredictor, Shot
+from prediction.predictor import SMALL_BATCH, LandmarkPredictor, Shot
 from utils.files import UserError
 
 ARMS = [("none", None, None), ("bn", None, None), ("sepbn", 3, 1), ("sepbn", 3, 2)]
@@ -149,14 +151,83 @@ def test_no_boxes_give_no_landmarks():
         (np.zeros((9, 9), np.uint8), [(0, 0, 5, 5)]),
         (np.zeros((9, 9, 4), np.uint8), [(0, 0, 5, 5)]),
         (np.zeros((9, 9, 3), np.float32), [(0, 0, 5, 5)]),
-        (np.zeros((9, 9, 3), np.uint8), [(0, 0, 5.5, 5)]),
+        (None, [(0, 0, 5, 5)]),
+        (None, None),
+        ([[0, 0, 0]], None),
         (np.zeros((9, 9, 3), np.uint8), (0, 0, 5, 5)),
         (np.zeros((9, 9, 3), np.uint8), [(0, 0, float("nan"), 5)]),
     ],
 )
 def test_wrong_arrays_are_refused(image, boxes):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match="must be|image is None"):
         predictor_of(MeanColour())(image, boxes)
+
+
+class Finder:
+    """Stands for YuNet: always the same two boxes."""
+
+    def __init__(self, path: Path) -> None:
+        assert path == Path("yunet.onnx")
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([[40, 30, 79, 69], [0, 0, 50, 60]]), np.array([0.9, 0.7])
+
+
+def test_a_path_is_read_faces_are_found_and_decimals_are_rounded(tmp_path, monkeypatch):
+    image = np.random.default_rng(2).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    monkeypatch.setattr("prediction.predictor.FaceDetector", Finder)
+    monkeypatch.setattr("prediction.predictor.yunet_path", lambda: Path("yunet.onnx"))
+    predictor = predictor_of(random_model("sepbn", 3, 2))
+    expected = predictor(image, [(40, 30, 79, 69), (0, 0, 50, 60)])
+
+    for picture in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert np.array_equal(predictor(picture), expected)
+
+    rounded = np.array([[39.6, 30.4, 78.9, 69.2], [-0.3, 0.2, 49.7, 60.4]])
+    assert np.array_equal(predictor(image, rounded), expected)
+
+    with pytest.raises(UserError, match=r"image .*b\.png does not exist"):
+        predictor(tmp_path / "b.png")
+
+
+def test_loading_and_predicting_do_not_import_a_compiler():
+    """torch._dynamo and sympy, 800 modules, would take longer than all the rest."""
+    script = """
+import sys
+import numpy as np
+from prediction.predictor import LandmarkPredictor
+
+predictor = LandmarkPredictor(device="cpu")
+predictor(np.zeros((90, 90, 3), np.uint8), [[10, 10, 70, 70]])
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_small_batches_take_one_thread_and_give_the_others_back(monkeypatch):
+    seen = []
+
+    class Threads(MeanColour):
+        def forward(self, crops: torch.Tensor) -> torch.Tensor:
+            seen.append((len(crops), torch.get_num_threads()))
+            return super().forward(crops)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        predictor = predictor_of(Threads())
+        for count in (1, SMALL_BATCH - 1, SMALL_BATCH):
+            predictor(np.zeros((90, 90, 3), np.uint8), [[10, 10, 70, 70]] * count)
+
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+    assert seen == [(1, 1), (SMALL_BATCH - 1, 1), (SMALL_BATCH, 2)]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_training_starts_from_a_packed_network(
 
 
 HUB = """
-import sys, numpy as np, torch
+import sys, numpy as np, torch, utils
 predictor = torch.hub.load(sys.argv[1], "sepbn_landmarks", source="local", device="cpu")
 network = torch.hub.load(sys.argv[1], "sepbn_vanilla", source="local", pretrained=True)
 fresh = torch.hub.load(sys.argv[1], "sepbn_vanilla", source="local", width=4, num_sets=2)
@@ -165,6 +165,11 @@ np.savez(
     fresh=fresh(torch.zeros(2, 3, 128, 128)).shape,
     sets=fresh.bn1.num_sets,
 )
+predictor(picture, [[10, 10, 79, 79]])
+
+import models, models.mine
+
+assert utils.OWN and models.mine.OWN and sys.modules["utils"] is utils
 """
 
 
@@ -182,7 +187,11 @@ def test_torch_hub_loads_the_predictor_and_the_network(run, tmp_path):
     (clone / "checkpoints").mkdir()
     shutil.copy(run / "final.pt", clone / "checkpoints/sepbn16.pt")
 
-    # elsewhere, and in another process, so that nothing but torch.hub finds the modules
+    # elsewhere, and in another process, so that nothing but torch.hub finds the modules; with
+    # modules of a user's own that have the same names, one imported before and one after
+    (tmp_path / "utils.py").write_text("OWN = True")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/mine.py").write_text("OWN = True")
     answer = tmp_path / "answer.npz"
     command = [sys.executable, "-c", HUB, str(clone), str(answer)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
