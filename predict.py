@@ -181,7 +181,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for left, top, right, bottom in args.box or []:
         if max(map(abs, (left, top, right, bottom))) > LARGEST_EDGE:
             parser.error(f"--box: an edge lies beyond {LARGEST_EDGE:,} px")
-        if right <= left or bottom <= top:
+        if right < left or bottom < top:
             parser.error(
                 f"--box {left} {top} {right} {bottom} has no area; the order is left, top, right, "
                 "bottom"

@@ -144,11 +144,10 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
         (folder / name).write_bytes(data[: len(data) // 2])
 
     (folder / "notes.txt").write_bytes(b"no picture, not looked at")
-    cv2.imwrite(str(folder / "one.png"), picture[:1, :1])
     code, output, errors, files = predict(folder, tmp_path / "nowhere.jpg", "--whole")
 
     assert code == 1
-    assert errors.count("error:") == errors.count("\n") == 7
+    assert errors.count("error:") == errors.count("\n") == 6
 
     for name in (
         "cut.png",
@@ -156,7 +155,6 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
         "half.jpg",
         "text.png",
         "empty.bmp",
-        "one.png",
         "nowhere.jpg",
     ):
         assert (
