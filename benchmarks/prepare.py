@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
-from dataset.createWFLW256 import Cut, prepare
+from dataset.prepare import Cut, prepare
 from dataset.sources import Face, Source, read_lists, wflw_lists
 from utils.files import UserError, reports_user_errors
 from utils.runtime import available_cores, describe_machine

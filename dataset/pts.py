@@ -14,14 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset.crop import IMAGE_SUFFIXES, Box
+from dataset.crop import IMAGE_SUFFIXES
 from utils.files import UserError
-
-# How WFLW lays its face boxes about its landmarks: the side over the longer extent of the points,
-# and how much of that extent the box's centre lies above theirs. Medians over 332 faces of WFLW,
-# whose squared boxes were measured: 1.229 (quartiles 1.149 and 1.309) and 0.131 (0.089 and 0.174);
-# sideways it is 0.008.
-BOX_SIDE, BOX_RISE = 1.23, 0.13
 
 
 class PtsFace(NamedTuple):
@@ -168,17 +162,3 @@ def _require_whole(path: Path, header: dict[str, str], rows: list, brace: str) -
     announced = header.get("n_points", str(len(rows)))
     if announced != str(len(rows)):
         raise UserError(f"{path}: n_points is {announced}, but {len(rows)} points follow")
-
-
-def landmark_box(landmarks: np.ndarray) -> Box:
-    """A square face box about landmarks (P, 2), laid as WFLW lays its own; whole px, inclusive."""
-    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
-    extent = float((high - low).max())
-    if not extent > 0:
-        raise UserError("all landmarks lie in one place, so no face box can be laid about them")
-
-    side = 2 * max(1, round(BOX_SIDE * extent / 2))  # even, so that cutting need not change it
-    centre = (low + high) / 2 - (0, BOX_RISE * extent)
-    left, top = (round(float(value)) for value in centre - (side - 1) / 2)
-
-    return left, top, left + side - 1, top + side - 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ from dataset.annotations import (
     read_list_bytes,
     read_official_list,
 )
+from dataset.boxes import BoxRule
 from dataset.crop import Box, patch_frame
 from dataset.landmarks import LandmarkScheme, scheme_for
-from dataset.pts import BOX_RISE, BOX_SIDE, PtsFace, landmark_box, read_folders
+from dataset.pts import PtsFace, read_folders
 from utils.files import UserError
 from utils.runtime import progress
 
@@ -32,6 +33,7 @@ class Face(NamedTuple):
     annotation: Annotation
     where: str  # file and line of the annotation, for messages
     patch: str  # path relative to the output folder
+    name: str  # for meta.json: no folder of this disk in it
 
 
 class Source(NamedTuple):
@@ -42,21 +44,6 @@ class Source(NamedTuple):
     scheme: LandmarkScheme
     origin: dict[str, Any]  # of each split: names and SHA-256, for meta.json
     boxes: dict[str, Any]  # where the face boxes come from, for meta.json
-
-
-class BoxRule(NamedTuple):
-    """How a face of a `.pts` folder gets its box."""
-
-    box_of: Callable[[PtsFace], Box | None]  # None: there is none, the face is left out
-    description: dict[str, Any]  # for meta.json
-
-
-def landmark_boxes() -> BoxRule:
-    """Boxes about the landmarks, as WFLW lays its own."""
-    return BoxRule(
-        lambda face: landmark_box(face.landmarks),
-        {"from": "landmarks", "side": BOX_SIDE, "rise": BOX_RISE},
-    )
 
 
 def wflw_lists(folder: Path) -> tuple[Path, dict[str, Path]]:
@@ -86,7 +73,12 @@ def read_lists(
     points = scheme.num_points if scheme else None
     faces = {
         split: [
-            Face(annotation, f"{path}, line {annotation.line}", f"{split}/WFLW{index:04d}.png")
+            Face(
+                annotation,
+                f"{path}, line {annotation.line}",
+                f"{split}/WFLW{index:04d}.png",
+                f"{annotation.image} ({split} line {annotation.line})",
+            )
             for index, annotation in enumerate(
                 read_official_list(path, data[split], num_points=points)
             )
@@ -95,11 +87,6 @@ def read_lists(
     }
 
     _require_same_count(faces, lists["train"], lists["test"])
-
-    for face in (*faces["train"], *faces["test"]):
-        image = images / face.annotation.image
-        if not os.path.isfile(image):
-            raise UserError(f"{face.where}: image {image} does not exist")
 
     origin = {
         # a pipe is called otherwise every time
@@ -111,6 +98,14 @@ def read_lists(
     }
 
     return Source(images, faces, scheme or _scheme_of(faces), origin, {"from": "list"})
+
+
+def require_images(source: Source) -> None:
+    """Refuse a source of which an image is missing."""
+    for face in (*source.faces["train"], *source.faces["test"]):
+        image = source.images / face.annotation.image
+        if not os.path.isfile(image):
+            raise UserError(f"{face.where}: image {image} does not exist")
 
 
 def read_pts(
@@ -163,6 +158,7 @@ def _with_boxes(split: str, found: list[PtsFace], boxes: list[Box | None]) -> li
             Annotation(face.landmarks, box, flags, str(face.picture), index + 1),
             str(face.pts),
             f"{split}/WFLW{index:04d}.png",
+            f"{face.pts.parent.name}/{face.pts.name}",
         )
         for index, (face, box) in enumerate(chosen)
     ]

@@ -90,7 +90,7 @@ def _cut_otherwise(
     if config["resample"] != resample:
         warnings.append(
             f"{name} was trained on patches resampled by {config['resample']!r}, this data by "
-            f"{resample!r}; their landmarks differ by up to half a source pixel, so compare its "
+            f"{resample!r}; their landmarks differ by up to a source pixel, so compare its "
             "NME on data prepared like its own"
         )
 

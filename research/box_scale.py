@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from dataset.createWFLW256 import Cut, prepare
 from dataset.crop import CROP_SIZE
 from dataset.faces import FaceSet, load_faces
+from dataset.prepare import Cut, prepare
 from dataset.sources import SPLITS, Source, read_lists, wflw_lists
 from evaluation.tables import MISSING, markdown_table
 from research.experiment_runs import COLUMNS, Plan, Stopped, run_once

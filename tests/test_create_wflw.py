@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
-import dataset.crop
+import dataset.prepare
 from dataset.annotations import ATTRIBUTES
 from utils.files import UserError
 
@@ -192,8 +192,8 @@ def test_an_image_with_several_faces_is_decoded_once(
     names = Counter(line.split()[-1] for line in lines)
     assert max(names.values()) > 1
 
-    seen, real = [], dataset.crop.read_image
-    monkeypatch.setattr(dataset.crop, "read_image", lambda path: seen.append(path) or real(path))
+    seen, real = [], dataset.prepare.read_image
+    monkeypatch.setattr(dataset.prepare, "read_image", lambda path: seen.append(path) or real(path))
     assert run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path / "out")[0] == 0
     assert sorted(seen) == sorted(official_set / "WFLW_images" / name for name in names)
 
@@ -268,7 +268,7 @@ def test_what_was_lost_from_a_finished_set_comes_back(
 
 def fail_at_the_ninth(monkeypatch, failure: BaseException) -> None:
     """Let the cutting of the ninth patch raise `failure`."""
-    calls, real = [], dataset.crop.face_patch
+    calls, real = [], dataset.prepare.face_patch
 
     def fail(*arguments):
         calls.append(1)
@@ -276,7 +276,7 @@ def fail_at_the_ninth(monkeypatch, failure: BaseException) -> None:
             raise failure
         return real(*arguments)
 
-    monkeypatch.setattr(dataset.crop, "face_patch", fail)
+    monkeypatch.setattr(dataset.prepare, "face_patch", fail)
 
 
 def test_an_interrupted_run_carries_on(
@@ -544,3 +544,60 @@ def test_wrong_usage(run_script, arguments):
 def test_help_names_defaults(run_script):
     code, output, _ = run_script(SCRIPT, "--help")
     assert code == 0 and "dataset/WFLW256" in output and "default: nearest" in output
+
+
+def test_skip_bad_leaves_bad_faces_out_and_names_them(own_set, prepared_set, run_script):
+    test_list = official_list(own_set, "test")
+    lost, cut = (replace_fields(test_list, line, slice(0, 0), []) for line in (3, 8))
+    (own_set / "WFLW_images" / lost).unlink()
+    image = own_set / "WFLW_images" / cut
+    good = image.read_bytes()
+    image.write_bytes(good[: len(good) // 2])
+    box = ["500", "500", "600", "600"]
+    beside = replace_fields(official_list(own_set, "train"), 6, slice(196, 200), box)
+
+    out = own_set.parent / "out"
+    assert_refused(run_script, own_set, f"test.txt, line 3: image {own_set}")
+    command = (SCRIPT, "--wflw", own_set, "--out", out, "--skip-bad")
+    code, output, errors = run_script(*command)
+    assert (code, errors) == (0, "")
+
+    left_out = {"train": [f"{beside} (train line 6)"], "test": []}
+    for line, fields in enumerate(test_list.read_text().splitlines(), start=1):
+        if fields.split()[-1] in (lost, cut):
+            left_out["test"].append(f"{fields.split()[-1]} (test line {line})")
+
+    meta = json.loads((out / "meta.json").read_text())
+    count = len(left_out["test"])
+    assert meta["left_out"] == left_out and meta["counts"]["test"] == 8 - count
+    assert f"1 train faces have a bad picture or box and are left out: {beside}" in output
+    assert f"{count} test faces have a bad picture or box and are left out" in output
+
+    # the others are what they are without the bad ones
+    rows, whole = (
+        (folder / "WFLW256_test.txt").read_text().splitlines() for folder in (out, prepared_set)
+    )
+    assert set(rows) < set(whole) and len(rows) == 8 - count
+    assert "nothing to do" in run_script(*command)[1]
+
+    image.write_bytes(good)  # one is mended: its faces come back
+    assert "nothing to do" not in run_script(*command)[1]
+    assert json.loads((out / "meta.json").read_text())["counts"]["test"] > 8 - count
+
+
+def test_skip_bad_changes_nothing_where_all_is_well(
+    official_set, prepared_set, tmp_path, run_script
+):
+    out = tmp_path / "out"
+    assert run_script(SCRIPT, "--wflw", official_set, "--out", out, "--skip-bad")[0] == 0
+    assert contents(out) == contents(prepared_set)
+
+
+def test_skip_bad_stops_where_nothing_is_left(own_set, run_script):
+    for image in (own_set / "WFLW_images" / "0--Drawn").glob("test_*.png"):
+        image.unlink()
+
+    out = own_set.parent / "out"
+    code, _, errors = run_script(SCRIPT, "--wflw", own_set, "--out", out, "--skip-bad")
+    assert code == 1 and errors.startswith("error: no test face is left: ")
+    assert not (out / "meta.json").exists()

@@ -1,0 +1,276 @@
+"""Writing a prepared folder: patches, crop lists, meta.json.
+
+An interrupted preparation carries on; a finished one is left alone, and what it has lost since is
+written again. ``meta.json`` is written last: where it is, the set is complete.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from dataset.annotations import ATTRIBUTES, write_crop_list
+from dataset.crop import PATCH_SIZE, face_patch, patch_frame, read_image
+from dataset.landmarks import definition_to_keep
+from dataset.sources import SPLITS, Face, Source
+from utils.files import UserError, describe_os_error, make_folder, read_json, write_json
+from utils.runtime import progress
+
+# From this patch side (image px) on, PNGs are stored, not deflated: with it 463 WFLW faces take
+# 1.21 times the space of OpenCV's default compression; a set of large faces only would take about
+# 1.75 times.
+STORED_SIDE = 288
+FINISHED, UNFINISHED = "meta.json", ".partial.json"
+# what meta.json of an earlier version does not say
+IMPLIED = {"scheme_definition": None, "box_scale": 1.0, "boxes": {"from": "list"}}
+WORDS = {"resample": "resampling", "boxes": "kind of boxes", "num_points": "number of points"}
+
+
+class Cut(NamedTuple):
+    """How patches are cut."""
+
+    resample: str = "nearest"
+    box_scale: float = 1.0  # side of the square that the network sees over that of the face box
+
+
+def describe_settings(source: Source, cut: Cut) -> dict[str, Any]:
+    """What the patches and lists depend on; no folder of this disk in it, so the data may move."""
+    return {
+        "format": 1,
+        "scheme": source.scheme.name,
+        "num_points": source.scheme.num_points,
+        "scheme_definition": definition_to_keep(source.scheme),
+        "resample": cut.resample,
+        "box_scale": cut.box_scale,
+        "boxes": source.boxes,
+        "source": source.origin,
+    }
+
+
+def prepare(
+    source: Source, out: Path, cut: Cut, *, workers: int, skip_bad: bool = False
+) -> tuple[dict[str, Any], int]:
+    """Write the prepared set to ``out``; returns its meta data and how many patches had to be
+    written.
+
+    Args:
+        source: the faces.
+        out: the folder; made where missing.
+        cut: how patches are cut.
+        workers: threads.
+        skip_bad: leave out faces whose picture is missing or damaged or lies outside their box, and
+            name them under ``left_out`` in the meta data, by split; otherwise the first one is a
+            UserError.
+    """
+    settings = describe_settings(source, cut)
+    finished = _claim_folder(out, settings)
+    for split in SPLITS:
+        make_folder(out / split)
+
+    missing = _damaged(out, [*source.faces["train"], *source.faces["test"]], workers)
+    bad = write_patches(missing, source.images, out, cut, workers=workers, skip_bad=skip_bad)
+    written = len(missing) - len(bad)
+
+    left_out = {s: [f.name for f in source.faces[s] if f.patch in bad] for s in SPLITS}
+    faces = {s: [f for f in source.faces[s] if f.patch not in bad] for s in SPLITS}
+    for split in SPLITS:
+        if not faces[split]:
+            raise UserError(f"no {split} face is left: {left_out[split][0]} and all others are bad")
+
+    members = _with_subsets(faces)
+    counts = {name: len(chosen) for name, chosen in members.items()}
+    meta = settings | {"counts": counts} | ({"left_out": left_out} if bad else {})
+    whole = all(_list_is_whole(out / _list_name(name), count) for name, count in counts.items())
+
+    if written or not whole or IMPLIED | (finished or {}) != meta:
+        _write_lists(members, out, cut)
+        write_json(out / FINISHED, meta)
+        (out / UNFINISHED).unlink(missing_ok=True)
+
+    return meta, written
+
+
+def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Make `out` ready for patches of `settings`; returns the meta data of a set that is finished
+    already.
+
+    Patches of an unfinished run are kept if they belong to the same settings and removed if not; a
+    finished set of other settings, and a folder that is not ours, stay as they are.
+    """
+    finished, unfinished = _read_json(out / FINISHED), _read_json(out / UNFINISHED)
+
+    if finished is not None:
+        different = [k for k in settings if (IMPLIED | finished).get(k) != settings[k]]
+        if different:
+            words = ", ".join(WORDS.get(key, key.replace("_", " ")) for key in different)
+            raise UserError(
+                f"{out} holds a set of another {words}; choose another --out or delete it"
+            )
+
+        return finished
+
+    visible = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
+    if unfinished is None and visible:
+        raise UserError(
+            f"{out} holds other files and no {FINISHED}; choose an empty folder for --out"
+        )
+
+    for split in SPLITS:
+        for leftover in (out / split).glob(".WFLW*.tmp" if unfinished == settings else "*WFLW*.*"):
+            leftover.unlink()
+
+    if unfinished != settings:
+        make_folder(out)
+        write_json(out / UNFINISHED, settings)
+
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where the file is missing."""
+    return read_json(
+        path, advice=f"delete the folder {path.parent} and run this again, or choose another --out"
+    )
+
+
+def _damaged(out: Path, faces: list[Face], workers: int) -> list[Face]:
+    """The faces whose patches are missing or damaged."""
+    with ThreadPoolExecutor(workers) as pool:
+        whole = pool.map(_is_whole_patch, [out / face.patch for face in faces])
+        return [face for face, fine in zip(faces, whole, strict=True) if not fine]
+
+
+def _is_whole_patch(path: Path) -> bool:
+    """Whether a file is a PNG of 256 x 256 px, undamaged by the sums within it."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.verify()
+            return picture.size == (PATCH_SIZE, PATCH_SIZE)
+    except (OSError, SyntaxError):  # as Pillow calls what is damaged
+        return False
+
+
+def write_patches(
+    faces: list[Face], images: Path, out: Path, cut: Cut, *, workers: int, skip_bad: bool = False
+) -> set[str]:
+    """Cut and write the patches of ``faces``; each image is decoded once, on ``workers`` threads.
+
+    Returns:
+        The patches that could not be cut, which is a UserError unless they are to be skipped.
+    """
+    by_image: dict[str, list[Face]] = {}
+    for face in faces:
+        by_image.setdefault(face.annotation.image, []).append(face)
+
+    bad: set[str] = set()
+    # Threads suffice: OpenCV lets go of the interpreter while it decodes, resizes and encodes.
+    pool = ThreadPoolExecutor(workers)
+
+    try:
+        jobs = {
+            pool.submit(_write_image_patches, images / name, group, out, cut, skip_bad): group
+            for name, group in by_image.items()
+        }
+        with progress(desc="patches", total=len(faces), unit="face") as bar:
+            for job in as_completed(jobs):
+                bad.update(job.result())
+                bar.update(len(jobs[job]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+    return bad
+
+
+def _write_image_patches(
+    path: Path, faces: list[Face], out: Path, cut: Cut, skip_bad: bool
+) -> list[str]:
+    """Write the patches of all ``faces`` in one image; returns those that cannot be cut."""
+    bad, image = [], None
+
+    for face in faces:
+        try:
+            image = read_image(path) if image is None else image
+            patch, frame = face_patch(image, face.annotation.box, *cut)
+        except UserError as error:
+            if not skip_bad:
+                raise UserError(f"{face.where}: {error}") from None
+
+            bad.append(face.patch)
+            continue
+
+        _write_patch(out / face.patch, encode_png(patch, frame.side))
+
+    return bad
+
+
+def encode_png(patch: np.ndarray, side: int) -> bytes:
+    """A patch (256, 256, 3) uint8 BGR that was `side` image px wide as PNG, fast rather than small.
+
+    Deflating is most of the work. In an enlarged patch rows repeat, and the filter "up" turns a
+    repeated row into zeros: faster and smaller than OpenCV's default. Patches of large faces
+    deflate to little more than half at best; they are stored as they are, in a tenth of the time.
+    """
+    if side >= STORED_SIDE:
+        settings = {
+            cv2.IMWRITE_PNG_COMPRESSION: 0,
+            cv2.IMWRITE_PNG_FILTER: cv2.IMWRITE_PNG_FILTER_NONE,
+        }
+    else:
+        settings = {
+            cv2.IMWRITE_PNG_COMPRESSION: 1,
+            cv2.IMWRITE_PNG_STRATEGY: cv2.IMWRITE_PNG_STRATEGY_RLE,
+            cv2.IMWRITE_PNG_FILTER: cv2.IMWRITE_PNG_FILTER_UP,
+        }
+
+    options = [number for setting in settings.items() for number in setting]
+
+    return cv2.imencode(".png", patch, options)[1].tobytes()
+
+
+def _write_patch(path: Path, png: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Unlike `atomic_write` it does not wait for the disk after each of thousands of files: what a
+    power cut leaves incomplete, `_is_whole_patch` finds and the next run writes again.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(png)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _with_subsets(faces: dict[str, list[Face]]) -> dict[str, list[Face]]:
+    """The faces of both splits and of the test subsets, by the names of their lists."""
+    return faces | {
+        f"test_{name}": [face for face in faces["test"] if face.annotation.attributes[index]]
+        for index, name in enumerate(ATTRIBUTES)
+    }
+
+
+def _write_lists(members: dict[str, list[Face]], out: Path, cut: Cut) -> None:
+    """Write the crop list of each split and test subset."""
+    for name, faces in members.items():
+        points = [
+            patch_frame(f.annotation.box, *cut).to_patch(f.annotation.landmarks) for f in faces
+        ]
+        write_crop_list(out / _list_name(name), np.array(points), [face.patch for face in faces])
+
+
+def _list_name(name: str) -> str:
+    """File of the crop list of a split or of a test subset."""
+    return f"WFLW256_{name}.txt"
+
+
+def _list_is_whole(path: Path, count: int) -> bool:
+    """Whether a crop list has a line for each of its faces."""
+    return path.is_file() and path.read_bytes().count(b"\n") == count
