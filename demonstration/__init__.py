@@ -1,1 +1,0 @@
-"""The page that `demo.py` serves: landmarks on a picture, and SepBN at work on it."""

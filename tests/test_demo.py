@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -23,51 +22,20 @@ import torch
 from conftest import ROOT, make_sets_differ
 
 from models import Baseline, BaselineSepDyBN
+from prediction.predictor import LandmarkPredictor
 
-PATIENCE = 90  # s; busy machines take their time
+PATIENCE = 60  # s; busy machines take their time
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 EXAMPLES = ROOT / "docs" / "examples"
 
 
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [(None, "needs gradio ("), (SimpleNamespace(__version__="5.49.1"), "here is 5.49.1")],
-)
-def test_without_gradio_there_is_one_line(run_script, tmp_path, monkeypatch, module, words):
-    monkeypatch.setitem(sys.modules, "gradio", module)
+def test_without_gradio_there_is_one_line(run_script, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "demonstration.page", raising=False)
     monkeypatch.setattr("os.environ", os.environ.copy())
-    code, _, errors = run_script("demo.py", "--checkpoint", tmp_path / "none.pt")
+    code, _, errors = run_script("demo.py")
     assert code == 1 and errors.count("\n") == 1
-    assert words in errors and "requirements-demo.txt" in errors
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--port", "0"], ["--checkpoint", "a", "--checkpoint", "b", "--checkpoint", "c"]]
-)
-def test_wrong_usage(run_script, arguments):
-    assert run_script("demo.py", *arguments)[0] == 2
-
-
-def test_what_is_done_with_a_forgotten_picture_gets_a_sentence(monkeypatch):
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "0")
-    gradio = pytest.importorskip("gradio")
-    from demonstration.page import Visit
-
-    visit = Visit([], None)
-    *kept, words = visit.draw_box(None, gradio.EventData(None, {"corners": [0, 0, 50, 50]}))
-
-    assert "forgotten after 15 minutes" in words and kept == [gradio.skip()] * 4
-    assert visit.choose_face(None, "the whole picture", 0) == gradio.skip()
-
-
-def test_a_taken_port_is_said(run_script):
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        code, _, errors = run_script("demo.py", "--checkpoint", "a", "--port", port)
-
-    assert code == 1 and errors.count("\n") == 1 and f"port {port} cannot be used" in errors
+    assert "gradio" in errors and "requirements-demo.txt" in errors
 
 
 # -------------------------------------------------------------------------------- in the browser
@@ -87,11 +55,10 @@ class Served:
 
         self.address = f"http://127.0.0.1:{self.port}"
         named = [part for path in self.checkpoints for part in ("--checkpoint", path)]
-        proxy = "http://127.0.0.1:9"  # leads nowhere
+        nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
         self.process = subprocess.Popen(
             [sys.executable, ROOT / "demo.py", *named, "--port", str(self.port), "--no-browser"],
-            env=os.environ
-            | {"TMPDIR": str(self.temporary), "TORCH_HOME": str(folder), "HTTP_PROXY": proxy},
+            env=os.environ | nowhere | {"TMPDIR": str(self.temporary), "TORCH_HOME": str(folder)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -107,9 +74,6 @@ class Served:
                 raise AssertionError(f"demo.py ended: {self.said}")
 
         limit.cancel()
-
-    def files(self) -> list[Path]:
-        return [path for path in self.temporary.rglob("*") if path.is_file()]
 
 
 def write_networks(folder: Path) -> list[Path]:
@@ -160,17 +124,17 @@ def chromium(served):
 
 @pytest.fixture
 def page(served, chromium):
-    """The page just opened, which afterwards must have asked for nothing elsewhere and made no
-    error.
+    """The page just opened, with its first answer; afterwards it must have asked for nothing
+    elsewhere and made no error.
     """
-    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    page = chromium.new_page(viewport={"width": 1300, "height": 1000})
     page.set_default_timeout(1000 * PATIENCE)
     asked, errors = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     page.goto(served.address)
-    page.wait_for_selector("[data-example]")
+    page.wait_for_selector("text=not moved")
     yield page
     page.close()
 
@@ -182,136 +146,133 @@ def eventually(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "did not come about"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def weights(page) -> np.ndarray:
-    """(M, G, K) as the charts of the first network show them."""
-    bars = page.locator("#panel-1 rect.bar").evaluate_all("bars => bars.map(b => b.dataset.weight)")
-    return np.array(bars, float).reshape(-1, 2, 3)
+    """(M, G, K) as the thick bars of the first network show them."""
+    parts = page.locator(".attention").first.locator("dd > div:first-child > span")
+    shown = parts.evaluate_all("parts => parts.map(part => part.style.flexGrow)")
+    return np.array(shown, float).reshape(-1, 2, 3)
 
 
-def landmarks(page, panel: int = 1) -> np.ndarray:
-    dots = page.locator(f"#panel-{panel} circle.landmark").evaluate_all(
-        "dots => dots.map(d => [d.getAttribute('cx'), d.getAttribute('cy')])"
-    )
-    return np.array(dots, float).reshape(-1, 2)
+def shown_faces(page) -> list[str]:
+    faces = page.locator("img[alt=landmarks]")
+    return faces.evaluate_all("faces => faces.map(face => face.src)")
 
 
-def upload(page, path: Path, data: bytes) -> None:
-    """As a file: a large one takes minutes through Playwright's pipe."""
-    path.write_bytes(data)
+def temperature(page):
+    return page.get_by_label("range slider for Temperature τ")
+
+
+def saved(page, folder: Path) -> dict:
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Save landmarks").first.click()
+
+    path = folder / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+
+    return json.loads(path.read_text())
+
+
+def replace_picture(page, path: Path) -> None:
+    page.get_by_role("button", name="Remove Image").click()
+    page.wait_for_selector("text=Choose a face")
     page.set_input_files("input[type=file]", path)
 
 
-def sentence(page) -> str:
-    return page.inner_text("#message")
+def test_it_opens_with_an_answer_that_the_weights_change(served, page, tmp_path):
+    trained = weights(page)
+    assert trained.shape == (6, 2, 3)
+    np.testing.assert_allclose(trained.sum(2), 1, atol=2e-4)
+    assert len(shown_faces(page)) == 2  # the network without SepBN beside it
+    assert page.get_by_text("τ of training: 1.").count() == 1
 
+    box = [int(edge) for edge in page.get_by_label("Face box").input_value().split(", ")]
+    image = cv2.imread(str(EXAMPLES / "smile.jpg"))
+    expected = LandmarkPredictor(served.checkpoints[0], device="cpu")(image, [box])[0]
+    content = saved(page, tmp_path)
+    np.testing.assert_allclose(content["landmarks"], expected, atol=1e-3)
+    np.testing.assert_allclose(list(content["attention"].values()), trained, atol=1e-4)
 
-def test_a_face_and_its_attention(served, page, tmp_path):
-    upload(page, tmp_path / "mine.jpg", (EXAMPLES / "smile.jpg").read_bytes())
-    eventually(lambda: len(landmarks(page)) == len(landmarks(page, 2)) == 98)
-    assert "mine.jpg" in sentence(page)
-    assert page.locator("#panel-1 svg.attention").count() == 6
-    assert page.locator("#panel-2 svg.attention").count() == 0
-    assert "no SepBN" in page.inner_text("#panel-2")
+    before = shown_faces(page)
+    temperature(page).fill("30")
+    eventually(lambda: np.abs(weights(page) - trained).max() > 0.05)
+    assert np.abs(weights(page) - 1 / 3).max() < np.abs(trained - 1 / 3).max()
 
-    learnt, before = weights(page), landmarks(page)
-    np.testing.assert_allclose(learnt.sum(2), 1, atol=2e-4)
-    assert page.locator("#panel-1-shift [data-mean]").get_attribute("data-mean") == "0.0000"
-
-    page.locator("#panel-1-temperature input[type=range]").fill("30")
-    eventually(lambda: np.abs(weights(page) - learnt).max() > 0.05)
-    assert np.abs(weights(page) - 1 / 3).max() < np.abs(learnt - 1 / 3).max()
-    assert np.abs(landmarks(page) - before).max() > 0.05
-    assert float(page.locator("#panel-1-shift [data-mean]").get_attribute("data-mean")) > 0
-
-    page.get_by_role("button", name="Everything as learnt").first.click()
-    eventually(lambda: np.array_equal(weights(page), learnt))
-    assert np.array_equal(landmarks(page), before)
-    assert served.files() == []
+    moved = page.get_by_text(re.compile(r"The landmarks moved by (\S+) pixels")).first
+    shift = np.linalg.norm(np.subtract(saved(page, tmp_path)["landmarks"], expected), axis=1)
+    assert f"moved by {shift.mean():.2f} pixels" in moved.inner_text()
+    after = shown_faces(page)
+    assert after[0] != before[0] and after[1] == before[1]
 
 
 def test_one_set_alone_in_one_module(page):
-    page.click("[data-example=hand]")
-    eventually(lambda: len(landmarks(page)) == 98)
-    learnt = weights(page)
-    page.locator("#panel-1 .module").nth(1).locator("input").click()
-    page.get_by_role("option", name="only set 2").click()
+    trained = weights(page)
+    for name in ("bn1", "bn3", "bn4", "bn5", "bn6"):
+        page.get_by_label(name, exact=True).uncheck()
+
+    page.get_by_label("only set 2").check()
     eventually(lambda: np.array_equal(weights(page)[1], [[0, 1, 0], [0, 1, 0]]))
-    assert np.array_equal(weights(page)[0], learnt[0])
-
-    page.get_by_label("face contour").uncheck()
-    eventually(lambda: len(landmarks(page)) == 98 - 33)
+    assert np.array_equal(weights(page)[0], trained[0])
 
 
-def test_pictures_that_are_none(served, page, tmp_path):
-    upload(page, tmp_path / "broken.jpg", (EXAMPLES / "smile.jpg").read_bytes()[:3000])
-    eventually(lambda: "broken.jpg is damaged or no picture" in sentence(page))
-    upload(page, tmp_path / "huge.jpg", bytes(20 * 1024 * 1024 + 1))
-    eventually(lambda: "huge.jpg has more than 20 MB" in sentence(page))
-    assert page.locator("#message [role=alert]").count() == 1 and len(landmarks(page)) == 0
+def test_a_picture_of_ones_own_and_a_box_of_two_clicks(served, page, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes((EXAMPLES / "smile.jpg").read_bytes()[:3000])
+    replace_picture(page, broken)
+    page.wait_for_selector("text=image broken.jpg is damaged")
 
-    upload(page, tmp_path / "good.jpg", (EXAMPLES / "light.jpg").read_bytes())
-    eventually(lambda: len(landmarks(page)) == 98)
-    assert served.files() == []
+    mine = tmp_path / "mine.jpg"
+    shutil.copy(EXAMPLES / "light.jpg", mine)
+    replace_picture(page, mine)
+    page.wait_for_selector("text=mine.jpg: no face found, so the whole picture is taken")
+    height, width = cv2.imread(str(mine)).shape[:2]
+    eventually(lambda: len(shown_faces(page)) == 2)
+    assert saved(page, tmp_path)["box"] == [0, 0, width - 1, height - 1]
 
+    picture = page.locator("#picture img").bounding_box()
+    x, y, scale = picture["x"], picture["y"], picture["width"] / width
+    page.mouse.click(x + 160 * scale, y + 150 * scale)
+    page.wait_for_selector("text=Now click the opposite corner")
+    page.mouse.click(x + 40 * scale, y + 30 * scale)
+    page.wait_for_selector("text=the face is where the box says")
+    eventually(lambda: np.allclose(saved(page, tmp_path)["box"], [40, 30, 160, 150], atol=2))
 
-def test_a_box_is_drawn_with_the_mouse(page):
-    page.click("[data-example=profile]")
-    eventually(lambda: len(landmarks(page)) == 98)
-    before = landmarks(page)
-    picture = page.locator("#picture svg").bounding_box()
-    size = cv2.imread(str(EXAMPLES / "profile.jpg")).shape[1]
-    scale = picture["width"] / size
-
-    page.mouse.move(picture["x"] + 20.5 * scale, picture["y"] + 30.5 * scale)
-    page.mouse.down()
-    page.mouse.move(picture["x"] + 60 * scale, picture["y"] + 60 * scale)
-    page.mouse.move(picture["x"] + 100.5 * scale, picture["y"] + 130.5 * scale)
-    page.mouse.up()
-    eventually(lambda: not np.array_equal(landmarks(page), before))
-
-    box = page.locator("#picture rect.chosen")
-    edges = [float(box.get_attribute(name)) for name in ("x", "y", "width", "height")]
-    np.testing.assert_allclose(edges, [20, 30, 81, 101], atol=1)
+    page.get_by_label("Face box").fill("40, 30, 40")
+    page.get_by_label("Face box").press("Enter")
+    page.wait_for_selector("text=a box is left, top, right, bottom")
 
 
-def test_downloads(served, page, tmp_path):
-    page.click("[data-example=smile]")
-    eventually(lambda: len(landmarks(page)) == 98)
-    files = {}
-
-    for kind in ("overlay", "JSON", ".pts"):
-        with page.expect_download() as waiting:
-            page.get_by_role("button", name=f"Save {kind}").first.click()
-
-        files[kind] = tmp_path / waiting.value.suggested_filename
-        waiting.value.save_as(files[kind])
-
-    assert [path.name for path in files.values()] == [
-        "smile_overlay.jpg",
-        "smile.json",
-        "smile.pts",
-    ]
-
-    points = json.loads(files["JSON"].read_text())["files"][0]["faces"][0]["landmarks"]
-    np.testing.assert_allclose(np.add(points, 0.5), landmarks(page), atol=0.006)
-
-    rows = re.findall(r"^([-\d.]+) ([-\d.]+)$", files[".pts"].read_text(), flags=re.MULTILINE)
-    np.testing.assert_allclose(np.array(rows, float) - 1, points, atol=1e-3)
-    assert cv2.imread(str(files["overlay"])).shape == cv2.imread(str(EXAMPLES / "smile.jpg")).shape
-    assert served.files() == []
+def test_where_there_is_no_network_yunet_cannot_be_fetched(page):
+    page.get_by_role("button", name="Fetch YuNet").click()
+    page.wait_for_selector("text=cannot be fetched from")
+    assert page.get_by_role("button", name="Fetch YuNet").is_visible()
 
 
-def test_a_phone_needs_no_sideways_scrolling(served, page):
+def test_a_phone_shows_landmarks_before_controls_and_keys_are_enough(page):
     page.set_viewport_size({"width": 390, "height": 844})
-    page.click("[data-example=sunglasses]")
-    eventually(lambda: len(landmarks(page)) == 98)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    face = page.locator("img[alt=landmarks]").first.bounding_box()
+    assert face["y"] < 600
+    for control in (temperature(page), page.get_by_label("Face box")):
+        assert face["y"] < control.bounding_box()["y"]
+
+    before = shown_faces(page)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=the face is where the box says")
+    eventually(lambda: set(shown_faces(page)).isdisjoint(before))
+
+
+def test_a_taken_port_is_said(served, run_script, monkeypatch):
+    monkeypatch.setattr("os.environ", os.environ.copy())
+    code, _, errors = run_script("demo.py", "--port", served.port)
+    assert code == 1 and errors.count("\n") == 1 and f"port {served.port} is taken" in errors
 
 
 def test_the_end_leaves_no_folder_behind(served):
+    assert list(served.temporary.glob("sepbn-demo-*"))
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(PATIENCE) == 128 + signal.SIGTERM
     assert list(served.temporary.glob("sepbn-demo-*")) == []
