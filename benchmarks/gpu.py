@@ -36,7 +36,7 @@ from utils.runtime import available_cores, describe_machine
 BEGAN, ROOT = time.monotonic(), Path(__file__).resolve().parent.parent
 PIECE = 15 * 2**20  # bytes of a file that is left behind
 START = 30  # seconds of a training before its first and after its last step
-TUNED_RATE, HIGHEST_RATE = 3e-2 / 16, 0.1  # learning rate a face of the batch, and its cap
+TUNED_RATE, HIGHEST_RATE = 3e-2 / 16, 0.25  # learning rate a face of the batch, and its cap
 TWINS = {
     "sepbn": ("trainBaselineSepDyBN.py", "--groups", "1", "--temperature", "5"),
     "bn": ("trainBaseline.py",),
@@ -251,8 +251,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if sizes.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device; --quick tries all of it on the CPU")
-    if sizes.device == "cuda":
-        subprocess.run(["nvidia-smi"], check=False)
+
     say(str(describe_machine(torch.device(sizes.device))))
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:

@@ -14,11 +14,16 @@
 #       0 -  20   the card; about 2,000 faces, to learn how many a second are rendered and prepared
 #      20 - 185   meanwhile, on all cores but two: about 60,000 faces
 #      20 -  80   the tests that need CUDA (tests/test_cuda.py, tests/test_sepbn.py)
-#      80 - 185   the table: ms a step, as a CUDA graph, eager and compiled, of four normalisations
+#      80 - 185   the table: ms a step, as a CUDA graph, eager and compiled, of four normalisations;
+#                 fp32 means TF32 in convolutions, as torch has it
 #     185 - 355   SepBN, as many epochs as the step times of the table allow, and its network packed
 #     355 - 530   BatchNorm, trained alike
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 export OUT=${OUT:-$root/runs/gpu}
 mkdir -p "$OUT"
-PYTHONUNBUFFERED=1 "${PYTHON:-python3}" "$root/benchmarks/gpu.py" "$@" 2>&1 | tee "$OUT/log.txt"
+
+{
+    if command -v nvidia-smi > /dev/null; then nvidia-smi; fi
+    PYTHONUNBUFFERED=1 "${PYTHON:-python3}" "$root/benchmarks/gpu.py" "$@"
+} 2>&1 | tee "$OUT/log.txt"
