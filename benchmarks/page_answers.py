@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+
+from benchmarks.paired import middle  # noqa: E402
 from utils.files import UserError, reports_user_errors  # noqa: E402
 
 FACE = "img[alt=landmarks]"
@@ -82,13 +84,12 @@ def main(argv: list[str] | None = None) -> int:
         process.wait()
 
     for what, values in times.items():
-        low, middle, high = min(values), statistics.median(values), max(values)
-        print(f"{what}: median {middle:.0f} ms of {len(values)} ({low:.0f} to {high:.0f})")
+        print(f"{what}: {middle(values, 0)} ms, n = {len(values)}")
 
     return 0
 
 
-def measure(chromium: str, address: str, repeats: int, started: float) -> dict[str, list[float]]:
+def measure(chromium: str, address: str, repeats: int, started: float) -> dict[str, np.ndarray]:
     """Times in ms; a first answer of each kind is not counted."""
     from playwright.sync_api import sync_playwright
 
@@ -103,9 +104,9 @@ def measure(chromium: str, address: str, repeats: int, started: float) -> dict[s
         examples = page.locator("#source .gallery-item").element_handles()
         slider = page.get_by_label("range slider for Temperature")
 
-        def series(actions: list[list]) -> list[float]:
+        def series(actions: list[list]) -> np.ndarray:
             turns = [actions[i % len(actions)] for i in range(repeats + 1)]
-            return [page.evaluate(MEASURE, action) for action in turns][1:]
+            return np.array([page.evaluate(MEASURE, action) for action in turns][1:])
 
         times = {"another face": series([[examples[0], None], [examples[1], None]])}
         if slider.count():

@@ -5,21 +5,18 @@ files are.
 
 The loop is imread, copy into a black square, nearest resize and imwrite at OpenCV's defaults, one
 face after another on one thread; its lists are read beforehand. Ours is the whole of `prepare`,
-reading and writing of lists included. The two run in turn on the same files and cores, the order
-changing from pair to pair; what is reported is the median of the pairs' ratios. Processor time
-shows how much of it is less work; the rest is the use of all cores. The patches of both are
-compared pixel by pixel.
+reading and writing of lists included. Processor time shows how much of the gain is less work; the
+rest is the use of all cores. The patches of both are compared pixel by pixel.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
+from benchmarks.paired import machine, middle, paired_ratio, take_turns
 from dataset.prepare import Cut, prepare
-from dataset.sources import Face, Source, read_lists, wflw_lists
+from dataset.sources import SPLITS, Face, read_lists, wflw_lists
 from utils.files import UserError, reports_user_errors
-from utils.runtime import available_cores, describe_machine
+from utils.runtime import available_cores
 
 
 def straightforward(faces: list[Face], images: Path, out: Path) -> None:
@@ -57,117 +55,65 @@ def straightforward(faces: list[Face], images: Path, out: Path) -> None:
         cv2.imwrite(str(out / face.patch), patch)
 
 
-def compare(ours: Path, theirs: Path, faces: list[Face]) -> float:
-    """Size of our files over theirs; every pair of patches must show the same pixels."""
+def refuse_other_pixels(ours: Path, theirs: Path, faces: list[Face]) -> None:
+    """Every pair of patches must show the same."""
     for face in faces:
-        if not np.array_equal(
-            cv2.imread(str(ours / face.patch)), cv2.imread(str(theirs / face.patch))
-        ):
+        pair = [cv2.imread(str(folder / face.patch)) for folder in (ours, theirs)]
+        if not np.array_equal(*pair):
             raise UserError(f"{face.patch} differs from the straightforward loop's")
-    return size(ours, faces) / size(theirs, faces)
-
-
-def size(folder: Path, faces: list[Face]) -> int:
-    """Bytes of all patches."""
-    return sum((folder / face.patch).stat().st_size for face in faces)
 
 
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Speed and file size of createWFLW256 against the plain loop."
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--wflw", type=Path, required=True, metavar="DIR", help="folder in WFLW's layout"
     )
-    parser.add_argument("--pairs", type=int, default=7, help="runs of each of the two (default: 7)")
+    parser.add_argument("--pairs", type=int, default=7, help="runs of each (default: %(default)s)")
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="our threads (default: all cores)"
     )
     args = parser.parse_args(argv)
-    if args.pairs < 1 or args.workers < 1:
-        parser.error("--pairs and --workers must be at least 1")
 
     source = read_lists(*wflw_lists(args.wflw))
     faces = [face for split in source.faces.values() for face in split]
-    timed: dict[str, list[Timing]] = {"plain": [], "ours": []}
+    work: dict[str, list[float]] = {"straightforward": [], "ours": []}  # s of processor time
 
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {which: Path(scratch, which) for which in timed}
+        folders = {name: Path(scratch, name) for name in work}
 
-        for pair in range(-1, args.pairs):  # the first pair only warms the file cache
-            for which in ("plain", "ours") if pair % 2 else ("ours", "plain"):
-                taken = time_once(source, faces, folders[which], which, workers=args.workers)
-                timed[which] += [taken] if pair >= 0 else []
+        def run(name: str) -> None:
+            shutil.rmtree(folders[name], ignore_errors=True)
+            began = time.process_time()
 
-        size_ratio = compare(folders["ours"], folders["plain"], faces)
-        kilobytes = size(folders["plain"], faces) / len(faces) / 1e3
+            if name == "ours":
+                prepare(source, folders[name], Cut(), workers=args.workers)
+            else:
+                for split in SPLITS:
+                    (folders[name] / split).mkdir(parents=True)
+                straightforward(faces, source.images, folders[name])
 
-    report(timed, faces, workers=args.workers, kilobytes=kilobytes, size_ratio=size_ratio)
+            work[name].append(time.process_time() - began)
+
+        times = take_turns({name: partial(run, name) for name in work}, args.pairs)
+        refuse_other_pixels(folders["ours"], folders["straightforward"], faces)
+        bytes_ = {
+            name: sum((folder / face.patch).stat().st_size for face in faces)
+            for name, folder in folders.items()
+        }
+
+    print(f"{machine()}; {len(faces)} faces, {args.workers} workers")
+    for name, seconds in times.items():
+        cpu = 1000 * np.median(work[name]) / len(faces)
+        print(
+            f"{name}: {middle(len(faces) / seconds, 1)} faces/s, {cpu:.2f} ms of processor time "
+            f"and {bytes_[name] / len(faces) / 1e3:.1f} kB a face"
+        )
+    print(f"straightforward / ours: {paired_ratio(times['straightforward'], times['ours'])}")
 
     return 0
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One preparation of all faces."""
-
-    seconds: float
-    work: float  # seconds of processor time
-
-
-def time_once(source: Source, faces: list[Face], folder: Path, which: str, workers: int) -> Timing:
-    """Prepare all faces into an empty folder, by the plain loop or by ours."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if which == "plain":
-        for split in ("train", "test"):
-            (folder / split).mkdir(parents=True)
-
-    start, start_work = time.perf_counter(), time.process_time()
-
-    if which == "ours":
-        prepare(source, folder, Cut(), workers=workers)
-    else:
-        straightforward(faces, source.images, folder)
-
-    return Timing(time.perf_counter() - start, time.process_time() - start_work)
-
-
-def report(
-    timed: dict[str, list[Timing]],
-    faces: list[Face],
-    *,
-    workers: int,
-    kilobytes: float,
-    size_ratio: float,
-) -> None:
-    """Print medians of both ways and of the pairs' ratios; ``kilobytes`` are those of a patch."""
-    print(
-        ", ".join(
-            f"{key} {value}" for key, value in describe_machine().items() if value is not None
-        )
-    )
-
-    print(
-        f"{len(faces)} faces in {len({f.annotation.image for f in faces})} images, {workers} "
-        "workers"
-    )
-
-    for name, which, factor in (("plain loop", "plain", 1), ("prepare", "ours", size_ratio)):
-        rate = statistics.median(len(faces) / taken.seconds for taken in timed[which])
-        cpu = statistics.median(taken.work / len(faces) * 1e3 for taken in timed[which])
-        print(
-            f"{name:10} {rate:8.1f} faces/s {cpu:8.2f} ms processor time "
-            f"{kilobytes * factor:8.1f} kB a patch"
-        )
-
-    ratios = [
-        plain.seconds / ours.seconds
-        for plain, ours in zip(timed["plain"], timed["ours"], strict=True)
-    ]
-    spread = f"median of {len(ratios)} pairs ({min(ratios):.2f} to {max(ratios):.2f})"
-    print(f"speed-up   {statistics.median(ratios):8.2f} x, {spread}")
-    print(f"file size  {size_ratio:8.2f} x, same pixels")
 
 
 if __name__ == "__main__":

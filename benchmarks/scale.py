@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py [--sizes 1250 2500 5000 10000] [--work DIR]
 
-For each size, synthetic faces are drawn (three quarters to train) and go through every command,
-each as a process of its own: drawing, preparing, the first start of a training (which decodes the
+For each size, synthetic faces are made (three quarters to train) and go through every command,
+each as a process of its own: making, preparing, the first start of a training (which decodes the
 patches), a second start, 100 steps at width 8, test.py, and predict.py on the test pictures. Starts
 count from the command to its first saved step, imports included. Memory is the peak of anonymous
 resident memory (RssAnon) of the process and its children, read 20 times a second: pages of mapped
@@ -27,10 +27,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.paired import machine
 from dataset.annotations import official_list
 from evaluation.tables import markdown_table
 from utils.files import UserError, reports_user_errors
-from utils.runtime import describe_machine, note
+from utils.runtime import note
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK_SECONDS = 0.05
@@ -186,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
 
     print(markdown_table(["command", *(f"{size:,} faces" for size in columns)], rows))
-    print(describe_machine())
+    print(machine())
 
     return 0
 

@@ -270,7 +270,8 @@ def domains(plan: Plan) -> Iterator[str]:
     """Markdown: arms trained on drawn and real faces together and tested on real ones."""
     share = plan.limit and max(1, plan.limit // 2)
     mixed, drawn = drawn_and_real(plan.work / "drawn", plan.data, share or DRAWN, share)
-    plan, rows = replace(plan, data=mixed, limit=None), []
+    plan = replace(plan, data=mixed, limit=None)
+    rows: list[dict[str, Any]] = []
     run_arms(plan, rows)
     yield table(plan, rows)
 

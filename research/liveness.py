@@ -191,13 +191,12 @@ def face_labels(faces: FaceSet) -> dict[str, np.ndarray]:
 def attention_by_label(weights: np.ndarray, labels: dict[str, np.ndarray]) -> list[Cells]:
     """Lines of a table: how far attention (N, M, G, K) differs with the label, and by chance."""
     flat = weights.reshape(len(weights), -1)
+    lines: list[Cells] = []
     random = np.random.default_rng(0)
 
     def largest(mask: np.ndarray) -> float:
         effect = np.abs(cohens_d(flat[mask], flat[~mask]))
         return float(np.nanmax(effect)) if np.isfinite(effect).any() else 0.0
-
-    lines = []
 
     for name, mask in labels.items():
         chance = np.quantile([largest(random.permutation(mask)) for _ in range(PERMUTATIONS)], 0.95)

@@ -1,0 +1,77 @@
+"""Every benchmark runs: small, and for what it prints; its numbers are not looked at."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+from conftest import ROOT, load_script
+
+from benchmarks import paired, training
+from models import VanillaCNN
+
+
+def test_contenders_take_turns():
+    calls = []
+    runs = {name: partial(calls.append, name) for name in "ab"}
+    times = paired.take_turns(runs, 2, repeats=2)
+    assert "".join(calls) == "bbaa" + "aabb" + "bbaa"  # warm-up, then two pairs
+    assert {name: values.shape for name, values in times.items()} == {"a": (2,), "b": (2,)}
+
+    first, second = np.array([1.0, 2.0, 9.0]), np.array([2.0, 2.0, 2.0])
+    assert paired.paired_ratio(first, second) == "1.000 (0.500 to 4.500), 3 pairs"
+
+
+def test_augment(run_script, prepared_set):
+    code, output, errors = run_script("benchmarks/augment.py", "--data", prepared_set, "--pairs", 1)
+    assert code == 0 and "straightforward / ours: " in output, errors
+
+
+def test_training(prepared_set, capsys):
+    # as a module, which its processes can import
+    assert training.main(["--data", str(prepared_set), "--pairs", "1", "--width", "8"]) == 0
+    lines = re.findall("^(?:overhead|speed).* ms; .*, 1 pairs$", capsys.readouterr().out, re.M)
+    assert len(lines) == 4
+
+
+def test_prepare(run_script, official_set):
+    options = ("--wflw", official_set, "--pairs", 1, "--workers", 1)
+    code, output, errors = run_script("benchmarks/prepare.py", *options)
+    assert code == 0 and output.count(" faces/s, ") == 2, errors
+
+
+def test_sepbn(monkeypatch, capsys):
+    script = load_script("benchmarks/sepbn.py")
+    monkeypatch.setattr(script, "VanillaCNN", lambda norm: VanillaCNN(norm, width=2))
+    monkeypatch.setattr(script, "layer_pass", lambda *args, **options: lambda: None)
+    assert script.main(["--quick", "--pairs", "1"]) == 0
+    assert "| training step, batch 8, K = 8 / K = 1, fp32, NCHW |" in capsys.readouterr().out
+
+
+def test_kernels(run_script):
+    code, output, _ = run_script("benchmarks/kernels.py")
+    assert code == 0 and output.count("\n") == 14
+
+
+@pytest.mark.slow  # ten processes
+def test_scale(monkeypatch, capsys, tmp_path):
+    script = load_script("benchmarks/scale.py")
+    monkeypatch.setattr(script, "STEPS", 1)
+    assert script.main(["--sizes", "12", "--work", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(lines) == 9 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # a browser
+@pytest.mark.skipif(
+    not (shutil.which("chromium") or shutil.which("chromium-browser")), reason="needs Chromium"
+)
+def test_page_answers(run_script):
+    pytest.importorskip("gradio")
+    checkpoint = ROOT / "checkpoints" / "sepbn16.pt"
+    options = ("--checkpoint", checkpoint, "--repeats", 1)
+    code, output, errors = run_script("benchmarks/page_answers.py", *options)
+    assert code == 0 and re.search(r"another temperature: \d+", output), errors
