@@ -14,19 +14,20 @@ from utils.files import make_folder, reports_user_errors
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__)
+    network = (
+        "checkpoint file, own or released form (default: the network that comes with the code)"
     )
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint file, own or released form"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=network)
+
+    data, out = (
+        "folder of the prepared data (default: %(default)s)",
+        "for PNGs (default: %(default)s)",
     )
-    parser.add_argument(
-        "--data", type=Path, default=Path("dataset/WFLW256"), help="folder of the prepared data"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("results"), metavar="DIR", help="folder for the PNGs"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--data", type=Path, default=Path("dataset/WFLW256"), help=data)
+    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help=out)
+    device = "auto, cpu, cuda or cuda:N (default: %(default)s)"
+    parser.add_argument("--device", default="auto", help=device)
 
     return parser.parse_args(argv)
 
@@ -38,13 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     from dataset.faces import load_faces
     from evaluation import attention, figures
     from evaluation.evaluate import predict_landmarks, require_same_points, spread
-    from models.checkpoint import load_model
+    from models.checkpoint import SHIPPED, load_model
     from utils.metrics import nme
     from utils.runtime import keep_freed_memory, select_device
 
     keep_freed_memory()
     device = select_device(arguments.device)
-    loaded = load_model(arguments.checkpoint)
+    loaded = load_model(arguments.checkpoint or SHIPPED)
     faces = load_faces(arguments.data, "test")
     require_same_points(loaded, faces)
     out = make_folder(arguments.out)
