@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, load_script
 
 from benchmarks import paired, training
+from dataset.faces import load_faces
 from models import VanillaCNN
 
 
@@ -30,11 +31,21 @@ def test_augment(run_script, prepared_set):
     assert code == 0 and "straightforward / ours: " in output, errors
 
 
-def test_training(prepared_set, capsys):
+def test_training(run_script, prepared_set):
+    options = ("--data", prepared_set, "--pairs", 1, "--width", 8, "--parts", "overhead,cuda")
+    code, output, errors = run_script("benchmarks/training.py", *options)
+    assert code == 0 and output.count("; batch / step ") == 2, errors
+
+    step = training.straightforward_step(load_faces(prepared_set, "train"), width=2, batch_size=3)
+    step()
+
+
+@pytest.mark.slow  # four processes
+def test_training_in_processes(prepared_set, capsys):
     # as a module, which its processes can import
-    assert training.main(["--data", str(prepared_set), "--pairs", "1", "--width", "8"]) == 0
-    lines = re.findall("^(?:overhead|speed).* ms; .*, 1 pairs$", capsys.readouterr().out, re.M)
-    assert len(lines) == 4
+    options = ["--data", str(prepared_set), "--pairs", "1", "--width", "8", "--parts", "speed"]
+    assert training.main(options) == 0
+    assert capsys.readouterr().out.count("; straightforward / ours ") == 2
 
 
 def test_prepare(run_script, official_set):
