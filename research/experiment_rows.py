@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import re
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,157 +28,108 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.evaluate import RESAMPLES, bootstrap_means, paired_difference
-from utils.files import UserError, atomic_write, describe_os_error, reports_user_errors
+from evaluation.evaluate import bootstrap_means
+from research import differences
+from utils.files import UserError, reports_user_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-NAMES = {"none": "no normalisation", "bn": "BatchNorm", "sepbn-g1k3": "SepBN, K = 3, G = 1"}
-STYLES = {"none": ("#555555", "s"), "bn": ("#0072b2", "o"), "sepbn-g1k3": ("#d55e00", "^")}
+Run = tuple[str, int, int]  # arm, width, epochs
+STYLES = {
+    "none": ("no normalisation", "#555555", "s"),
+    "bn": ("BatchNorm", "#0072b2", "o"),
+    "sepbn-g1k3": ("SepBN, K = 3, G = 1", "#d55e00", "^"),
+}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; an UserError where there are none."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise describe_os_error(error, path) from error
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{path}: not a CSV file of text; name one that experiments.py wrote"
-        ) from None
-
+    """The rows of a CSV file; one without any is refused."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    rows = list(csv.DictReader(text.splitlines()))
     if not rows:
         raise UserError(f"{path}: holds no rows; name a file that experiments.py wrote")
 
     return rows
 
 
-def arm_errors(rows: list[dict[str, str]], name: str, path: Path) -> np.ndarray:
-    """(N,) errors of an arm as fractions, averaged over its seeds."""
-    columns = [column for column in rows[0] if re.fullmatch(re.escape(name) + r" seed \d+", column)]
-
-    if not columns:
-        known = sorted({column.partition(" seed ")[0] for column in rows[0] if " seed " in column})
-        raise UserError(
-            f"{path}: has no arm {name!r}; it has {', '.join(known) or 'no arm at all'}"
-        )
-
-    try:
-        return np.mean([[float(row[column]) for row in rows] for column in columns], axis=0)
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: an error in the columns of {name!r} is no number") from None
-
-
-def over_people(errors: np.ndarray, people: list[str], *, seed: int = 0) -> np.ndarray:
-    """Mean errors of models where whole people are drawn with replacement, with all their faces.
-
-    Args:
-        errors: (M, N), one row a model.
-        people: N names; faces of one name stay together.
-
-    Returns:
-        (M, resamples) float64; all models see the same draws.
-    """
-    names, person = np.unique(people, return_inverse=True)
-    sums = np.stack([np.bincount(person, row) for row in errors])  # (M, people)
-    counts = np.bincount(person)
-    draws = np.random.default_rng(seed).integers(0, len(names), size=(RESAMPLES, len(names)))
-
-    return sums[:, draws].sum(axis=2) / counts[draws].sum(axis=1)
-
-
 def difference(path: Path, first: str, second: str) -> str:
     """In words: how much the second arm of a file of faces differs from the first."""
     rows = read_rows(path)
-    errors = np.stack([arm_errors(rows, name, path) for name in (first, second)])  # (2, N)
-    found = {f"{len(rows)} faces": bootstrap_means(errors)}
+    arms = differences.by_column(rows)
+    for name in (first, second):
+        if name not in arms:
+            known = ", ".join(arms) or "no arm at all"
+            raise UserError(f"{path}: has no arm {name!r}; it has {known}")
 
+    points, over_faces, _ = differences.difference(arms[first], arms[second])
+    words = [f"95 % over {len(rows)} faces {over_faces}"]
     if "person" in rows[0]:
         people = [row["person"] for row in rows]
-        found[f"{len(set(people))} people"] = over_people(errors, people)
+        over_people = differences.difference(arms[first], arms[second], people)[1]
+        words.append(f"95 % over {len(set(people))} people {over_people}")
 
-    words = []
-
-    for units, means in found.items():
-        low, high = (100 * paired_difference(means, errors)[key] for key in ("low", "high"))
-        words.append(f"95 % over {units} {low:+.2f} … {high:+.2f}")
-
-    change = 100 * (errors[1] - errors[0]).mean()
-
-    return f"{second} − {first}: {change:+.2f} points ({'; '.join(words)})"
+    return f"{second} − {first}: {points} points ({'; '.join(words)})"
 
 
-def finished(rows: list[dict[str, str]], path: Path) -> list[dict[str, str]]:
-    """The main runs among a suite's rows that were trained to their end."""
+def finished(path: Path) -> dict[Run, dict[int, float]]:
+    """A file's main runs that were trained to their end -> NME in percent by seed."""
+    rows = read_rows(path)
     if not {"stage", "status", "arm", "epochs", "width", "seed", "nme_percent"} <= set(rows[0]):
         raise UserError(f"{path}: not a file of runs; name a SUITE.csv of experiments.py")
 
-    return [row for row in rows if (row["stage"], row["status"]) == ("main", "finished")]
+    found: dict[Run, dict[int, float]] = {}
+    for row in rows:
+        if (row["stage"], row["status"]) == ("main", "finished"):
+            run = row["arm"], int(row["width"]), int(row["epochs"])
+            found.setdefault(run, {})[int(row["seed"])] = float(row["nme_percent"])
+
+    return found
 
 
 def differences_by_run(path: Path, first: str, second: str) -> str:
     """Lines of text: the second arm's NME minus the first's, for runs alike in all but the arm."""
-    found: dict[str, dict[tuple[int, int, int], float]] = {first: {}, second: {}}
-    for row in finished(read_rows(path), path):
-        if row["arm"] in found:
-            key = int(row["width"]), int(row["epochs"]), int(row["seed"])
-            found[row["arm"]][key] = float(row["nme_percent"])
+    runs = finished(path)
+    lines, every = [f"{second} − {first}, points by seed"], []
 
-    both = sorted(found[first].keys() & found[second].keys())
-    if not both:
+    for arm, width, epochs in sorted(runs):
+        ours, theirs = runs.get((second, width, epochs), {}), runs[arm, width, epochs]
+        seeds = sorted(ours.keys() & theirs.keys())
+        if arm == first and seeds:
+            part = [ours[seed] - theirs[seed] for seed in seeds]
+            numbers = ", ".join(f"{number:+.2f}" for number in part)
+            lines.append(f"width {width}, {epochs} epochs: {numbers}; mean {np.mean(part):+.2f}")
+            every += part
+
+    if not every:
         raise UserError(f"{path}: has no runs of both {first!r} and {second!r}")
 
-    points = {key: found[second][key] - found[first][key] for key in both}
-    lines = [f"{second} − {first}, points by seed"]
-
-    for width, epochs in sorted({key[:2] for key in both}):
-        part = [points[key] for key in both if key[:2] == (width, epochs)]
-        numbers = ", ".join(f"{number:+.2f}" for number in part)
-        lines.append(f"width {width}, {epochs} epochs: {numbers}; mean {np.mean(part):+.2f}")
-
-    every = np.array(list(points.values()))
-    low, high = np.percentile(bootstrap_means(every[None]), (2.5, 97.5))
+    over_runs = differences.interval(bootstrap_means(np.array([every])))
+    below = sum(number < 0 for number in every)
     lines.append(
-        f"all {len(every)}: mean {every.mean():+.2f}, 95 % over runs {low:+.2f} … {high:+.2f}; "
-        f"{(every < 0).sum()} below 0"
+        f"all {len(every)}: mean {np.mean(every):+.2f}, 95 % over runs {over_runs}; {below} below 0"
     )
 
     return "\n".join(lines)
 
 
-def curves(rows: list[dict[str, str]]) -> dict[str, dict[int, list[float]]]:
-    """Arm -> length in epochs -> NME in percent of every seed."""
-    found: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        lengths = found.setdefault(row["arm"], defaultdict(list))
-        lengths[int(row["epochs"])].append(float(row["nme_percent"]))
-    return found
-
-
-def draw_lengths(panels: dict[str, list[dict[str, str]]], out: Path) -> None:
-    """Error against length of training: a panel a set of faces, a curve an arm, mean and spread
-    (std) of seeds.
-
-    A length with a single seed has a hollow mark and no band.
-
-    Args:
-        panels: title -> finished runs of a suite of lengths.
-        out: PNG file.
+def draw_lengths(panels: dict[str, Path]) -> Figure:
+    """Error against length of training: a panel a file of runs, a curve an arm, mean and spread
+    (std) of seeds. A length with a single seed has a hollow mark and no band.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8 * len(panels), 4.2), layout="constrained")
     every_axes = figure.subplots(1, len(panels), squeeze=False)[0]
 
-    for axes, (title, rows) in zip(every_axes, panels.items(), strict=True):
-        found = curves(rows)
-        for arm, lengths in found.items():
-            _draw_curve(axes, arm, lengths)
+    for axes, (title, path) in zip(every_axes, panels.items(), strict=True):
+        runs = finished(path)
+        for arm in dict.fromkeys(arm for arm, _, _ in runs):
+            of_arm = {n: list(nmes.values()) for (name, _, n), nmes in runs.items() if name == arm}
+            _draw_curve(axes, arm, dict(sorted(of_arm.items())))
 
-        ticks = sorted({epochs for lengths in found.values() for epochs in lengths})
+        ticks = sorted({epochs for _, _, epochs in runs})
         axes.set_xscale("log")
         axes.set_xticks(ticks, ticks)
         axes.minorticks_off()
@@ -188,22 +137,29 @@ def draw_lengths(panels: dict[str, list[dict[str, str]]], out: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
 
-    with atomic_write(out) as file:
-        figure.savefig(file, format="png", dpi=120)
+    return figure
 
 
 def _draw_curve(axes: Axes, arm: str, lengths: dict[int, list[float]]) -> None:
-    colour, marker = STYLES.get(arm, ("#009e73", "d"))
-    epochs = np.array(sorted(lengths))
-    several = np.array([len(lengths[n]) > 1 for n in epochs])
-    mean = np.array([np.mean(lengths[n]) for n in epochs])
-    axes.plot(epochs, mean, color=colour, marker=marker, label=NAMES.get(arm, arm))
+    name, colour, marker = STYLES.get(arm, (arm, "#009e73", "d"))
+    epochs = np.array(list(lengths))
+    several = np.array([len(nmes) > 1 for nmes in lengths.values()])
+    mean = np.array([np.mean(nmes) for nmes in lengths.values()])
+    axes.plot(epochs, mean, color=colour, marker=marker, label=name)
     axes.plot(epochs[~several], mean[~several], marker, color=colour, markerfacecolor="white")
 
-    spread = np.array([np.std(lengths[n], ddof=1) for n in epochs[several]])
+    spread = np.array([np.std(nmes, ddof=1) for nmes in lengths.values() if len(nmes) > 1])
     axes.errorbar(epochs[several], mean[several], spread, fmt="none", ecolor=colour, capsize=3)
     low, high = mean[several] - spread, mean[several] + spread
     axes.fill_between(epochs[several], low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def panel(text: str) -> tuple[str, Path]:
+    """TITLE=FILE."""
+    title, equals, path = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError("a panel is TITLE=RUNS.csv")
+    return title, Path(path)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -221,31 +177,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     lengths = commands.add_parser("lengths", help="figure: error against length of training")
     lengths.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    lengths.add_argument("panels", nargs="+", metavar="TITLE=RUNS.csv")
-    args = parser.parse_args(argv)
-    if args.command == "lengths" and not all("=" in panel for panel in args.panels):
-        parser.error("a panel is TITLE=RUNS.csv")
+    lengths.add_argument("panels", type=panel, nargs="+", metavar="TITLE=RUNS.csv")
 
-    return args
+    return parser.parse_args(argv)
 
 
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
-    if args.command != "lengths":
+    if args.command == "lengths":
+        from evaluation.figures import save
+
+        print(save(draw_lengths(dict(args.panels)), args.out))
+    else:
         say = difference if args.command == "difference" else differences_by_run
         print(say(args.rows, args.first, args.second))
-        return 0
-
-    panels = {}
-
-    for panel in args.panels:
-        title, _, path = panel.rpartition("=")
-        panels[title] = finished(read_rows(Path(path)), Path(path))
-
-    draw_lengths(panels, args.out)
-    print(args.out)
 
     return 0
 

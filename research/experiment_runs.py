@@ -22,6 +22,7 @@ import numpy as np
 from dataset.annotations import read_crop_list, write_crop_list
 from dataset.faces import FaceSet, list_path, load_faces, read_meta
 from evaluation.evaluate import face_errors, summarize
+from research.differences import column
 from research.relatives import kind_of, load_network
 from training.config import SEPBN_OPTIONS, TrainConfig
 from training.loop import train
@@ -41,7 +42,8 @@ COLUMNS = tuple(
 
 @dataclass(frozen=True)
 class Plan:
-    """Which arms are to be trained for how long, on what; one rate means that none is tuned.
+    """Which arms are to be trained for how long, on what; of a single rate none is tuned, nor for
+    arms of known rates.
 
     A suite is one plan or several, of different lengths or widths. A run is known by its faces and
     settings, so suites that need the same run share it.
@@ -55,6 +57,7 @@ class Plan:
     width: int
     seeds: int
     rates: tuple[float, ...]
+    known_rates: tuple[tuple[str, float], ...]  # of arms
     tune_epochs: int
     tune_seeds: int
     published: bool
@@ -256,7 +259,7 @@ def tune(plan: Plan, arm: str, rows: list[dict[str, Any]]) -> float:
                 found.append(row.get("nme_percent", float("inf")))
             tried[lr] = np.mean(found)
 
-        best = min(tried, key=tried.get)
+        best = min(tried, key=lambda lr: tried[lr])
         outward = {min(tried): best / ratio, max(tried): best * ratio}
         if best not in outward or extension == 2 or tried[best] == float("inf"):
             break
@@ -273,9 +276,10 @@ def tune(plan: Plan, arm: str, rows: list[dict[str, Any]]) -> float:
 
 def run_arms(plan: Plan, rows: list[dict[str, Any]]) -> None:
     """Tune and train all arms with all seeds; adds the runs to ``rows``, the suite's."""
-    rates = {}
+    rates = dict(plan.known_rates)
     for base in dict.fromkeys(split_arm(arm)[0] for arm in plan.arms):
-        rates[base] = plan.rates[0] if len(plan.rates) == 1 else tune(plan, base, rows)
+        if base not in rates:
+            rates[base] = plan.rates[0] if len(plan.rates) == 1 else tune(plan, base, rows)
 
     for seed in range(plan.seeds):
         for arm in plan.arms:
@@ -290,8 +294,8 @@ def run_arms(plan: Plan, rows: list[dict[str, Any]]) -> None:
 
 
 def label(row: dict[str, Any]) -> str:
-    """A run of a suite in words: the head of its column."""
-    return f"{row['arm']} width {row['width']} epochs {row['epochs']} seed {row['seed']}"
+    """The head of a run's column."""
+    return column(f"{row['arm']} width {row['width']} epochs {row['epochs']}", row["seed"])
 
 
 def rows_of(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

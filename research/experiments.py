@@ -1,7 +1,6 @@
 """What SepBN does: suites of training runs, one CSV row a run, tables with their uncertainty.
 
     python research/experiments.py --suite SUITE --data DATA [--work WORK]
-    python research/experiments.py --suite liveness --data DATA --checkpoints FILE ...
     research/all_experiments.sh DATA98 DATA68 WORK    # all but wflw, one after the other
 
     wflw         the published schedule and table
@@ -12,9 +11,11 @@
     sets68       how many sets; the temperature
     widths68     networks of width 8, 16 and 32
     real98       attention on a grid; what the mirror and rotation errors of the labels cost
-    domains      trained on real and drawn faces together, tested on real ones (98 points)
-    subdomains   drawn faces of 1, 2 and 4 sub-domains, which go to DATA
-    liveness     do trained networks use their sets and their attention?
+    boxes98      the face box at several scales; DATA are folders of the same faces, prepared with
+                 --box-scale 1, 1.1, 1.2 and 1.3
+    boxes68      the same on 68 points
+    domains      trained on real and synthetic faces together, tested on real ones (98 points)
+    subdomains   synthetic faces of 1, 2 and 4 sub-domains, which go to DATA
 
 Runs go to WORK/checkpoints/. The same command again skips finished runs and resumes a stopped one.
 WORK/SUITE.csv has a row for every run of the latest command, WORK/SUITE_faces.csv the errors of
@@ -60,9 +61,15 @@ two sets.
 Of the width: none of the widths 8, 16, 32 has SepBN further than 0.3 points from BatchNorm; the gap
 from ``none`` to ``bn`` does not vanish with width.
 
-Of drawn and photographed faces trained on together: the attention of at least one module tells them
-apart (AUC of the best single weight above 0.9), and nothing is won: SepBN minus BatchNorm is below
-0.3 points either way on real faces.
+Of the size of the box: the share of faces with a landmark outside the 128 px crop falls from about
+half to a few percent at 1.2; at 25 epochs and width 8 the NME gains nothing by it (a larger box
+leaves the face fewer pixels): within 0.5 points of scale 1 at 1.1 and 1.2 on either set, worse at
+1.3; the order of the scales is the same for both arms. The rates are those tuned for 25 epochs at
+scale 1, which favours it. The NME is normalised in the picture, so it compares over scales.
+
+Of synthetic and photographed faces trained on together: the attention of at least one module tells
+them apart (AUC of the best single weight above 0.9), and nothing is won: SepBN minus BatchNorm is
+below 0.3 points either way on real faces.
 """
 
 from __future__ import annotations
@@ -76,20 +83,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.faces import load_faces
+from dataset.crop import CROP_SIZE
+from dataset.faces import FaceSet, load_faces
 from evaluation.tables import markdown_table
+from research.differences import HEADS, difference
 from research.experiment_runs import Plan, Stopped, configuration, rows_of, run_arms
-from research.experiment_tables import DIFFERENCE_HEADS, arm_errors, difference, overview, table
+from research.experiment_tables import arm_errors, overview, table
 from research.liveness import liveness, separation
-from research.mixtures import drawn_and_real, mixture
+from research.mixtures import mixture, synthetic_and_real
 from training.run import RUNS
-from utils.files import make_folder, reports_user_errors
+from utils.files import reports_user_errors
 from utils.runtime import select_device
 
 THREE_ARMS = ("none", "bn", "sepbn-g1k3")
 MAIN_ARMS = (*THREE_ARMS, "sepbn-g2k3")
 RELATIVES = ("an-k5", "an-k10", "bn-se")
-DRAWN = 996  # drawn faces in suite domains: three for each of the 332 real ones
+SYNTHETIC = 996  # faces in suite domains: three for each of the 332 real ones
 GRID = (1e-2, 3e-2)
 
 
@@ -106,11 +115,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Suite:
-    """Defaults of a suite; ``rates`` is the grid, or the one published rate."""
+    """Defaults of a suite; ``rates`` are the grid or, where they are ``known``, its arms'."""
 
     arms: tuple[str, ...]
     parts: tuple[Part, ...]
     rates: tuple[float, ...] = GRID
+    known: bool = False
     published: bool = False
 
 
@@ -122,6 +132,7 @@ LENGTHS68 = (
     *(Part(25, 2, 25), Part(50, 2, 50), Part(100, 2, 100)),
     *(Part(200, 2, 100), Part(400, 1, 100)),
 )
+BOX_ARMS, BOX_PARTS = ("bn", "sepbn-g1k3"), (Part(25, 3, 25),)
 SUITES = {
     "wflw": Suite(MAIN_ARMS, (Part(2000, 1, 1000, width=64),), rates=(1e-3,), published=True),
     "real98": Suite((*MAIN_ARMS, "sepbn-g2k3-grid4", "bn-released"), (Part(60, 3, 30),)),
@@ -133,74 +144,53 @@ SUITES = {
     "relatives98": Suite((*MAIN_ARMS, *RELATIVES), (Part(100, 3, 100),)),
     "relatives68": Suite((*MAIN_ARMS, *RELATIVES), (Part(100, 3, 100),)),
     "widths68": Suite(THREE_ARMS, tuple(Part(50, 2, 50, width=width) for width in (8, 16, 32))),
+    "boxes98": Suite(BOX_ARMS, BOX_PARTS, rates=(0.09, 0.03), known=True),
+    "boxes68": Suite(BOX_ARMS, BOX_PARTS, rates=(0.01, 0.03), known=True),
     "domains": Suite(("bn", "sepbn-g1k3"), (Part(25, 3, 25),)),
     "subdomains": Suite(("bn", "sepbn-g1k3"), (Part(40, 3, 20),)),
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    folder, count = {"type": Path, "metavar": "DIR"}, {"type": int, "metavar": "N"}
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
 
-    add("--suite", choices=(*SUITES, "liveness"), required=True)
-    data = "prepared folder (dataset/createWFLW256.py); subdomains: where drawn faces go"
-    add("--data", **folder, required=True, help=data)
-    work = "where runs and CSV files go (default: %(default)s)"
-    add("--work", **folder, default=Path("checkpoints/experiments"), help=work)
-    checkpoints = "networks with SepBN (liveness only)"
-    add("--checkpoints", type=Path, nargs="+", metavar="FILE", help=checkpoints)
 
-    add("--arms", nargs="+", metavar="ARM", help="see above (default: the suite's)")
-    add("--epochs", **count, nargs="+", help="lengths of training (default: the suite's)")
-    add("--seeds", **count, help="seeds 0 to N-1 (default: the suite's, by length)")
-    add("--tune-epochs", **count, help="epochs of tuning runs (default: the suite's, by length)")
-    add("--width", **count, help="channels of the first stage (default: the suite's)")
-    rates = "learning rates to tune over; one is taken as is (default: 0.01 0.03; wflw 0.001)"
-    add("--rates", type=float, nargs="+", metavar="LR", help=rates)
-
-    limit = "first N faces of each split only; (sub)domains: N training faces in all"
-    add("--limit", **count, help=limit)
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    quick = "width 4, 10 epochs, 2 seeds, 160 faces where not given; minutes"
-    add("--quick", action="store_true", help=quick)
-
-    return parser
+def rate(text: str) -> float:
+    """A learning rate."""
+    if float(text) <= 0:
+        raise argparse.ArgumentTypeError("must be positive")
+    return float(text)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Arguments that make sense together; exits with code 2 on others."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    if (args.suite == "liveness") != (args.checkpoints is not None):
-        parser.error("--suite liveness needs --checkpoints, and no other suite takes them")
-
-    training = (
-        args.arms,
-        args.seeds,
-        args.epochs,
-        args.tune_epochs,
-        args.width,
-        args.rates,
-        args.quick or None,
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add, of_suite = parser.add_argument, "(default: the suite's)"
 
-    if args.suite == "liveness" and any(value is not None for value in training):
-        parser.error(
-            "--suite liveness trains nothing: "
-            "it takes --data, --checkpoints, --work, --limit and --device"
-        )
+    add("--suite", choices=SUITES, required=True)
+    data = "prepared folder (dataset/createWFLW256.py); subdomains: where synthetic faces go"
+    add("--data", type=Path, nargs="+", metavar="DIR", required=True, help=data)
+    work = "where runs and CSV files go (default: %(default)s)"
+    add("--work", type=Path, metavar="DIR", default=Path("checkpoints/experiments"), help=work)
 
-    for name in ("seeds", "epochs", "tune_epochs", "width", "limit"):
-        value = getattr(args, name)
-        if value is not None and min(value if name == "epochs" else [value]) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    add("--arms", nargs="+", metavar="ARM", help=f"see above {of_suite}")
+    add("--epochs", type=count, nargs="+", metavar="N", help=f"lengths of training {of_suite}")
+    add("--seeds", type=count, metavar="N", help=f"seeds 0 to N-1 {of_suite}")
+    add("--tune-epochs", type=count, metavar="N", help=f"epochs of tuning runs {of_suite}")
+    add("--width", type=count, metavar="N", help=f"channels of the first stage {of_suite}")
+    rates = f"learning rates to tune over; one is taken as is {of_suite}"
+    add("--rates", type=rate, nargs="+", metavar="LR", help=rates)
 
-    if args.rates and min(args.rates) <= 0:
-        parser.error("--rates must be positive")
+    limit = "first N faces of each split only; (sub)domains: N training faces in all"
+    add("--limit", type=count, metavar="N", help=limit)
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if len(args.data) > 1 and not args.suite.startswith("boxes"):
+        parser.error(f"--suite {args.suite} takes one folder of --data")
 
     return args
 
@@ -208,28 +198,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def make_plans(args: argparse.Namespace) -> list[Plan]:
     """The suite's parts, changed by the arguments; shortest first."""
     suite = SUITES[args.suite]
-    quick = {"epochs": [10], "width": 4, "seeds": 2, "limit": 160} if args.quick else {}
-
-    def given(name: str) -> Any:
-        value = getattr(args, name)
-        return value if value is not None else quick.get(name)
-
+    rates = dict(zip(suite.arms, suite.rates, strict=True)) if suite.known else {}
     plans = []
 
-    for part in parts(suite, given("epochs")):
+    for part in parts(suite, args.epochs):
         plan = Plan(
             suite=args.suite,
-            data=args.data,
+            data=args.data[0],
             work=args.work,
             arms=tuple(dict.fromkeys(args.arms or suite.arms)),
             epochs=part.epochs,
-            width=given("width") or part.width,
-            seeds=given("seeds") or part.seeds,
+            width=args.width or part.width,
+            seeds=args.seeds or part.seeds,
             rates=tuple(sorted(set(args.rates or suite.rates))),
+            known_rates=() if args.rates else tuple(rates.items()),
             tune_epochs=args.tune_epochs or part.tune_epochs,
             tune_seeds=part.tune_seeds,
             published=suite.published,
-            limit=given("limit"),
+            limit=args.limit,
             device=args.device,
         )
         for arm in plan.arms:  # refuse what cannot be trained before anything is
@@ -266,20 +252,48 @@ def tables(plans: list[Plan]) -> Iterator[str]:
         yield overview(plans, rows)
 
 
+def boxes(plan: Plan, folders: list[Path]) -> Iterator[str]:
+    """Markdown: arms on the same faces in several folders, each minus the first folder."""
+    first, lines = None, []
+
+    for folder in folders:
+        part = replace(plan, suite=f"{plan.suite}_{folder.name}", data=folder)
+        rows: list[dict[str, Any]] = []
+        run_arms(part, rows)
+        yield table(part, rows)
+
+        errors = arm_errors(rows)
+        first = first or errors
+        cut = f"{100 * share_cut(load_faces(folder, 'test', limit=plan.limit)):.1f}"
+        both = [arm for arm in plan.arms if arm in errors and arm in first]
+        lines += [(folder.name, cut, arm, *difference(first[arm], errors[arm])) for arm in both]
+
+    heads = ("faces", "test faces cut, %", f"arm, minus {folders[0].name}", *HEADS)
+    yield markdown_table(heads, lines, aligned=False)
+
+
+def share_cut(faces: FaceSet) -> float:
+    """Share of faces with a landmark outside the crop that the network sees."""
+    points = faces.crop_landmarks()
+    outside = (points < -0.5) | (points > CROP_SIZE - 0.5)  # (N, P, 2)
+
+    return float(outside.flatten(1).any(dim=1).double().mean())
+
+
 def domains(plan: Plan) -> Iterator[str]:
-    """Markdown: arms trained on drawn and real faces together and tested on real ones."""
+    """Markdown: arms trained on synthetic and real faces together and tested on real ones."""
     share = plan.limit and max(1, plan.limit // 2)
-    mixed, drawn = drawn_and_real(plan.work / "drawn", plan.data, share or DRAWN, share)
+    mixed, synthetic = synthetic_and_real(
+        plan.work / "synthetic", plan.data, share or SYNTHETIC, share
+    )
     plan = replace(plan, data=mixed, limit=None)
     rows: list[dict[str, Any]] = []
     run_arms(plan, rows)
     yield table(plan, rows)
 
-    finals = sepbn_networks(plan, rows)
-
-    if finals:
-        real_faces, drawn_faces = load_faces(mixed, "test"), load_faces(drawn, "test")
-        yield separation(finals, real_faces, drawn_faces, device=select_device(plan.device))
+    if finals := sepbn_networks(plan, rows):
+        sets = load_faces(mixed, "test"), load_faces(synthetic, "test")
+        yield separation(finals, *sets, device=select_device(plan.device))
 
 
 def sepbn_networks(plan: Plan, rows: list[dict[str, Any]]) -> list[Path]:
@@ -293,46 +307,39 @@ def subdomains(plan: Plan) -> Iterator[str]:
     """Markdown: arms on mixtures of 1, 2 and 4 sub-domains of equal total size."""
     lines = []
 
-    for count in (1, 2, 4):
-        faces = mixture(plan.data, count, plan.limit or 1600)
-        part = replace(plan, suite=f"subdomains{count}", data=faces, limit=None)
+    for number in (1, 2, 4):
+        faces = mixture(plan.data, number, plan.limit or 1600)
+        part = replace(plan, suite=f"subdomains{number}", data=faces, limit=None)
         rows: list[dict[str, Any]] = []
         run_arms(part, rows)
         yield table(part, rows)
+
         errors = arm_errors(rows)
         others = [arm for arm in plan.arms if arm != "bn" and {"bn", arm} <= set(errors)]
         lines += [
-            (str(count), f"{arm} − bn", *difference(errors["bn"], errors[arm])) for arm in others
+            (str(number), f"{arm} − bn", *difference(errors["bn"], errors[arm])) for arm in others
         ]
-        finals = sepbn_networks(plan, [row for row in rows if row["seed"] == 0])
-        if finals:
-            test_faces, out = load_faces(faces, "test"), plan.work / f"liveness{count}.csv"
+        if finals := sepbn_networks(part, [row for row in rows if row["seed"] == 0]):
+            test_faces, out = load_faces(faces, "test"), plan.work / f"liveness{number}.csv"
             yield liveness(finals, test_faces, out, device=select_device(plan.device))
 
-    yield markdown_table(("sub-domains", "difference", *DIFFERENCE_HEADS), lines, aligned=False)
+    yield markdown_table(("sub-domains", "difference", *HEADS), lines, aligned=False)
 
 
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-
-    if args.suite == "liveness":
-        faces = load_faces(args.data, "test", limit=args.limit)
-        device = select_device(args.device)
-        print(
-            liveness(
-                args.checkpoints, faces, make_folder(args.work) / "liveness.csv", device=device
-            )
-        )
-        return 0
-
     plans = make_plans(args)
 
+    if args.suite.startswith("boxes"):
+        texts = boxes(plans[0], args.data)
+    elif args.suite in ("domains", "subdomains"):
+        texts = {"domains": domains, "subdomains": subdomains}[args.suite](plans[0])
+    else:
+        texts = tables(plans)
+
     try:
-        of_mixtures = {"subdomains": subdomains, "domains": domains}
-        for text in (
-            of_mixtures[args.suite](plans[0]) if args.suite in of_mixtures else tables(plans)
-        ):
+        for text in texts:
             print(text, end="\n\n", flush=True)
     except Stopped as stopped:
         return stopped.args[0]

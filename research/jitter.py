@@ -2,9 +2,9 @@
 
     python research/jitter.py --checkpoint FILE
 
-Drawn faces, 60 frames each, 25 a second, Gaussian noise in every frame. The standard deviation of
-every coordinate over the last 50 frames, averaged over points, in px, is measured without and with
-smoothing, for a box that stands still and for one that goes with the last landmarks.
+Synthetic faces, 60 frames each, 25 a second, Gaussian noise in every frame. The standard deviation
+of every coordinate over the last 50 frames, averaged over points, in px, is measured without and
+with smoothing, for a box that stands still and for one that goes with the last landmarks.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from benchmarks.paired import machine
 from prediction.predictor import LandmarkPredictor
 from prediction.smoothing import LandmarkSmoother
 from prediction.tracking import FaceTracker
 from synthetic.face import draw_face
 from utils.files import reports_user_errors
-from utils.runtime import describe_machine, progress
+from utils.runtime import progress
 
 FRAMES, SETTLED, RATE = 60, 10, 25.0
-SEED = 20_261_125  # of faces drawn for nothing else
+SEED = 20_261_125  # of faces made for nothing else
 
 
 def landmarks_of_video(
@@ -34,7 +35,7 @@ def landmarks_of_video(
     """Landmarks (FRAMES, 1, P, 2), the boxes they were found with, and the face's side in px.
 
     Args:
-        number: of the drawn face, and of its noise.
+        number: of the synthetic face, and of its noise.
         sigma: of the noise, grey levels.
         carried: the box goes with the last landmarks, instead of standing still.
     """
@@ -73,27 +74,15 @@ def measure(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="How much landmarks tremble with sensor noise.")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    parser.add_argument(
-        "--sigma",
-        type=float,
-        nargs="+",
-        default=[2.0, 5.0, 10.0],
-        help="of the noise, grey levels (default: 2 5 10)",
-    )
-    parser.add_argument(
-        "--faces", type=int, default=10, metavar="N", help="faces to draw (default: %(default)s)"
-    )
+    sigma = "of the noise, grey levels (default: 2 5 10)"
+    parser.add_argument("--sigma", type=float, nargs="+", default=[2.0, 5.0, 10.0], help=sigma)
+    parser.add_argument("--faces", type=int, default=10, metavar="N", help="(default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.faces < 1:
-        parser.error("--faces must be at least 1")
 
     predictor = LandmarkPredictor(args.checkpoint, device="cpu")
-    machine = describe_machine()
-    print(", ".join(f"{key} {value}" for key, value in machine.items() if value is not None))
+    print(machine())
     print(f"{args.checkpoint}: {predictor.config['arm']}")
-    print(
-        f"n = {args.faces} drawn faces, {FRAMES} frames each; mean standard deviation of points, px"
-    )
+    print(f"n = {args.faces} synthetic faces, {FRAMES} frames each; mean std of points, px")
     print("\n| noise | box | as predicted | smoothed | face's side, px |\n|---|---|---|---|---|")
 
     for sigma in args.sigma:

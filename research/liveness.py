@@ -1,27 +1,35 @@
 """Is SepBN alive: do its sets differ, does attention follow the input, does it matter?
 
-Used by ``research/experiments.py``, which explains the suites.
+    python research/liveness.py CHECKPOINT ... --data DATA [--out FILE.csv]
+
+Tables in Markdown about trained networks with SepBN on the test faces of DATA; FILE.csv has a row
+for every network and module.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import csv
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 
 from dataset.annotations import ATTRIBUTES
-from dataset.faces import FaceSet
+from dataset.faces import FaceSet, load_faces
 from evaluation.attention import attention_weights, cohens_d, relative_distances, sepbn_modules
 from evaluation.evaluate import bootstrap_means, face_errors, paired_difference, require_same_points
 from evaluation.tables import markdown_table
 from models.checkpoint import LoadedModel, load_model
 from models.vanilla import NUM_STAGES, VanillaCNN
-from utils.files import UserError, atomic_write
+from utils.files import UserError, atomic_write, reports_user_errors
 from utils.metrics import nme
+from utils.runtime import select_device
 
 COLUMNS = (
     *("checkpoint", "seed", "n_test", "module", "scale_distance", "shift_distance"),
@@ -250,3 +258,25 @@ def separability(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     equal = (first[:, None] == second[None]).mean(axis=(0, 1))
     area = above + equal / 2
     return np.maximum(area, 1 - area)
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared folder")
+    parser.add_argument("--out", type=Path, default=Path("liveness.csv"), metavar="FILE.csv")
+    parser.add_argument("--limit", type=int, metavar="N", help="first N test faces only")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+
+    faces = load_faces(args.data, "test", limit=args.limit)
+    print(liveness(args.checkpoints, faces, args.out, device=select_device(args.device)))
+
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

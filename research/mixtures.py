@@ -27,10 +27,10 @@ DOMAINS = {
 
 
 def mixture(folder: Path, count: int, total: int) -> Path:
-    """A prepared folder of faces drawn alike from ``count`` sub-domains, ``total`` to train on and
+    """A prepared folder of faces of ``count`` sub-domains in equal parts, ``total`` to train on and
     a quarter to test.
 
-    Faces are drawn and prepared where missing; the mixture's lists point at them. No person is in
+    Faces are made and prepared where missing; the mixture's lists point at them. No person is in
     two sub-domains.
     """
     # The largest share of each: in the smallest of the mixtures of 1, 2 and 4 that has it.
@@ -41,12 +41,9 @@ def mixture(folder: Path, count: int, total: int) -> Path:
     for seed, (name, without) in enumerate(list(DOMAINS.items())[:count]):
         prepared = folder / f"{name}_{total}" / name
         counts = needed[name], max(2, needed[name] // 4)
-        draw(
-            folder / f"{name}_{total}_drawn",
-            prepared,
-            counts,
-            ["--seed", str(seed), "--without", *without],
-        )
+        options = ["--seed", str(seed), "--without", *without]
+        make_faces(folder / f"{name}_{total}_set", prepared, counts, options)
+
         for split, faces in parts.items():
             landmarks, patches = read_crop_list(list_path(prepared, split))
             share = (total if split == "train" else max(2 * count, total // 4)) // count
@@ -60,31 +57,31 @@ def mixture(folder: Path, count: int, total: int) -> Path:
     return mixed
 
 
-def drawn_and_real(
-    folder: Path, real: Path, drawn: int, limit: int | None = None
+def synthetic_and_real(
+    folder: Path, real: Path, count: int, limit: int | None = None
 ) -> tuple[Path, Path]:
-    """A prepared folder that trains on real and drawn faces together and tests on the real ones.
+    """A prepared folder that trains on real and synthetic faces together and tests on real ones.
 
     Args:
-        folder: where drawn faces and the lists go.
+        folder: where synthetic faces and the lists go.
         real: a prepared folder of real faces with 98 points.
-        drawn: how many training faces are drawn; as many test faces as there are real ones.
-        limit: the first so many of the real faces only.
+        count: how many synthetic faces train; as many are tested as there are real ones.
+        limit: the first N of the real faces only.
 
     Returns:
-        That folder, and the one of the drawn faces alone.
+        That folder, and the one of the synthetic faces alone.
     """
     found = {split: read_crop_list(list_path(real, split)) for split in ("train", "test")}
     found = {
         split: (landmarks[:limit], patches[:limit]) for split, (landmarks, patches) in found.items()
     }
     tests = len(found["test"][1])
-    prepared = folder / f"drawn_{drawn}_{tests}" / "drawn"
-    draw(folder / f"drawn_{drawn}_{tests}" / "set", prepared, (drawn, tests), ["--seed", "0"])
+    home = folder / f"synthetic_{count}_{tests}"
+    prepared = home / "synthetic"
+    make_faces(home / "set", prepared, (count, tests), ["--seed", "0"])
 
-    mixed = make_folder(
-        folder / f"{real.resolve().name}_{len(found['train'][1])}_and_{drawn}_drawn"
-    )
+    faces = len(found["train"][1])
+    mixed = make_folder(folder / f"{real.resolve().name}_{faces}_and_{count}_synthetic")
     (mixed / "meta.json").write_bytes((real / "meta.json").read_bytes())
     write_joined(mixed, "train", [found["train"], read_crop_list(list_path(prepared, "train"))])
     write_joined(mixed, "test", [found["test"]])
@@ -92,15 +89,15 @@ def drawn_and_real(
     return mixed, prepared
 
 
-def draw(drawn: Path, prepared: Path, counts: tuple[int, int], options: list[str]) -> None:
-    """Draw faces for training and testing and prepare them; what is there already stays."""
+def make_faces(folder: Path, prepared: Path, counts: tuple[int, int], options: list[str]) -> None:
+    """Make synthetic faces to train and to test, and prepare them; what is there already stays."""
     make_folder(prepared.parent)
     train, test = map(str, counts)
 
     with redirect_stdout(sys.stderr):
         for step, argv in (
-            (createSynthetic, ["--out", str(drawn), "--train", train, "--test", test, *options]),
-            (createWFLW256, ["--wflw", str(drawn), "--out", str(prepared)]),
+            (createSynthetic, ["--out", str(folder), "--train", train, "--test", test, *options]),
+            (createWFLW256, ["--wflw", str(folder), "--out", str(prepared)]),
         ):
             if step.main(argv):
                 raise UserError(

@@ -60,6 +60,18 @@ def run_script(capfd) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
+def refused(run_script, *argv: object, code: int = 1) -> str:
+    """Run a script that must refuse: exit code 1 and one line, or 2 with argparse's usage before
+    it, and nothing on stdout; returns that line.
+    """
+    found, output, errors = run_script(*argv)
+    line = errors.splitlines()[-1]
+    assert (found, output) == (code, ""), errors
+    assert ": error: " in line if code == 2 else errors == line + "\n" and line[:7] == "error: "
+
+    return line
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with the real faces used for checks; tests that need them skip where it is absent."""

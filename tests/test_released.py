@@ -329,10 +329,13 @@ def test_released_compares_annotated_and_detected_boxes(run, official_set, run_s
     script = load_script("research/released.py")
     monkeypatch.setattr(script, "FaceDetector", Detector)
     network = load_model(run / "final.pt")
-    pictures = [("drawn", lists / "list_98pt_rect_attr_test.txt", official_set / "WFLW_images")]
-    row = script.detector_table([network], Detector(Path()), pictures).splitlines()[-1]
+    pictures = [("faces", lists / "list_98pt_rect_attr_test.txt", official_set / "WFLW_images")]
+    _, _, row, _, note = script.detector_table([network], Detector(Path()), pictures).splitlines()
     found = sum(face.image != annotations[0].image for face in annotations)
     assert f"{len(annotations)} faces | {found} |" in row
+    assert note.endswith(
+        "found; side 1.00 ± 0.00, centre off by x 0.00 ± 0.00, y 0.00 ± 0.00 sides."
+    )
 
     detected, annotated, difference = numbers(row)[0], numbers(row)[3], numbers(row)[6:]
     assert detected == annotated and difference == [0, 0, 0]
@@ -350,6 +353,12 @@ def test_jitter_is_printed_before_and_after(run, run_script):
     for row in rows:
         before, after = numbers(row)[:2]
         assert 0 < after < before
+
+
+def test_a_box_moved_by_half_its_side_and_twice_as_large():
+    moved = load_script("research/released.py").moved
+    box, other = np.array([[0, 0, 9, 9]]), np.array([[0, -5, 19, 14]])
+    assert moved(box, other).tolist() == [[2, 0.5, 0]]
 
 
 def test_offsets_of_definition_are_taken_away():
