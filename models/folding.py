@@ -21,12 +21,12 @@ def fold_normalisation(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     for name, layer in list(model.named_children()):
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, SepBatchNorm2d):
+            setattr(model, name, FoldedSepBN(layer))
+        elif isinstance(layer, nn.BatchNorm2d):
             conv = "conv" + name.removeprefix("bn")
             setattr(model, conv, fuse_conv_bn_eval(getattr(model, conv), layer))
             setattr(model, name, nn.Identity())
-        elif isinstance(layer, SepBatchNorm2d):
-            setattr(model, name, FoldedSepBN(layer))
 
     return model.requires_grad_(False)
 

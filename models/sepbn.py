@@ -1,26 +1,41 @@
-"""Separable Batch Normalisation (SepBN): BatchNorm2d with K affine maps that the input mixes.
+"""Separable Batch Normalisation (SepBN): BatchNorm with K affine maps that the input mixes.
 
 Needs torch only and works as one copied file. From *Separable Batch Normalization for Robust
-Facial Landmark Localization* (BMVC 2021).
+Facial Landmark Localization* (BMVC 2021). How to use it: docs/layer.md.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import math
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["SepBatchNorm2d", "convert_batchnorm", "synchronize_statistics"]
+__all__ = [
+    "SepBatchNorm1d",
+    "SepBatchNorm2d",
+    "SepBatchNorm3d",
+    "TemperatureSchedule",
+    "convert_batchnorm",
+    "parameter_groups",
+    "set_temperature",
+    "synchronize_statistics",
+]
 
 
-class SepBatchNorm2d(nn.Module):
-    r"""Batch normalisation of a 4-D input, then an affine map that the input mixes from K learnt.
+class _SepBatchNorm(_BatchNorm):
+    r"""Batch normalisation, then an affine map that the input mixes from K learnt.
+
+    Written for maps of H x W pixels; any other number of positions is treated as such a map.
 
     .. math::
         \hat x_{nchw} &= \frac{x_{nchw} - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}}, \qquad
@@ -71,38 +86,12 @@ class SepBatchNorm2d(nn.Module):
              \sum_n \alpha_{nc} \frac{\partial L}{\partial \alpha_{nc}}.
 
     Arithmetic is in float32 (float64 for float64 input); input and output may be bfloat16 or
-    float16 under autocast. Second derivatives are not available.
-
-    Args:
-        num_features: number of channels C.
-        num_sets: number of affine maps K.
-        groups: number of channel groups G, each with attention weights of its own; divides C.
-        reduction: width of the attention's bottleneck relative to C.
-        attention_grid: T of the attention on a grid; None for the released bottleneck.
-        temperature: initial :math:`\tau`; kept in the buffer ``temperature``, change it by
-            ``temperature.fill_(t)``.
-        eps: added to the variance.
-        momentum: weight of the newest batch in the running estimates; None averages over all
-            batches.
-        affine: False leaves no sets and no attention, the normalisation only.
-        track_running_stats: False keeps no running estimates.
-
-    Attributes:
-        weight, bias: the K maps :math:`\gamma, \beta`, each (K, C); initially 1 and 0.
-
-    Shape:
-        - Input: :math:`(N, C, H, W)`
-        - Output: :math:`(N, C, H, W)`, same dtype and memory format.
-
-    State dicts of the released training code (K BatchNorms in a list ``bn``) load as they are, with
-    temperature 1.
-
-    Examples::
-
-        >>> layer = SepBatchNorm2d(64, num_sets=3, groups=2)
-        >>> output = layer(torch.randn(8, 64, 32, 32))
-        >>> weights = layer.attention(torch.randn(8, 64, 32, 32))  # (8, 2, 3)
+    float16 under autocast. Second derivatives need ``plain``, see :class:`SepBatchNorm2d`.
     """
+
+    plain = False
+    synchronized = False  # see synchronize_statistics
+    process_group: Any = None
 
     running_mean: Tensor
     running_var: Tensor
@@ -116,57 +105,46 @@ class SepBatchNorm2d(nn.Module):
         groups: int = 1,
         *,
         reduction: float = 0.1,
+        hidden: int | None = None,
         attention_grid: int | None = None,
         temperature: float = 1.0,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
+        bias: bool = True,
         track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.num_features, self.num_sets, self.groups = num_features, num_sets, groups
-        self.attention_grid = attention_grid
-        self.eps, self.momentum = eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        self.synchronized = False  # see synchronize_statistics
-        self._check_arguments(temperature)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(num_features, eps, momentum, False, track_running_stats, **factory)
+        self.num_sets, self.groups, self.attention_grid = num_sets, groups, attention_grid
+        self.affine, self.initial_temperature = affine, float(temperature)
+        self._check_arguments()
 
         if affine:
-            hidden = groups if attention_grid else max(1, int(reduction * num_features))
-            cells = attention_grid**2 if attention_grid else 1
             self.weight = nn.Parameter(torch.empty(num_sets, num_features, **factory))
-            self.bias = nn.Parameter(torch.empty(num_sets, num_features, **factory))
-            self.fc1 = nn.Conv2d(num_features, hidden, 1, bias=False, **factory)
-            self.fc2 = nn.Conv2d(hidden * cells, groups * num_sets, 1, bias=False, **factory)
-        else:
-            self.register_parameter("weight", None)
-            self.register_parameter("bias", None)
+            if bias:
+                self.bias = nn.Parameter(torch.empty(num_sets, num_features, **factory))
+            hidden, cells = hidden or max(1, int(reduction * num_features)), 1
+            if attention_grid:
+                hidden, cells = groups, attention_grid**2
+            self.fc1 = _Dense(num_features, hidden, 1, bias=False, **factory)
+            self.fc2 = _Dense(hidden * cells, groups * num_sets, 1, bias=False, **factory)
 
-        tracked = track_running_stats
-        for name in ("running_mean", "running_var"):
-            self.register_buffer(name, torch.empty(num_features, **factory) if tracked else None)
-        counter = torch.tensor(0, device=device) if tracked else None
-        self.register_buffer("num_batches_tracked", counter)
-
-        value = torch.tensor(float(temperature), device=device, dtype=torch.float32)
+        value = torch.empty((), device=device, dtype=torch.float32)
         self.register_buffer("temperature", value)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Make all sets the identity, draw the attention anew, forget the running estimates.
 
-        The attention's weights are Kaiming-uniform.
+        The attention's weights are Kaiming-uniform, the temperature is the initial one.
         """
-        if self.track_running_stats:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)
-            self.num_batches_tracked.zero_()
+        super().reset_parameters()
+        if "temperature" in self._buffers:  # not yet while torch's constructor runs
+            self.temperature.fill_(self.initial_temperature)
         if self.affine:
-            nn.init.ones_(self.weight)
-            nn.init.zeros_(self.bias)
             nn.init.kaiming_uniform_(self.fc1.weight)
             nn.init.kaiming_uniform_(self.fc2.weight)
 
@@ -178,8 +156,9 @@ class SepBatchNorm2d(nn.Module):
         )
 
     def attention(self, x: Tensor) -> Tensor:
-        """Attention weights of an input: (N, C, H, W) -> (N, G, K), summing to 1 over K."""
+        """Attention weights of an input: (N, C, ...) -> (N, G, K), summing to 1 over K."""
         self._check_input(x)
+        x = _as_maps(x)
         with _no_autocast(x):
             return self._attention(x, x.mean((2, 3), dtype=_compute_dtype(x)))
 
@@ -190,14 +169,13 @@ class SepBatchNorm2d(nn.Module):
 
     def _attention(self, x: Tensor, means: Tensor) -> Tensor:
         """Attention weights, (N, G, K), of an input and its (N, C) means over the pixels."""
-        squeeze, expand = self.fc1.weight.to(means.dtype), self.fc2.weight.to(means.dtype)
         if self.attention_grid is None:
-            hidden = F.linear(means, squeeze.flatten(1))  # (N, h)
+            hidden = self.fc1(means)  # (N, h)
         else:
-            cells = F.adaptive_avg_pool2d(x.to(means.dtype), self.attention_grid)  # (N, C, T, T)
-            hidden = F.conv2d(cells, squeeze).flatten(1)  # (N, G T T)
+            cells = _cell_means(x.to(means.dtype), self.attention_grid)  # (N, C, T, T)
+            hidden = self.fc1(cells).flatten(1)
 
-        logits = F.linear(F.leaky_relu(hidden, 0.01), expand.flatten(1))  # (N, G K), row g K + k
+        logits = self.fc2(F.leaky_relu(hidden, 0.01))  # (N, G K), row g K + k
         logits = logits.view(-1, self.groups, self.num_sets)
         return torch.softmax(logits / self.temperature, dim=2)
 
@@ -207,33 +185,42 @@ class SepBatchNorm2d(nn.Module):
             return torch.stack((torch.ones_like(means), torch.zeros_like(means)), 1)
 
         weights = self._attention(x, means).flatten(1)  # (N, G K)
-        sets = torch.stack((self.weight, self.bias), 1).to(means.dtype)  # (K, 2, C)
+        bias = torch.zeros_like(self.weight) if self.bias is None else self.bias
+        sets = torch.stack((self.weight, bias), 1).to(means.dtype)  # (K, 2, C)
         if self.groups > 1:
             # (G, K, 2, G, C / G): zero outside the group's channels
             own = sets.unflatten(2, (self.groups, -1)).transpose(2, 3)
             sets = torch.diag_embed(own, dim1=0, dim2=3).flatten(0, 1)
         return torch.mm(weights, sets.flatten(1)).unflatten(1, (2, -1))
 
-    def _check_arguments(self, temperature: float) -> None:
+    def _check_arguments(self) -> None:
         if self.num_sets < 1:
             raise ValueError(f"num_sets must be at least 1, got {self.num_sets}")
         if self.groups < 1 or self.num_features % self.groups:
             raise ValueError(
                 f"num_features ({self.num_features}) must be divisible by groups ({self.groups})"
             )
-        if self.attention_grid is not None and self.attention_grid < 1:
-            raise ValueError(f"attention_grid must be at least 1, got {self.attention_grid}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        if self.attention_grid is not None:
+            if not isinstance(self, nn.BatchNorm2d):
+                raise ValueError(f"{type(self).__name__} has no attention on a grid")
+            if self.attention_grid < 1:
+                raise ValueError(f"attention_grid must be at least 1, got {self.attention_grid}")
+        if not self.eps > 0:
+            raise ValueError(f"eps must be positive, got {self.eps}")
+        _check_temperature(self.initial_temperature)
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 4:
-            raise ValueError(f"expected 4-D input (N, C, H, W), got {x.dim()}-D")
+        if isinstance(x, torch.fx.Proxy):
+            name = type(self).__name__
+            raise torch.fx.proxy.TraceError(f"let the tracer's is_leaf_module say True for {name}")
+        if not self.synchronized:  # a SyncBatchNorm, for which it may stand, takes any dimensions
+            self._check_input_dim(x)
         if x.shape[1] != self.num_features:
             raise ValueError(f"expected {self.num_features} channels, got {x.shape[1]}")
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         self._migrate_released(state_dict, prefix)
+        self._migrate_batchnorm(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _migrate_released(self, state_dict: dict, prefix: str) -> None:
@@ -264,20 +251,160 @@ class SepBatchNorm2d(nn.Module):
         state_dict.update({prefix + name: value for name, value in migrated.items()})
         state_dict.setdefault(prefix + "temperature", torch.ones_like(self.temperature))
 
+    def _migrate_batchnorm(self, state_dict: dict, prefix: str) -> None:
+        """Rewrite a BatchNorm's entries, in place: each set is its map, the attention stays."""
+        weight = state_dict.get(f"{prefix}weight")
+        if weight is None or weight.dim() != 1:
+            return
 
-class SynchronizedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose batch statistics are those of all processes.
+        for name in ("weight", "bias"):
+            if f"{prefix}{name}" in state_dict:
+                state_dict[f"{prefix}{name}"] = state_dict[f"{prefix}{name}"].repeat(
+                    self.num_sets, 1
+                )
+        own = self.state_dict()
+        for name in ("temperature", "fc1.weight", "fc2.weight"):
+            state_dict.setdefault(f"{prefix}{name}", own[name])
 
-    See :func:`synchronize_statistics`.
+
+class SepBatchNorm1d(_SepBatchNorm, nn.BatchNorm1d):
+    """SepBN of inputs (N, C) or (N, C, L); arguments as of :class:`SepBatchNorm2d`."""
+
+
+class SepBatchNorm2d(_SepBatchNorm, nn.BatchNorm2d):
+    r"""Batch normalisation of a 4-D input, then an affine map that the input mixes from K learnt.
+
+    Args:
+        num_features: number of channels C.
+        num_sets: number of affine maps K.
+        groups: number of channel groups G, each with attention weights of its own; divides C.
+        reduction: width of the attention's bottleneck relative to C.
+        hidden: this width itself, instead.
+        attention_grid: T of the attention on a grid; None for the released bottleneck.
+        temperature: initial :math:`\tau` of the attention's softmax; kept in the buffer
+            ``temperature``, see :func:`set_temperature`.
+        eps: added to the variance.
+        momentum: weight of the newest batch in the running estimates; None averages over all
+            batches.
+        affine: False leaves no sets and no attention, the normalisation only.
+        bias: False leaves the sets without shifts.
+        track_running_stats: False keeps no running estimates.
+
+    Attributes:
+        weight, bias: the K maps :math:`\gamma, \beta`, each (K, C); initially 1 and 0.
+        plain: True computes everything by plain differentiable operations, which is slower in
+            training but can be differentiated any number of times, in forward mode and in batches.
+            ``layer.plain = True`` for a layer, ``SepBatchNorm2d.plain = True`` for all.
+
+    Shape:
+        - Input: :math:`(N, C, H, W)`
+        - Output: :math:`(N, C, H, W)`, same dtype and memory format.
+
+    State dicts of a BatchNorm load, each set a copy of its map, and so do those of the released
+    training code (K BatchNorms in a list ``bn``), with temperature 1.
+
+    Examples::
+
+        >>> layer = SepBatchNorm2d(64, num_sets=3, groups=2)
+        >>> output = layer(torch.randn(8, 64, 32, 32))
+        >>> weights = layer.attention(torch.randn(8, 64, 32, 32))  # (8, 2, 3)
     """
 
+
+class SepBatchNorm3d(_SepBatchNorm, nn.BatchNorm3d):
+    """SepBN of inputs (N, C, D, H, W); arguments as of :class:`SepBatchNorm2d`."""
+
+
+class _Dense(nn.Conv2d):
+    """A 1 x 1 convolution of (N, C) without pixels, or of (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype)
+        return F.linear(x, weight.flatten(1)) if x.dim() == 2 else F.conv2d(x, weight)
+
+
+# --------------------------------------------------------------------------------------------------
+# For whole models
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """An optimizer's parameter groups: weight decay for weights, none for biases and affine maps.
+
+    The usual rule, no decay below two dimensions, would let the (K, C) maps of SepBN decay. The
+    attention's weights decay, frozen parameters are left out.
+    """
+    maps = {
+        parameter
+        for layer in model.modules()
+        if isinstance(layer, _SepBatchNorm)
+        for parameter in layer.parameters(recurse=False)
+    }
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[parameter.dim() < 2 or parameter in maps].append(parameter)
+    return [
+        {"params": groups[False], "weight_decay": weight_decay},
+        {"params": groups[True], "weight_decay": 0.0},
+    ]
+
+
+def set_temperature(model: nn.Module, temperature: float) -> None:
+    """Set the temperature of all SepBN layers of a model."""
+    _check_temperature(temperature)
+    for layer in model.modules():
+        if isinstance(layer, _SepBatchNorm):
+            layer.temperature.fill_(temperature)
+
+
+class TemperatureSchedule:
+    """Lowers the temperature of a model's SepBN layers step by step, as a scheduler does the rate.
+
+    It is ``start`` when the schedule is made, and lower by ``decrease`` after every :meth:`step`,
+    one an epoch, until it stays at ``end``. The paper's training: start 30, end 1, decrease 1.
+    """
+
+    def __init__(
+        self, model: nn.Module, start: float, *, end: float = 1.0, decrease: float = 1.0
+    ) -> None:
+        _check_temperature(end)
+        self.model, self.start, self.end, self.decrease = model, start, end, decrease
+        self.steps = 0
+        set_temperature(model, self.temperature)
+
+    @property
+    def temperature(self) -> float:
+        return max(self.end, self.start - self.decrease * self.steps)
+
+    def step(self) -> None:
+        self.steps += 1
+        set_temperature(self.model, self.temperature)
+
+    def state_dict(self) -> dict[str, float]:
+        return {name: value for name, value in vars(self).items() if name != "model"}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        vars(self).update(state)
+        set_temperature(self.model, self.temperature)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+class _Synchronized(_BatchNorm):
+    """BatchNorm whose batch statistics are those of all processes: synchronize_statistics."""
+
     synchronized = True
+    process_group: Any = None
+    plain = False
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and _is_distributed()):
+        if not (self.training and _is_distributed(self.process_group)):
             return super().forward(x)
         self._check_input_dim(x)
         with _no_autocast(x):
@@ -285,79 +412,127 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
 
     def _affine_maps(self, x: Tensor, means: Tensor) -> Tensor:
         """Scale and shift of every sample's channels, (N, 2, C)."""
-        if not self.affine:
-            return torch.stack((torch.ones_like(means), torch.zeros_like(means)), 1)
-        return torch.stack((self.weight, self.bias)).to(means.dtype).expand(len(means), -1, -1)
+        channels = means.shape[1]
+        weight = means.new_ones(channels) if self.weight is None else self.weight
+        bias = means.new_zeros(channels) if self.bias is None else self.bias
+        return torch.stack((weight, bias)).to(means.dtype).expand(len(means), -1, -1)
 
 
-def synchronize_statistics(model: nn.Module) -> nn.Module:
-    """Let BatchNorm2d and SepBatchNorm2d take their training statistics over all processes.
+class SynchronizedBatchNorm1d(_Synchronized, nn.BatchNorm1d):
+    pass
 
-    That is, over those of the default group. Gradients flow through the statistics to all
-    processes, so that averaging parameter gradients over processes with equal shares of a batch (as
-    DistributedDataParallel does) gives what one process with the whole batch gets. Works with any
-    backend, on CPU and CUDA. Without an initialised process group, or alone in it, nothing changes.
-    State-dict names stay. Changes the layers in place and returns the model.
+
+class SynchronizedBatchNorm2d(_Synchronized, nn.BatchNorm2d):
+    pass
+
+
+class SynchronizedBatchNorm3d(_Synchronized, nn.BatchNorm3d):
+    pass
+
+
+SYNCHRONIZED: dict[type, type] = {
+    nn.BatchNorm1d: SynchronizedBatchNorm1d,
+    nn.BatchNorm2d: SynchronizedBatchNorm2d,
+    nn.BatchNorm3d: SynchronizedBatchNorm3d,
+}
+
+
+def synchronize_statistics(model: nn.Module, process_group: Any = None) -> nn.Module:
+    """Let BatchNorm and SepBN layers take their training statistics over all processes.
+
+    That is, over those of a group, the default one if None. Gradients flow through the statistics
+    to all processes, so that averaging parameter gradients over processes with equal shares of a
+    batch (as DistributedDataParallel does) gives what one process with the whole batch gets. Works
+    with any backend, on CPU and CUDA. Without an initialised process group, or alone in it, nothing
+    changes. State-dict names stay. Changes the layers in place and returns the model. Torch's
+    ``convert_sync_batchnorm`` cannot do this for SepBN: it would make plain BatchNorms of them.
     """
     for layer in model.modules():
-        if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = SynchronizedBatchNorm2d
-        elif isinstance(layer, SepBatchNorm2d):
-            layer.synchronized = True
+        if type(layer) in SYNCHRONIZED:
+            layer.__class__ = SYNCHRONIZED[type(layer)]
+        if isinstance(layer, _Synchronized | _SepBatchNorm):
+            layer.synchronized, layer.process_group = True, process_group
     return model
+
+
+CONVERTED: dict[type, type[_SepBatchNorm]] = {
+    nn.BatchNorm1d: SepBatchNorm1d,
+    nn.BatchNorm2d: SepBatchNorm2d,
+    nn.BatchNorm3d: SepBatchNorm3d,
+    nn.SyncBatchNorm: SepBatchNorm2d,  # once synchronised it takes any dimensions, like this
+    SynchronizedBatchNorm1d: SepBatchNorm1d,
+    SynchronizedBatchNorm2d: SepBatchNorm2d,
+    SynchronizedBatchNorm3d: SepBatchNorm3d,
+}
 
 
 def convert_batchnorm(
     module: nn.Module, num_sets: int = 3, groups: int = 1, **options
 ) -> nn.Module:
-    """Replace every BatchNorm2d and SyncBatchNorm by a SepBatchNorm2d that starts as its equal.
+    """Replace every BatchNorm1d, 2d and 3d and SyncBatchNorm by a SepBN that starts as its equal.
 
     All K sets start as copies of the layer's affine map. eps, momentum, running estimates and
-    counter, the affine, tracking and training flags, device, dtype, requires_grad and the sharing
-    of modules are kept; forward hooks of the replaced layers are not. Works in place and returns
-    the network (a new layer if it is itself a BatchNorm2d).
+    counter, the affine, tracking and training flags, device, dtype, requires_grad, the process
+    group of a SyncBatchNorm and the sharing of modules are kept; forward hooks of the replaced
+    layers are not. Works in place and returns the network (a new layer if it is itself a
+    BatchNorm). The number of layers is logged; a warning says if there were none.
+
+    Make the optimizer afterwards: one made before does not know the new weights. State dicts saved
+    before the conversion still load. The attention of C channels has about ``reduction`` C² weights
+    (C ``hidden`` if that is given), which counts in networks of cheap convolutions.
 
     Args:
         module: the network.
         num_sets, groups: as of :class:`SepBatchNorm2d`.
-        options: ``reduction``, ``attention_grid`` and ``temperature`` of :class:`SepBatchNorm2d`.
+        options: ``reduction``, ``hidden``, ``attention_grid`` and ``temperature`` of
+            :class:`SepBatchNorm2d`.
 
     Raises:
-        TypeError: a layer derives from BatchNorm2d without being one, so that it may do more than
-            normalise.
+        TypeError: a layer derives from BatchNorm without being one, so that it may do more than
+            normalise, or does not know its channels yet (a lazy layer); or an unknown option.
         ValueError: a layer's channels are not divisible by groups.
     """
-    exact = (nn.BatchNorm2d, nn.SyncBatchNorm, SynchronizedBatchNorm2d)
-    for name, layer in module.named_modules():
-        where = name or "module"
-        if type(layer) in exact:
-            if layer.num_features % groups:
-                raise ValueError(
-                    f"{where}: {layer.num_features} channels do not split into {groups} groups"
-                )
-        elif isinstance(layer, exact):
-            kind = type(layer).__name__
-            raise TypeError(f"{where}: cannot convert {kind}, a subclass of BatchNorm2d")
+    unknown = options.keys() - {"reduction", "hidden", "attention_grid", "temperature"}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise TypeError(
+            f"convert_batchnorm keeps each layer's own settings, so it takes no {names}"
+        )
 
-    replacements: dict[nn.Module, nn.Module] = {}  # a layer in several places stays one layer
-    for parent in [nn.ModuleList([module]), *module.modules()]:
+    replacements: dict[nn.Module, _SepBatchNorm] = {}
+    for name, layer in module.named_modules():
+        where, kind = name or "module", type(layer)
+        if isinstance(layer, _BatchNorm) and kind in CONVERTED:
+            try:
+                replacements[layer] = _from_batchnorm(layer, num_sets, groups, **options)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+        elif isinstance(layer, nn.modules.lazy.LazyModuleMixin) and isinstance(layer, _BatchNorm):
+            raise TypeError(f"{where}: {kind.__name__} has no channels before its first forward")
+        elif isinstance(layer, _BatchNorm) and not isinstance(layer, _SepBatchNorm):
+            raise TypeError(f"{where}: cannot convert {kind.__name__}, a subclass of BatchNorm")
+
+    for parent in list(module.modules()):
         for name, child in parent._modules.items():  # named_children() skips a second occurrence
-            if isinstance(child, exact):
-                if child not in replacements:
-                    replacements[child] = _from_batchnorm(child, num_sets, groups, **options)
+            if child in replacements:  # a layer in several places stays one layer
                 setattr(parent, name, replacements[child])
+
+    logging.getLogger(__name__).info("converted %d BatchNorm layers", len(replacements))
+    if not replacements:
+        warnings.warn("convert_batchnorm found no BatchNorm to convert", stacklevel=2)
     return replacements.get(module, module)
 
 
-def _from_batchnorm(
-    layer: nn.BatchNorm2d | nn.SyncBatchNorm, num_sets: int, groups: int, **options
-) -> SepBatchNorm2d:
+def _from_batchnorm(layer: _BatchNorm, num_sets: int, groups: int, **options) -> _SepBatchNorm:
     like = layer.weight if layer.affine else layer.running_mean
     if like is not None:
         options |= {"device": like.device, "dtype": like.dtype}
-    for name in ("eps", "momentum", "affine", "track_running_stats"):
+    for name in ("eps", "momentum", "affine"):
         options[name] = getattr(layer, name)
-    new = SepBatchNorm2d(layer.num_features, num_sets, groups, **options)
+    options["bias"] = layer.bias is not None
+    options["track_running_stats"] = layer.running_mean is not None
+    new = CONVERTED[type(layer)](layer.num_features, num_sets, groups, **options)
+    new.track_running_stats = layer.track_running_stats
 
     with torch.no_grad():
         for name, value in (*layer.named_parameters(), *layer.named_buffers()):
@@ -365,9 +540,10 @@ def _from_batchnorm(
 
     for name, parameter in layer.named_parameters():
         getattr(new, name).requires_grad_(parameter.requires_grad)
-    if layer.affine and not (layer.weight.requires_grad or layer.bias.requires_grad):
+    if layer.affine and not any(parameter.requires_grad for parameter in layer.parameters()):
         new.requires_grad_(False)  # a frozen layer stays frozen, attention and all
-    new.synchronized = type(layer) is not nn.BatchNorm2d
+    if isinstance(layer, nn.SyncBatchNorm | _Synchronized):
+        new.synchronized, new.process_group = True, layer.process_group
     return new.train(layer.training)
 
 
@@ -375,24 +551,80 @@ def _from_batchnorm(
 # The layer: two passes over (N, C, H, W), all else on (N, C) and (C,) numbers
 
 
-def _normalize(layer: SepBatchNorm2d | SynchronizedBatchNorm2d, x: Tensor) -> Tensor:
+def _normalize(layer: _SepBatchNorm | _Synchronized, x: Tensor) -> Tensor:
     """A layer's output: x normalised, then scaled and shifted by the layer's ``_affine_maps``."""
-    of_batch = layer.training or not layer.track_running_stats
+    of_batch = layer.training or layer.running_mean is None
+    shape, x = x.shape, _as_maps(x)
+
+    # Compilers fuse and differentiate plain operations themselves; torch.func needs them.
+    if layer.plain or _is_traced() or torch._C._are_functorch_transforms_active():
+        means, variances = _plain_moments(x, of_batch)
+        mean, invstd, _ = _statistics(layer, x, means, variances)
+        scale, shift = _combined(layer._affine_maps(x, means), mean, invstd)
+        y = torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
+        return y if len(shape) == 4 else y.view(shape)
 
     if _has_kernels(x) and not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()  # the kernels know these two layouts
 
-    # Compilers fuse and differentiate plain operations themselves; without gradients nobody does.
-    if _is_traced() or not torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        # Two passes for autograd to record, and between them the (N, C) arithmetic in its hands.
+        handover: dict[str, tuple] = {}
+        passed, means, variances = _FirstPass.apply(x, of_batch, handover)
+        statistics = _statistics(layer, x, means.detach(), variances)
+        affine = layer._affine_maps(x, means)
+        y = _SecondPass.apply(passed, affine, statistics, handover, layer.process_group)
+    else:
         means, variances = _moments(x, of_batch)
         mean, invstd, _ = _statistics(layer, x, means, variances)
-        return _affine(x, *_combined(layer._affine_maps(x, means), mean, invstd))
+        y = _affine(x, *_combined(layer._affine_maps(x, means), mean, invstd))
+    return y if len(shape) == 4 else y.view(shape)
 
-    # Two passes for autograd to record, and between them the (N, C) arithmetic in its hands.
-    handover: dict[str, tuple] = {}
-    passed, means, variances = _FirstPass.apply(x, of_batch, handover)
-    statistics = _statistics(layer, x, means.detach(), variances)
-    return _SecondPass.apply(passed, layer._affine_maps(x, means), statistics, handover)
+
+def _as_maps(x: Tensor) -> Tensor:
+    """(N, C), (N, C, L) or (N, C, D, H, W) -> a view of it as (N, C, H, W)."""
+    while x.dim() < 4:
+        x = x.unsqueeze(2)
+    return x.flatten(2, -2) if x.dim() > 4 else x
+
+
+def _once_differentiable(backward: Callable) -> Callable:
+    """Makes a backward pass of one whose result refuses, by name, to be differentiated again.
+
+    Torch's decorator of this name refuses where the engine comes by, but ``torch.autograd.grad``
+    does not: it follows only what leads to the inputs asked for. So every result leads there here.
+    """
+
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+    @functools.wraps(backward)
+    def refusing(ctx, *gradients: Tensor) -> tuple:
+        if torch._C._are_functorch_transforms_active() or is_batched(gradients[0]):
+            raise RuntimeError(f"gradients in batches {_NEED_PLAIN}")
+        saved = ctx.saved_tensors
+        with torch.no_grad():
+            results = backward(ctx, saved, *gradients)
+        if not torch.is_grad_enabled():
+            return results
+        origins = (*gradients, *saved)
+        return tuple(None if each is None else _Refusal.apply(each, *origins) for each in results)
+
+    return refusing
+
+
+_NEED_PLAIN = "of SepBN need its plain operations: set layer.plain = True before the forward pass"
+
+
+class _Refusal(torch.autograd.Function):
+    """A gradient -> itself, as if a function of all the others that must not be differentiated."""
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor, *origins: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(f"second derivatives {_NEED_PLAIN}")
 
 
 class _FirstPass(torch.autograd.Function):
@@ -415,13 +647,13 @@ class _FirstPass(torch.autograd.Function):
         return x, means, variances
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy: Tensor, dmeans: Tensor | None, _: None):
-        (x,) = ctx.saved_tensors
+    @_once_differentiable
+    def backward(ctx, saved: tuple, dy: Tensor, dmeans: Tensor | None, _: None):
+        (x,) = saved
         scale, slope, offset = ctx.handover.pop("coefficients")
 
         if dmeans is not None:  # None if there is no attention
-            offset = torch.add(offset, dmeans, alpha=1 / x[0, 0].numel())
+            offset = torch.add(offset, dmeans, alpha=1 / max(1, x.shape[2] * x.shape[3]))
         return _input_gradient(dy, x, scale, slope, offset.expand_as(scale)), None, None
 
 
@@ -429,18 +661,19 @@ class _SecondPass(torch.autograd.Function):
     """x, affine maps (N, 2, C) and statistics -> the normalised, scaled and shifted x."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, affine: Tensor, statistics: tuple, handover: dict[str, tuple]):
+    def forward(ctx, x: Tensor, affine: Tensor, statistics: tuple, handover: dict, group: Any):
         mean, invstd, ctx.count = statistics
+        ctx.group = group
         ctx.handover = handover
 
         scale, shift = _combined(affine, mean, invstd)
-        ctx.save_for_backward(x, scale, mean, invstd)
+        ctx.save_for_backward(x, affine, scale, mean, invstd)
         return _affine(x, scale, shift)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy: Tensor):
-        x, scale, mean, invstd = ctx.saved_tensors
+    @_once_differentiable
+    def backward(ctx, saved: tuple, dy: Tensor):
+        x, _, scale, mean, invstd = saved
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         dy = dy.contiguous(memory_format=layout)
 
@@ -448,7 +681,7 @@ class _SecondPass(torch.autograd.Function):
         daffine = _sums(dy, x, mean)
         daffine[:, 0].mul_(invstd)
         if not ctx.needs_input_grad[0]:
-            return None, daffine, None, None
+            return None, daffine, None, None, None
 
         # Of x, what comes through mean and variance: slope (x - mean) and a constant, (C,) each.
         if ctx.count is None:  # constants
@@ -456,13 +689,13 @@ class _SecondPass(torch.autograd.Function):
         else:
             totals = (daffine * scale[:, None]).sum(0)  # (2, C)
             if isinstance(ctx.count, Tensor):  # the statistics are those of all processes
-                dist.all_reduce(totals)
+                dist.all_reduce(totals, group=ctx.group)
             totals /= -ctx.count
             slope = totals[0] * invstd
             offset = torch.addcmul(totals[1], slope, mean, value=-1)
 
         ctx.handover["coefficients"] = (scale, slope, offset)
-        return dy, daffine, None, None
+        return dy, daffine, None, None, None
 
 
 def _combined(affine: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -473,10 +706,7 @@ def _combined(affine: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Ten
 
 
 def _statistics(
-    layer: SepBatchNorm2d | SynchronizedBatchNorm2d,
-    x: Tensor,
-    means: Tensor,
-    variances: Tensor | None,
+    layer: _SepBatchNorm | _Synchronized, x: Tensor, means: Tensor, variances: Tensor | None
 ) -> tuple[Tensor, Tensor, int | Tensor | None]:
     """Mean and 1 / standard deviation of every channel, (C,), and the count of values behind them.
 
@@ -488,30 +718,46 @@ def _statistics(
         mean, var = layer.running_mean.to(means.dtype), layer.running_var.to(means.dtype)
         return mean, (var + layer.eps).rsqrt(), None
 
-    # torch.var_mean of the means would be an operation less, but takes 1.7 ms on CPU at 32 x 2048.
-    mean = means.mean(0)
-    distances = means - mean
-    var = torch.addcmul(variances, distances, distances).mean(0)
-
     here = x.shape[0] * x.shape[2] * x.shape[3]
-    count: int | Tensor = here
-    if layer.synchronized and _is_distributed():
-        mean, var, count = _over_processes(mean, var, here)
-    elif here < 2:
+    if here == 0:
+        mean = var = means.new_zeros(means.shape[1])
+    else:
+        # torch.var_mean of the means would be an operation less, but takes 1.7 ms on CPU at
+        # 32 x 2048.
+        mean = means.mean(0)
+        distances = means - mean
+        var = torch.addcmul(variances, distances, distances).mean(0)
+
+    count: int | Tensor | None = here
+    if layer.training and layer.synchronized and _is_distributed(layer.process_group):
+        mean, var, count = _over_processes(mean, var, here, layer.process_group)
+    elif here == 1:
         shape = tuple(x.shape)
         raise ValueError(f"expected more than 1 value per channel in training, got shape {shape}")
+    elif here == 0:
+        count = None  # as in BatchNorm, nothing comes of an empty batch but one more in the counter
 
     if layer.training and layer.track_running_stats:
-        with torch.no_grad():
-            layer.num_batches_tracked.add_(1)
-            newest: float | Tensor | None = layer.momentum
-            if newest is None:  # the average of all batches
-                newest = layer.num_batches_tracked.to(layer.running_mean.dtype).reciprocal()
-
-            unbiased = var * (count / (count - 1))
-            layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), newest)
-            layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), newest)
+        _update(layer, mean, var, count)
     return mean, (var + layer.eps).rsqrt(), count
+
+
+@torch.no_grad()
+def _update(
+    layer: _SepBatchNorm | _Synchronized, mean: Tensor, var: Tensor, count: int | Tensor | None
+) -> None:
+    """Move a layer's running estimates, if it has any, towards the statistics of a batch."""
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+    if layer.running_mean is None or count is None:
+        return
+
+    newest: float | Tensor | None = layer.momentum
+    if newest is None:  # the average of all batches
+        newest = layer.num_batches_tracked.to(layer.running_mean.dtype).reciprocal()
+    unbiased = var * (count / (count - 1))
+    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), newest)
+    layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), newest)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -522,14 +768,16 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def _is_distributed(group: Any) -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
-def _over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _over_processes(
+    mean: Tensor, var: Tensor, count: int, group: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """Combine the processes' channel statistics, each weighted by its count of values."""
     own = torch.cat((mean, var, mean.new_full((1,), count)))
-    means, variances, counts = _Gather.apply(own).split((len(mean), len(mean), 1), dim=1)
+    means, variances, counts = _Gather.apply(own, group).split((len(mean), len(mean), 1), dim=1)
 
     total = counts.detach().sum()
     shares = counts.detach() / total  # (R, 1) of R processes; means and variances (R, C)
@@ -539,23 +787,36 @@ def _over_processes(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tens
 
 
 class _Gather(torch.autograd.Function):
-    """(D,) on every process -> (R, D) on all of them. Backward, a row's gradients are summed up.
+    """(D,) on every process -> (R, D) on all of them.
 
     ``torch.distributed.nn.functional.all_gather`` has the same gradients, but is deprecated.
     """
 
     @staticmethod
-    def forward(ctx, own: Tensor) -> Tensor:
-        rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(rows, own.contiguous())
+    def forward(ctx, own: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        rows = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(rows, own.contiguous(), group=group)
         return torch.stack(rows)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad[dist.get_rank()]
+    def backward(ctx, rows: Tensor) -> tuple[Tensor, None]:
+        return _OwnSum.apply(rows, ctx.group), None
+
+
+class _OwnSum(torch.autograd.Function):
+    """(R, D) on every process -> (D,), the sum of its rows: the transpose of _Gather."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        rows = rows.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(rows, group=group)
+        return rows[dist.get_rank(group)]
+
+    @staticmethod
+    def backward(ctx, own: Tensor) -> tuple[Tensor, None]:
+        return _Gather.apply(own, ctx.group), None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -576,7 +837,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _has_kernels(x: Tensor) -> bool:
-    return not _is_traced() and x.device.type == "cpu" and x.numel() > 0
+    return x.device.type == "cpu" and x.numel() > 0
 
 
 def _is_wide_channels_last(x: Tensor) -> bool:
@@ -601,17 +862,23 @@ def _moments(x: Tensor, with_variances: bool) -> tuple[Tensor, Tensor | None]:
         mean, var = (torch.cat(each).view(x.shape[:2]) for each in zip(*moments, strict=True))
         return mean, var if with_variances else None
 
-    if with_variances:
-        var, mean = torch.var_mean(x.to(dtype), (2, 3), correction=0)
-        return mean, var
-    return x.mean((2, 3), dtype=dtype), None
+    return _plain_moments(x, with_variances)
+
+
+def _plain_moments(x: Tensor, with_variances: bool) -> tuple[Tensor, Tensor | None]:
+    """As ``_moments``, by operations that autograd, torch.func and compilers know."""
+    dtype = _compute_dtype(x)
+    if x.numel() == 0:
+        zeros = x.sum((2, 3), dtype=dtype)
+        return zeros, zeros if with_variances else None
+    if not with_variances:
+        return x.mean((2, 3), dtype=dtype), None
+    var, mean = torch.var_mean(x.to(dtype), (2, 3), correction=0)
+    return mean, var
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale x + shift with (N, C) numbers, computed in their dtype, returned in that of x."""
-    if _is_traced():
-        return torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
-
     y = torch.empty_like(x)
     if not _has_kernels(x) or _is_wide_channels_last(x):
         return torch.addcmul(shift[..., None, None], x, scale[..., None, None], out=y)
@@ -673,6 +940,23 @@ def _input_gradient(
         return _affine(dy, scale, torch.zeros_like(scale)).add_(rest)
     scaled = torch.addcmul(offset[..., None, None], dy, scale[..., None, None])  # in 32 bits
     return torch.addcmul(scaled, x, slope[:, None, None], out=torch.empty_like(x))
+
+
+def _cell_means(x: Tensor, count: int) -> Tensor:
+    """Means over T x T cells that cover a map: (N, C, H, W) -> (N, C, T, T)."""
+    if not any(isinstance(size, torch.SymInt) for size in x.shape[2:]):
+        return F.adaptive_avg_pool2d(x, count)
+
+    # Exported with open sizes: ONNX has no pooling that adapts, so two products with (T, L) means.
+    for _ in range(2):
+        length = x.shape[3]
+        first = torch.arange(count, device=x.device)[:, None] * length
+        pixels = torch.arange(length, device=x.device) * count
+        # cell i covers floor(i L / T) to ceil((i + 1) L / T), its end left out
+        inside = (pixels > first - count) & (pixels < first + length)
+        weights = inside.to(x.dtype)
+        x = torch.matmul(x, (weights / weights.sum(1, keepdim=True)).t()).transpose(2, 3)
+    return x
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

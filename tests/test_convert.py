@@ -76,9 +76,7 @@ def test_same_function_after_conversion(training, layout):
     converted = convert_batchnorm(model, num_sets=4, groups=2)
 
     assert converted is model
-    assert not [
-        layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm)
-    ]
+    assert not {nn.BatchNorm2d, nn.SyncBatchNorm} & {type(layer) for layer in model.modules()}
     assert sum(isinstance(layer, SepBatchNorm2d) for layer in model.modules()) == 6
 
     for layer in model.modules():
@@ -159,14 +157,104 @@ def test_unknown_subclasses_are_named_and_nothing_changes():
     assert type(model.stem[1]) is nn.BatchNorm2d
 
     model = SmallResNet()
-    with pytest.raises(ValueError, match=r"down\.norm.*8 channels"):
+    with pytest.raises(ValueError, match=r"down\.norm.*\(8\).*groups \(3\)"):
         convert_batchnorm(model, groups=3)
     assert type(model.stem[1]) is nn.BatchNorm2d
 
 
+def test_layers_before_their_first_pass_are_named():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(TypeError, match=r"1: LazyBatchNorm2d .* first forward"):
+        convert_batchnorm(model)
+    model(torch.randn(2, 1, 5, 5))
+    assert isinstance(convert_batchnorm(model)[1], SepBatchNorm2d)
+
+
 def test_other_layers_are_left_alone():
-    model = nn.Sequential(
-        nn.BatchNorm1d(4), nn.BatchNorm3d(4), nn.InstanceNorm2d(4), nn.GroupNorm(2, 4)
+    model = nn.Sequential(nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4))
+    with pytest.warns(UserWarning, match="no BatchNorm"):
+        kinds = [type(layer) for layer in convert_batchnorm(model)]
+    assert kinds == [nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm]
+
+
+@pytest.mark.parametrize("option", ["eps", "momentum", "affine", "device", "set_count"])
+def test_what_the_layers_say_themselves_is_no_option(option):
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    with pytest.raises(TypeError, match=option):
+        convert_batchnorm(model, **{option: 1})
+    assert type(model[0]) is nn.BatchNorm2d
+
+
+def network_1d() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.AdaptiveAvgPool1d(2)),
+        *(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)),
     )
-    kinds = [type(layer) for layer in convert_batchnorm(model)]
-    assert kinds == [nn.BatchNorm1d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.GroupNorm]
+
+
+def network_2d() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 1))
+    )
+
+
+def network_3d() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.AdaptiveAvgPool3d(2)),
+        *(nn.Flatten(), nn.Linear(64, 1)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [(network_1d, (16, 3, 20)), (network_2d, (16, 3, 8, 8)), (network_3d, (16, 3, 6, 6, 6))],
+)
+def test_networks_of_any_dimension_train(build, shape, caplog):
+    torch.manual_seed(0)
+    model = build()
+    x, target = torch.randn(shape), torch.randn(shape[0], 1)
+    model.train()(x)  # moves the running estimates
+    saved = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = model.eval()(x)
+
+    count = sum(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model)
+    with caplog.at_level("INFO"):
+        convert_batchnorm(model, groups=2, hidden=3)
+    assert f"converted {count} " in caplog.text
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)
+    widths = [layer.fc1.weight.shape[0] for layer in model if hasattr(layer, "fc1")]
+    assert widths == [3] * count
+
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(60):
+        loss = F.mse_loss(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+    with pytest.raises(RuntimeError, match="unexpected"):
+        model.load_state_dict({**saved, "unexpected": torch.zeros(1)})
+    fresh = convert_batchnorm(build(), groups=2, hidden=3)
+    fresh.load_state_dict(saved)  # from before the conversion
+    torch.testing.assert_close(fresh.eval()(x), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="needs 2.13")
+def test_layers_without_shifts():
+    new = convert_batchnorm(nn.BatchNorm2d(6, bias=False))
+    assert new.bias is None and new.weight.shape == (3, 6)
+    frozen = convert_batchnorm(nn.BatchNorm2d(6, bias=False).requires_grad_(False))
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_synchronised_layers_keep_their_group_and_take_any_dimensions():
+    group = object()
+    model = nn.Sequential(nn.Linear(5, 8), nn.SyncBatchNorm(8, process_group=group))
+    x = torch.randn(3, 5)
+    expected = model.eval()(x)
+    convert_batchnorm(model)
+    assert model[1].process_group is group and model[1].synchronized
+    torch.testing.assert_close(model(x), expected)

@@ -463,7 +463,7 @@ def test_bad_arguments(arguments, message):
 
 def test_bad_inputs():
     layer = SepBatchNorm2d(4)
-    with pytest.raises(ValueError, match="4-D"):
+    with pytest.raises(ValueError, match="4D"):
         layer(torch.zeros(2, 4, 3))
     with pytest.raises(ValueError, match="4 channels"):
         layer(torch.zeros(2, 5, 3, 3))

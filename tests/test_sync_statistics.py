@@ -60,6 +60,14 @@ def average_over_ranks(gradient: Tensor) -> None:
     gradient /= dist.get_world_size()
 
 
+def second_derivative(model: nn.Module, x: Tensor) -> Tensor:
+    for layer in model.modules():
+        layer.plain = True
+    x = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(model(x).pow(3).sum(), x, create_graph=True)
+    return torch.autograd.grad(first.square().sum(), x)[0]
+
+
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -79,6 +87,17 @@ def process(rank: int, folder: str) -> None:
     results["unequal"] = layers(x[:4] if rank == 0 else x[4:]).detach()
     results["unequal_state"] = layers.state_dict()
     results["evaluation"] = layers.eval()(x).detach()
+    # One process without samples takes part all the same.
+    layers = synchronize_statistics(make_model())
+    share = (x if rank == 0 else x[:0]).clone().requires_grad_()
+    output = layers(share)
+    output.square().sum().backward()
+    results["empty"] = {**layers.state_dict(), "output": output.detach(), "dx": share.grad}
+    results["empty"]["weight"] = layers[4].weight.grad
+    results["twice"] = second_derivative(synchronize_statistics(make_model()), x[rank::2])
+    if rank == 0:  # in evaluation, one process alone may ask
+        alone = SepBatchNorm2d(2, track_running_stats=False).double().eval()
+        results["alone"] = synchronize_statistics(alone)(x).detach()
     torch.save(results, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
@@ -116,6 +135,34 @@ def test_unequal_shares_and_evaluation(two_processes):
         torch.testing.assert_close(
             two_processes[rank]["evaluation"], model.eval()(x), rtol=0, atol=1e-10
         )
+
+
+def test_a_process_without_samples(two_processes):
+    model, x = make_model(), make_batches()[0][0].requires_grad_()
+    output = model(x)
+    output.square().sum().backward()
+    full, empty = (two_processes[rank]["empty"] for rank in range(2))
+    torch.testing.assert_close(full["output"], output, rtol=0, atol=1e-10)
+    torch.testing.assert_close(full["dx"], x.grad, rtol=0, atol=1e-9)
+    assert empty["output"].shape[0] == empty["dx"].shape[0] == 0 and empty["weight"].eq(0).all()
+    for name, value in model.state_dict().items():
+        if "running" in name:
+            for found in (full[name], empty[name]):
+                torch.testing.assert_close(found, value, rtol=0, atol=1e-10)
+
+
+def test_second_derivatives_over_processes(two_processes):
+    x = make_batches()[0][0]
+    expected = second_derivative(make_model(), x)
+    for rank in range(2):
+        found = two_processes[rank]["twice"]
+        torch.testing.assert_close(found, expected[rank::2], rtol=1e-8, atol=1e-8)
+
+
+def test_one_process_evaluates_alone(two_processes):
+    layer = SepBatchNorm2d(2, track_running_stats=False).double().eval()
+    expected = layer(make_batches()[0][0])
+    torch.testing.assert_close(two_processes[0]["alone"], expected)
 
 
 def test_nothing_changes_without_a_process_group():
