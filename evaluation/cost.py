@@ -41,9 +41,8 @@ def measure_speed(
         latency of one face in milliseconds (median and 95th percentile) and throughput in faces per
         second.
     """
-    crops = torch.zeros(batch_size, 3, CROP_SIZE, CROP_SIZE, device=device).to(
-        memory_format=torch.channels_last
-    )
+    crops = torch.zeros(batch_size, 3, CROP_SIZE, CROP_SIZE, device=device)
+    crops = crops.to(memory_format=torch.channels_last)
     single = _timings(model, crops[:1], seconds, at_least=20)
     batch = _timings(model, crops, seconds, at_least=3)
     name, precision = f"cpu, {torch.get_num_threads()} threads", "fp32"
@@ -65,8 +64,10 @@ def measure_speed(
 def _timings(
     model: nn.Module, crops: torch.Tensor, seconds: float, *, at_least: int
 ) -> list[float]:
-    """Seconds of each forward pass: ``at_least`` so many of them, and for about ``seconds`` in all
-    (1,000 at most).
+    """Seconds of each forward pass, after a quarter of that time to warm up.
+
+    Passes are made for about ``seconds`` in all, but not fewer than ``at_least`` and not more than
+    1,000.
     """
 
     def one_pass() -> float:
@@ -77,17 +78,13 @@ def _timings(
             torch.cuda.synchronize(crops.device)
         return time.perf_counter() - start
 
-    warm_up = time.perf_counter() + seconds / 4
-    one_pass()
-    while time.perf_counter() < warm_up:
-        one_pass()
+    def passes(seconds: float, at_least: int) -> list[float]:
+        timings: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(timings) < at_least or (time.perf_counter() < end and len(timings) < 1000):
+            timings.append(one_pass())
+        return timings
 
-    timings: list[float] = []
-    begin = time.perf_counter()
+    passes(seconds / 4, 1)
 
-    while len(timings) < at_least or (
-        time.perf_counter() - begin < seconds and len(timings) < 1000
-    ):
-        timings.append(one_pass())
-
-    return timings
+    return passes(seconds, at_least)

@@ -33,11 +33,8 @@ from utils.metrics import THRESHOLD, point_errors
 
 COLOURS = "viridis"  # monotone in lightness
 STILL = 0.01  # a weight counts as constant where its standard deviation over faces is below this
-LINES, MARKERS, HATCHES = (
-    ("-", "--", "-.", ":"),
-    "osD^vPX*",
-    ("", "///", "...", "xxx", "\\\\\\", "++"),
-)
+LINES, MARKERS = ("-", "--", "-.", ":"), "osD^vPX*"
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 UNIT = "% of the inter-ocular distance"
 
 
@@ -65,13 +62,8 @@ def cumulative_error(errors: dict[str, np.ndarray]) -> Figure:
     axes.axvline(100 * THRESHOLD, color="0.4", linewidth=1)
     axes.text(100 * THRESHOLD, 0.02, f" threshold {THRESHOLD:g}", color="0.3", fontsize=8)
 
-    axes.set(
-        xlim=(0, 160 * THRESHOLD),
-        ylim=(0, 1),
-        xlabel=f"NME of a face, {UNIT}",
-        ylabel="share of faces at or below",
-    )
-
+    axes.set(xlim=(0, 160 * THRESHOLD), xlabel=f"NME of a face, {UNIT}")
+    axes.set(ylim=(0, 1), ylabel="share of faces at or below")
     axes.set_title(f"Cumulative error (CED), {len(next(iter(errors.values()))):,} faces")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
@@ -101,18 +93,10 @@ def error_by_landmark(
             order = [*contour.points, *contour.points[: int(contour.closed)]]
             axes.plot(*mean_shape[order].T, color="0.75", linewidth=0.8, zorder=1)
 
-        sizes = 20 + 60 * (100 * values - low) / max(high - low, 1e-9)
-
-        style = {
-            "cmap": COLOURS + "_r",
-            "vmin": low,
-            "vmax": high,
-            "edgecolors": "0.2",
-            "linewidths": 0.4,
-            "zorder": 2,
-        }
-
-        dots = axes.scatter(*mean_shape.T, c=100 * values, s=sizes, **style)
+        style = {"cmap": COLOURS + "_r", "vmin": low, "vmax": high, "zorder": 2}
+        style |= {"s": 20 + 60 * (100 * values - low) / max(high - low, 1e-9)}
+        edges = {"edgecolors": "0.2", "linewidths": 0.4}
+        dots = axes.scatter(*mean_shape.T, c=100 * values, **style, **edges)
         axes.set(title=f"{name}\nmean {100 * values.mean():.2f} %", aspect="equal")
         axes.set(xlabel="x, crop px", ylabel="y, crop px")
         axes.invert_yaxis()
@@ -132,34 +116,27 @@ def error_by_subset(summaries: dict[str, dict[str, dict[str, float]]]) -> Figure
     axes = figure.subplots()
     width = 0.8 / len(summaries)
 
-    for i, ((name, table), style) in enumerate(
-        zip(summaries.items(), _styles(len(summaries)), strict=False)
-    ):
+    for i, (name, table) in enumerate(summaries.items()):
         at = np.arange(len(subsets)) - 0.4 + (i + 0.5) * width
         heights = [table[subset]["nme_percent"] for subset in subsets]
-
-        style = {
-            "color": style["color"],
+        colour = colormaps[COLOURS](0.8 * i / max(1, len(summaries) - 1))
+        style: dict[str, Any] = {
+            "color": colour,
             "hatch": HATCHES[i % len(HATCHES)],
             "edgecolor": "white",
-            "linewidth": 0.5,
         }
-
-        bars = axes.bar(at, heights, width, label=name, **style)
+        bars = axes.bar(at, heights, width, label=name, linewidth=0.5, **style)
 
         if len(summaries) <= 3:
             labels = ["–" if np.isnan(height) else f"{height:.1f}" for height in heights]
             axes.bar_label(bars, labels, fontsize=7, padding=1)
 
-    axes.set_xticks(
-        range(len(subsets)),
-        [f"{name}\n{table['faces']:,} faces" for name, table in subsets.items()],
-    )
-    axes.set(ylabel=f"NME, {UNIT}", title="NME by subset", xlim=(-0.5, len(subsets) - 0.5))
+    names = [f"{name}\n{table['faces']:,} faces" for name, table in subsets.items()]
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel=f"NME, {UNIT}", title="NME by subset", xlim=(-0.5, len(names) - 0.5))
     axes.margins(y=0.12)
-    axes.legend(
-        fontsize=8, ncols=min(4, len(summaries)), loc="upper center", bbox_to_anchor=(0.5, -0.14)
-    )
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+    axes.legend(fontsize=8, ncols=min(4, len(summaries)), **place)
 
     return figure
 
@@ -172,14 +149,12 @@ def robustness_curves(curves: dict[str, dict[str, dict[float, float]]], faces: i
     by_shift, by_scale = figure.subplots(1, 2, sharey=True)
 
     for (name, curve), style in zip(curves.items(), _styles(len(curves)), strict=False):
-        by_shift.plot(
-            [100 * x for x in curve["shift"]], list(curve["shift"].values()), label=name, **style
-        )
-        by_scale.plot(list(curve["scale"]), list(curve["scale"].values()), **style)
+        shift, scale = curve["shift"], curve["scale"]
+        by_shift.plot([100 * x for x in shift], list(shift.values()), label=name, **style)
+        by_scale.plot(list(scale), list(scale.values()), **style)
 
-    by_shift.set(
-        xlabel="shift of the box in a random direction, % of its side", ylabel=f"NME, {UNIT}"
-    )
+    shifts = "shift of the box in a random direction, % of its side"
+    by_shift.set(xlabel=shifts, ylabel=f"NME, {UNIT}")
     by_scale.set(xlabel="side of the box / side of the annotated box")
     by_scale.axvline(1, color="0.6", linewidth=1, zorder=0)
     by_shift.set_ylim(bottom=0)
@@ -223,18 +198,9 @@ def face_gallery(
             words += attribute_names(faces, index)
             axes.set_title(words, fontsize=8)
 
-    handles, names = panels[0, 0].get_legend_handles_labels()
-
-    figure.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=2,
-        fontsize=8,
-        facecolor="0.6",
-        markerscale=2,
-    )
-
+    entries = panels[0, 0].get_legend_handles_labels()
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "facecolor": "0.6"}
+    figure.legend(*entries, **place, fontsize=8, markerscale=2)
     figure.suptitle(title)
 
     return figure
@@ -292,13 +258,11 @@ def file_stems(names: list[str]) -> list[str]:
 def show_face(axes, faces: FaceSet, index: int) -> None:
     """Draw a patch with its axes in crop px, and the crop that the network sees."""
     low = -CROP_OFFSET - 0.5  # pixel centres are integers
-    axes.imshow(
-        faces.patches[index].cpu().numpy(), extent=(low, low + PATCH_SIZE, low + PATCH_SIZE, low)
-    )
+    extent = (low, low + PATCH_SIZE, low + PATCH_SIZE, low)
+    axes.imshow(faces.patches[index].cpu().numpy(), extent=extent)
     outline = [patheffects.withStroke(linewidth=1.4, foreground="black")]
-    crop = Rectangle(
-        (-0.5, -0.5), CROP_SIZE, CROP_SIZE, fill=False, color="white", linewidth=0.8, linestyle="--"
-    )
+    style: dict[str, Any] = {"fill": False, "color": "white", "linewidth": 0.8, "linestyle": "--"}
+    crop = Rectangle((-0.5, -0.5), CROP_SIZE, CROP_SIZE, **style)
     axes.add_patch(crop).set_path_effects(outline)
 
 
@@ -315,12 +279,12 @@ def _show_points(axes: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
 
 def attribute_names(faces: FaceSet, index: int) -> str:
     """The face's attributes as words, two a line at most."""
-    names = [
-        name for name, present in zip(ATTRIBUTES, faces.attributes[index], strict=True) if present
-    ]
-    return (
-        ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} + {len(names) - 2} more"
-    )
+    flags = zip(ATTRIBUTES, faces.attributes[index], strict=True)
+    names = [name for name, present in flags if present]
+    if len(names) > 3:
+        names[2:] = [f"+ {len(names) - 2} more"]
+
+    return ", ".join(names).replace(", +", " +")
 
 
 def fit_view(axes, *points: np.ndarray) -> None:
@@ -397,9 +361,8 @@ def attention_gallery(faces: FaceSet, weights: np.ndarray, indices: np.ndarray) 
         fit_view(picture)
         picture.set_axis_off()
         picture.set_title(f"face {index}\n{attribute_names(faces, index)}", fontsize=8)
-        image = heat.imshow(
-            _heat_map_rows(weights[index]), cmap=COLOURS, vmin=0, vmax=1, aspect="auto"
-        )
+        shown = _heat_map_rows(weights[index])
+        image = heat.imshow(shown, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
         _label_heat_map(heat, weights.shape)
 
     figure.colorbar(image, ax=list(panels.ravel()), label="attention weight (absolute)", shrink=0.7)
@@ -476,9 +439,7 @@ def set_usage(model: nn.Module, weights: np.ndarray) -> Figure:
     by_set.set_title("Use of the sets\n(grey: 1 / K)", fontsize=11)
     by_distance.set(ylabel="distance of two sets / their mean length")
     by_distance.set_ylim(bottom=-0.02)
-    by_distance.set_title(
-        "Difference of the sets\n(mean and range over pairs of sets)", fontsize=11
-    )
+    by_distance.set_title("Difference of the sets\n(mean and range over pairs)", fontsize=11)
 
     for axes in (by_entropy, by_set, by_distance):
         axes.set_xticks(np.arange(len(names)), names)

@@ -26,52 +26,23 @@ MISSING = "–"
 def protocol(
     data: Path, faces: FaceSet, models: dict[str, LoadedModel]
 ) -> tuple[list[str], list[str]]:
-    """The protocol in words, a line each, and warnings about what makes numbers incomparable."""
+    """The protocol in words, one line for each item, and warnings about what makes numbers
+    incomparable.
+    """
     here, scale = faces.meta.get("resample", "nearest"), faces.meta.get("box_scale", 1.0)
-    box = "the squared face box" + ("" if scale == 1 else f" grown to {scale:g} times its side")
-    numbered = IBUG_68 if faces.scheme == COMMON_60 else faces.scheme  # as everybody numbers them
-    left, right = numbered.outer_eyes
-    eyes = f"points {left} and {right}"
-    if definition_to_keep(numbered) is None:
-        eyes = f"the outer eye corners ({eyes})"
-
-    lines = [
-        f"Data: {data}, test split, {len(faces):,} faces, {faces.scheme.name}, patches resampled "
-        f"by {here!r}",
-        f"Input: {box}, central {CROP_SIZE} px of the {PATCH_SIZE} px patch; no test-time "
-        "augmentation",
-        f"NME: mean point error / distance of {eyes}, mean over faces, in %",
-        "Unit: crop px, which gives the NME of image px (the crop is isotropic); predictions are "
-        "not clipped; float64",
-        f"FR@{THRESHOLD:g}: share of faces with an NME strictly above {THRESHOLD:g}, in %",
-        f"AUC@{THRESHOLD:g}: exact area under the cumulative error curve up to {THRESHOLD:g}, as "
-        "a share, 0 to 1",
-    ]
-
-    if faces.scheme == COMMON_60:
-        lines.insert(
-            1,
-            f"Points: {COMMON_60.name} of {WFLW_98.name} and {IBUG_68.name}; the eight on the "
-            "eyelids have no counterpart and are left out",
-        )
+    lines, warnings = _measured(data, faces, resample=here, box_scale=scale), []
 
     for name, model in models.items():
         config = model.config
         geometry = "released" if config["released_geometry"] else "corrected"
-        trained = f"trained on {config['resample']!r} patches with {geometry} geometry"
         lines.append(
-            f"Model {name}: {config['arm']}; {trained}; {model.path} ({config['format_name']} form)"
+            f"Model {name}: {config['arm']}; trained on {config['resample']!r} patches with "
+            f"{geometry} geometry; {model.path} ({config['format_name']} form)"
         )
-
-    warnings = [
-        warning
-        for name, model in models.items()
-        for warning in _cut_otherwise(name, model.config, resample=here, box_scale=scale)
-    ]
+        warnings += _cut_otherwise(name, config, resample=here, box_scale=scale)
 
     known = subset_lists(data)
-    unknown = [attribute for attribute in ATTRIBUTES if attribute not in known]
-    if unknown:
+    if unknown := [attribute for attribute in ATTRIBUTES if attribute not in known]:
         warnings.append(
             f"{data} has no lists of these subsets, so their columns stay empty: "
             f"{', '.join(unknown)} (WFLW256_test_<subset>.txt, or WFLW256_<subset>.txt as the "
@@ -79,6 +50,33 @@ def protocol(
         )
 
     return lines, warnings
+
+
+def _measured(data: Path, faces: FaceSet, *, resample: str, box_scale: float) -> list[str]:
+    """What is measured, and how."""
+    grown = "" if box_scale == 1 else f" grown to {box_scale:g} times its side"
+    numbered = IBUG_68 if faces.scheme == COMMON_60 else faces.scheme  # as everybody numbers them
+    eyes = "points {} and {}".format(*numbered.outer_eyes)
+    if definition_to_keep(numbered) is None:
+        eyes = f"the outer eye corners ({eyes})"
+
+    common = (
+        f"Points: {COMMON_60.name} of {WFLW_98.name} and {IBUG_68.name}; the eight on the eyelids "
+        "have no counterpart and are left out"
+    )
+    return [
+        f"Data: {data}, test split, {len(faces):,} faces, {faces.scheme.name}, patches resampled "
+        f"by {resample!r}",
+        *([common] if faces.scheme == COMMON_60 else []),
+        f"Input: the squared face box{grown}, central {CROP_SIZE} px of the {PATCH_SIZE} px patch; "
+        "no test-time augmentation",
+        f"NME: mean point error / distance of {eyes}, mean over faces, in %",
+        "Unit: crop px, which gives the NME of image px (the crop is isotropic); predictions are "
+        "not clipped; float64",
+        f"FR@{THRESHOLD:g}: share of faces with an NME strictly above {THRESHOLD:g}, in %",
+        f"AUC@{THRESHOLD:g}: exact area under the cumulative error curve up to {THRESHOLD:g}, as "
+        "a share, 0 to 1",
+    ]
 
 
 def _cut_otherwise(
@@ -162,25 +160,16 @@ def cost_table(evaluations: list[Evaluation]) -> str:
     first = evaluations[0].cost
     faces = f"throughput, batch {first['throughput_batch_size']}, faces/s"
 
-    header = [
-        "model",
-        "parameters, M",
-        "MACs, G",
-        "latency, batch 1, median, ms",
-        "latency, p95, ms",
-        faces,
-    ]
-
     columns = [
-        ("parameters", 1e-6, ".2f"),
-        ("macs", 1e-9, ".3f"),
-        ("latency_ms_median", 1, ".2f"),
-        ("latency_ms_p95", 1, ".2f"),
-        ("throughput_faces_per_second", 1, ",.0f"),
+        ("parameters, M", "parameters", 1e-6, ".2f"),
+        ("MACs, G", "macs", 1e-9, ".3f"),
+        ("latency, batch 1, median, ms", "latency_ms_median", 1, ".2f"),
+        ("latency, p95, ms", "latency_ms_p95", 1, ".2f"),
+        (faces, "throughput_faces_per_second", 1, ",.0f"),
     ]
-
+    header = ["model", *(name for name, *_ in columns)]
     rows = [
-        [e.name, *(format(e.cost[key] * factor, digits) for key, factor, digits in columns)]
+        [e.name, *(format(e.cost[key] * factor, digits) for _, key, factor, digits in columns)]
         for e in evaluations
     ]
 
@@ -192,22 +181,15 @@ def cost_table(evaluations: list[Evaluation]) -> str:
 
 def robustness_tables(curves: dict[str, dict[str, dict[float, float]]], faces: int) -> list[str]:
     """NME per shift and per scale of the face box, a table each."""
-    first = next(iter(curves.values()))
-    headers = {
-        "shift": [f"{100 * x:.0f} %" for x in first["shift"]],
-        "scale": [f"x {x:.1f}" for x in first["scale"]],
-    }
+    tables = []
 
-    return [
-        markdown_table(
-            [f"NME %, {kind} of the box ({faces:,} faces)", *header],
-            [
-                [name, *(f"{value:.2f}" for value in curve[kind].values())]
-                for name, curve in curves.items()
-            ],
-        )
-        for kind, header in headers.items()
-    ]
+    for kind, words in (("shift", lambda x: f"{100 * x:.0f} %"), ("scale", lambda x: f"x {x:.1f}")):
+        header = map(words, next(iter(curves.values()))[kind])
+        rows = [[name, *(f"{nme:.2f}" for nme in c[kind].values())] for name, c in curves.items()]
+        head = f"NME %, {kind} of the box ({faces:,} faces)"
+        tables.append(markdown_table([head, *header], rows))
+
+    return tables
 
 
 def markdown_table(
@@ -223,17 +205,11 @@ def markdown_table(
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 
-    lines = [
-        " | ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in (header, rule, *rows)
-    ]
+    def line(row: Sequence[str]) -> str:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        return f"| {' | '.join([row[0].ljust(widths[0]), *cells[1:]])} |"
 
-    return "\n".join(f"| {line} |" for line in lines)
+    return "\n".join(map(line, (header, rule, *rows)))
 
 
 def write_faces(path: Path, faces: FaceSet, evaluations: list[Evaluation]) -> None:
@@ -244,6 +220,5 @@ def write_faces(path: Path, faces: FaceSet, evaluations: list[Evaluation]) -> No
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["index", *(f"nme_percent {e.name}" for e in evaluations), *ATTRIBUTES])
         for index, attributes in enumerate(faces.attributes.astype(int)):
-            writer.writerow(
-                [index, *(f"{100 * e.errors[index]:.6f}" for e in evaluations), *attributes]
-            )
+            errors = (f"{100 * e.errors[index]:.6f}" for e in evaluations)
+            writer.writerow([index, *errors, *attributes])
