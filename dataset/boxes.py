@@ -115,15 +115,20 @@ def landmark_boxes() -> BoxRule:
 
 
 def table_boxes(path: Path) -> BoxRule:
-    """Boxes from a table like predict.py's, which must have one row for each picture."""
+    """Boxes from a table like predict.py's, which must have a row for each face: of a picture's
+    rows, a face takes the one that overlaps its landmarks most.
+    """
     table = BoxTable(path)
 
     def box_of(face: PtsFace) -> Box:
-        rows = table.boxes_of(face.picture)
-        if len(rows) != 1:
-            raise UserError(f"{len(rows)} rows for {face.picture.name} in {path}, not one")
+        boxes = [box for box, _ in table.boxes_of(face.picture)]
+        if len(boxes) != face.in_picture:
+            wanted = "one" if face.in_picture == 1 else str(face.in_picture)
+            raise UserError(f"{len(boxes)} rows for {face.picture.name} in {path}, not {wanted}")
 
-        return rows[0][0]
+        about = np.concatenate([face.landmarks.min(axis=0), face.landmarks.max(axis=0)])
+
+        return boxes[int(overlap_ratios(about, np.array(boxes)).argmax())]
 
     return BoxRule(box_of, _name_and_digest("table", path))
 

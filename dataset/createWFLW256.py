@@ -180,6 +180,7 @@ def _check_sources(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
+    from dataset.labels import doubtful_labels
     from dataset.prepare import Cut, prepare
     from dataset.sources import require_images
     from utils.runtime import available_cores
@@ -191,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         if not args.skip_bad:
             require_images(source)
 
+        doubts = doubtful_labels(source)
         say_left_out("were not found", source.boxes.get("missed", {}))
         meta, written = prepare(
             source,
@@ -203,6 +205,9 @@ def main(argv: list[str] | None = None) -> int:
         raise KeyboardInterrupt("interrupted; the same command carries on from here") from None
 
     say_left_out("have a bad picture or box", meta.get("left_out", {}))
+    for doubt in doubts:  # told last, so that an error before is the only line
+        print(f"warning: {doubt}", file=sys.stderr)
+
     counts = meta["counts"]
     state = f"{written} patches written" if written else "already complete, nothing to do"
     print(f"{out}: {counts['train']} train + {counts['test']} test faces ({state})")

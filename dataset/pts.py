@@ -1,4 +1,4 @@
-"""Folders of pictures with a `.pts` file beside each: 300W and its like.
+"""Folders of pictures with a `.pts` file for each face: 300W and its like.
 
 iBUG's form of a face: ``version: 1``, ``n_points: P``, ``{``, P lines of x and y, ``}``; bare lines
 of x and y are read as well. Everything after a ``#`` or ``//`` is a comment. Pixels are counted
@@ -8,6 +8,8 @@ from 1 there and from 0 everywhere here.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,27 +19,34 @@ import numpy as np
 from dataset.crop import IMAGE_SUFFIXES
 from utils.files import UserError
 
+FACE_NUMBER = re.compile(r"_face\d+$")
+
 
 class PtsFace(NamedTuple):
-    """A picture with one face."""
+    """A face of a picture."""
 
     picture: Path
     pts: Path
     landmarks: np.ndarray  # (P, 2) float64, image px counted from 0
     data: bytes  # of the .pts file
+    in_picture: int = 1  # number of faces in the picture
 
 
 def read_folders(folders: Sequence[Path], num_points: int | None = None) -> list[PtsFace]:
     """The faces of some folders, folder after folder, each sorted by name; subfolders are left out.
 
     Args:
-        folders: every picture in them has a .pts file of its name, and every .pts file a picture.
+        folders: every picture NAME.jpg (.png, …) in them has a file NAME.pts, or NAME_face0.pts,
+            NAME_face1.pts, … where it shows several faces; hidden files are ignored.
         num_points: landmarks of every face; None: as many as the first has.
     """
     faces: list[PtsFace] = []
 
     for folder in folders:
-        for picture, pts in _pairs(folder):
+        pairs = _pairs(folder)
+        count = Counter(picture for picture, _ in pairs)
+
+        for picture, pts in pairs:
             data = _read_bytes(pts)
             landmarks = parse_pts(data, pts)
             like, expected = f"the scheme has {num_points}", num_points
@@ -48,7 +57,7 @@ def read_folders(folders: Sequence[Path], num_points: int | None = None) -> list
             if expected not in (None, len(landmarks)):
                 raise UserError(f"{pts}: {len(landmarks)} points, but {like}")
 
-            faces.append(PtsFace(picture, pts, landmarks, data))
+            faces.append(PtsFace(picture, pts, landmarks, data, count[picture]))
 
     return faces
 
@@ -60,32 +69,39 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     except OSError as error:
         raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
 
-    pictures: dict[str, Path] = {}
+    visible = [path for path in files if not path.name.startswith(".")]
+    points = [path for path in visible if path.suffix.lower() == ".pts"]
+    pictures = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
+    named: dict[str, list[Path]] = {}
 
-    for path in files:
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if path.stem in pictures:
-            raise UserError(
-                f"{path}: {pictures[path.stem].name} lies beside it, and {path.stem}.pts cannot "
-                "belong to both; remove one of the pictures"
-            )
-
-        pictures[path.stem] = path
-
-    points = {path.stem: path for path in files if path.suffix.lower() == ".pts"}
+    for path in pictures:
+        named.setdefault(path.stem, []).append(path)
+        named.setdefault(path.name, []).append(path)
 
     if not points:
         raise UserError(f"folder {folder} holds no .pts file; pictures and .pts must lie in it")
 
-    for stem, path in points.items():
-        if stem not in pictures:
-            raise UserError(f"{path}: no picture {stem}.jpg, .png, … beside it; add or remove")
-    for stem, path in pictures.items():
-        if stem not in points:
-            raise UserError(f"{path}: no {stem}.pts beside it; add or remove")
+    pairs = [(_picture_of(path, named), path) for path in sorted(points, key=lambda p: p.stem)]
+    alone = sorted({*pictures} - {picture for picture, _ in pairs})
+    if alone:
+        raise UserError(f"{alone[0]}: no {alone[0].stem}.pts beside it; add or remove")
 
-    return [(pictures[stem], points[stem]) for stem in sorted(points)]
+    return pairs
+
+
+def _picture_of(path: Path, named: dict[str, list[Path]]) -> Path:
+    """The picture of a .pts file: of its name, or NAME of NAME_face0.pts, as predict.py writes."""
+    for name in (path.stem, FACE_NUMBER.sub("", path.stem)):
+        found = named.get(name, [])
+        if len(found) > 1:
+            raise UserError(
+                f"{found[1]}: {found[0].name} lies beside it, and {path.name} cannot belong to "
+                "both; remove one of the pictures"
+            )
+        if found:
+            return found[0]
+
+    raise UserError(f"{path}: no picture {path.stem}.jpg, .png, … beside it; add or remove")
 
 
 def _read_bytes(path: Path) -> bytes:

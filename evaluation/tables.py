@@ -14,6 +14,7 @@ import numpy as np
 from dataset.annotations import ATTRIBUTES
 from dataset.crop import CROP_SIZE, PATCH_SIZE
 from dataset.faces import FaceSet, subset_lists
+from dataset.labels import doubtful_crops
 from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, LandmarkScheme, definition_to_keep
 from evaluation.evaluate import Evaluation
 from models.checkpoint import LoadedModel
@@ -41,6 +42,7 @@ def protocol(
         )
         warnings += _cut_otherwise(name, config, resample=here, box_scale=scale)
 
+    warnings += doubtful_crops(faces)
     known = subset_lists(data)
     if unknown := [attribute for attribute in ATTRIBUTES if attribute not in known]:
         warnings.append(

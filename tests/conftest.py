@@ -131,18 +131,45 @@ def write_checkpoint(path: Path, seed: int = 0) -> Path:
     return path
 
 
+# centre and radii of the left of two parts, or of a part in the middle; the face is 2 x 2 wide
+FACE_PARTS = {
+    "face contour": ((0.0, -0.2), (1.0, -1.2)),  # the lower arc
+    "left brow": ((-0.45, -0.5), (0.3, 0.1)),
+    "nose bridge": ((0.0, 0.0), (0.0, 0.0)),
+    "nose base": ((0.0, 0.3), (0.2, -0.05)),
+    "left eye": ((-0.45, -0.2), (0.2, 0.1)),
+    "outer lip": ((0.0, 0.6), (0.4, 0.15)),
+    "inner lip": ((0.0, 0.6), (0.3, 0.05)),
+    "left pupil": ((-0.45, -0.2), (0.0, 0.0)),
+}
+
+
 def symmetric_shape(num_points: int) -> np.ndarray:
-    """(P, 2) points on the unit circle and inside it whose mirror image is their mirror
+    """(P, 2) points of a schematic face within -1 to 1, whose mirror image is their mirror
     permutation.
     """
-    mirror = np.array(scheme_for(num_points).mirror)
-    angles = np.linspace(-np.pi / 2, np.pi / 2, num_points)
-    shape = (
-        np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        * np.linspace(1, 0.3, num_points)[:, None]
-    )
-    shape[mirror < np.arange(num_points)] = shape[mirror][mirror < np.arange(num_points)] * (-1, 1)
-    shape[mirror == np.arange(num_points), 0] = 0
+    scheme = scheme_for(num_points)
+    shape = np.zeros((num_points, 2))
+
+    for contour in scheme.contours:
+        if contour.name not in FACE_PARTS:
+            continue
+
+        centre, radii = FACE_PARTS[contour.name]
+        count = len(contour.points)
+        # from the left over the top to the right, and back below
+        angle = np.linspace(0, 2 * np.pi if contour.closed else np.pi, count, not contour.closed)
+        shape[list(contour.points)] = centre - np.stack(
+            [radii[0] * np.cos(angle), radii[1] * np.sin(angle)], axis=1
+        )
+        if contour.name == "nose bridge":
+            shape[list(contour.points), 1] = np.linspace(-0.2, 0.2, count)
+
+    for point, partner in enumerate(scheme.mirror):
+        if point < partner:
+            shape[partner] = shape[point] * (-1, 1)
+        elif point == partner:
+            shape[point, 0] = 0
 
     return shape
 

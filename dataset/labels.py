@@ -1,0 +1,249 @@
+"""Labels that cannot be right, found before any patch is cut. They are prepared all the same: what
+looks odd may be true, and whoever prepares faces is the one to judge.
+"""
+
+from __future__ import annotations
+
+import warnings
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from dataset.crop import CROP_SIZE
+from dataset.landmarks import COMMON_60, SCHEMES, LandmarkScheme
+from dataset.sources import SPLITS, Face, Source
+from utils.files import UserError
+
+if TYPE_CHECKING:  # it needs torch, and preparation does not
+    from dataset.faces import FaceSet
+
+# Limits as shares of the box's side, if nothing else is said. Beside each stands the outermost of
+# 1,670 real faces with good labels: 463 of WFLW, 1,207 of Helen and AFW.
+MOST_OUTSIDE = 0.4  # share of the points that lie outside the box: 0.31
+FARTHEST = 0.5  # from a point to the box: 0.16
+EYES = (0.03, 1.2)  # between the outer eye corners: 0.16 and 0.73
+EXTENT = (0.4, 2.0)  # of the points: 0.57 and 1.17
+OWN_EXTENT = (0.1, 2.0)  # the same where a scheme of one's own may cover little of the face
+LEAST_PARALLEL = 0.6  # of the ways from points to their mirror partners, see `_parallel`: 0.88
+LONGEST_STEP = 0.42  # within a contour, as a share of the points' extent: 0.34
+LARGEST_ROLL = 70.0  # degrees that the line of the eyes is turned: 51
+BUILT_IN = (*SCHEMES.values(), COMMON_60)
+EXIF_ORIENTATION, SIDEWAYS, UPSIDE_DOWN = 274, (5, 6, 7, 8), (3, 4)
+
+
+def doubtful_labels(source: Source) -> list[str]:
+    """One line for each kind of doubt: how many faces it concerns, and the first three.
+
+    Raises:
+        UserError: the outer eye corners of a test face coincide, so its NME is undefined.
+    """
+    _require_eyes(source)
+    faces = [face for split in SPLITS for face in source.faces[split]]
+    points = np.array([face.annotation.landmarks for face in faces])
+    boxes = np.array([face.annotation.box for face in faces], np.float64)
+    turned = (
+        "labels as the picture is stored, though its EXIF entry turns it (they belong to the "
+        "upright picture)"
+    )
+    doubts = {turned: _as_stored(faces, points, source)} | _doubts(points, boxes, source.scheme)
+
+    return _lines(doubts, [face.name for face in faces]) + _repeated(source)
+
+
+def doubtful_crops(faces: FaceSet) -> list[str]:
+    """The same of prepared faces, as far as crops show it."""
+    half = CROP_SIZE / faces.meta.get("box_scale", 1.0) / 2
+    box = (CROP_SIZE - 1) / 2 + np.array([-half, -half, half, half])  # within the crop
+    points = faces.crop_landmarks().double().numpy()
+    doubts = _doubts(points, np.tile(box, (len(points), 1)), faces.scheme)
+
+    return _lines(doubts, [f"{path.parent.name}/{path.name}" for path in faces.paths])
+
+
+def _lines(doubts: dict[str, np.ndarray], names: list[str]) -> list[str]:
+    lines, seen = [], np.zeros(len(names), bool)
+
+    for what, chosen in doubts.items():  # a face counts once, for the first reason
+        lines += _line(what, [names[i] for i in np.flatnonzero(chosen & ~seen)], len(names))
+        seen |= chosen
+
+    return lines
+
+
+def _line(what: str, names: list[str], total: int) -> list[str]:
+    """No line where there are no faces."""
+    first = ", ".join(names[:3] + ["…"] * (len(names) > 3))
+
+    return [f"{what}, in {len(names)} of {total} faces: {first}"] if names else []
+
+
+def _doubts(points: np.ndarray, boxes: np.ndarray, scheme: LandmarkScheme) -> dict[str, np.ndarray]:
+    """What is odd about points (N, P, 2) in boxes (N, 4), and in which faces, (N,) bool each."""
+    own = scheme not in BUILT_IN
+    extent = np.ptp(points, axis=1).max(axis=1)
+    share, distance = _outside(points, boxes)
+    fits = _fits(points, boxes, own)
+    parallel, mirrored = _parallel(points, scheme)
+    disordered = parallel < LEAST_PARALLEL
+    if not own:
+        disordered |= _longest_step(points, scheme) > LONGEST_STEP * extent
+
+    eyes, roll = _eyes(points, scheme)
+    # .pts files count pixels from 1
+    marks = [(points == mark).all(axis=2).any(axis=1) for mark in (0, -1, -2)]
+
+    return {
+        "all points within one pixel, as if they were shares of the picture": extent <= 1,
+        "points at (0, 0) or (-1, -1), as if missing": np.any(marks, axis=0),
+        "a point far outside the face box": (share <= MOST_OUTSIDE)
+        & (distance > FARTHEST * _side(boxes)),
+        "points in another order than the scheme's (expected x0 y0 x1 y1 …)": disordered,
+        "a box that reads as x y width height (expected x_min y_min x_max y_max)": ~fits
+        & _fits(points, np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1]), own),
+        "a box that reads as x_min x_max y_min y_max (expected x_min y_min x_max y_max)": ~fits
+        & _fits(points, boxes[:, [0, 2, 1, 3]], own),
+        "many points outside the face box, or a box much larger than the face": ~fits,
+        "left and right exchanged, or labels of a mirrored picture": mirrored & (not own),
+        "labels of a face that is upside down or on its side": (roll > LARGEST_ROLL) & (not own),
+        "eye corners too near or too far from each other": ~_within(eyes / _side(boxes), EYES),
+    }
+
+
+def _outside(points: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the points outside their box, and how far the farthest lies outside, (N,) each."""
+    distance = np.maximum(boxes[:, None, :2] - points, points - boxes[:, None, 2:]).max(axis=2)
+
+    return (distance > 0).mean(axis=1), distance.max(axis=1)
+
+
+def _fits(points: np.ndarray, boxes: np.ndarray, own: bool) -> np.ndarray:
+    """(N,) bool: whether most of the points lie in a box of about their extent."""
+    extent = np.ptp(points, axis=1).max(axis=1) / np.maximum(_side(boxes), 1)
+    share, _ = _outside(points, boxes)
+
+    return (share <= MOST_OUTSIDE) & _within(extent, OWN_EXTENT if own else EXTENT)
+
+
+def _side(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).max(axis=1) + 1
+
+
+def _within(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    return (values >= limits[0]) & (values <= limits[1])
+
+
+def _parallel(points: np.ndarray, scheme: LandmarkScheme) -> tuple[np.ndarray, np.ndarray]:
+    """How far the ways from the points to their mirror partners are parallel, (N,) from 0 to 1; and
+    whether they lead the wrong way, seen from the eyes with the face below, (N,) bool.
+    """
+    mirror = np.array(scheme.mirror)
+    first = np.flatnonzero(mirror > np.arange(len(mirror)))
+    if not first.size:
+        return np.ones(len(points)), np.zeros(len(points), bool)
+
+    ways = points[:, mirror[first]] - points[:, first]  # (N, pairs, 2)
+    across = ways.sum(axis=1)
+    length = np.linalg.norm(ways, axis=2).sum(axis=1)
+    parallel = np.linalg.norm(across, axis=1) / np.where(length > 0, length, np.inf)
+
+    down = points.mean(axis=1) - points[:, list(scheme.outer_eyes)].mean(axis=1)
+    turn = across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0]
+
+    return parallel, turn < 0
+
+
+def _longest_step(points: np.ndarray, scheme: LandmarkScheme) -> np.ndarray:
+    """(N,): the longest way between neighbours of a contour."""
+    contours = [list(contour.points) for contour in scheme.contours if len(contour.points) > 1]
+    steps = [np.linalg.norm(np.diff(points[:, run], axis=1), axis=2) for run in contours]
+
+    return np.concatenate(steps, axis=1).max(axis=1)
+
+
+def _eyes(points: np.ndarray, scheme: LandmarkScheme) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of the outer eye corners, and degrees that their line is turned, (N,) each."""
+    left, right = scheme.outer_eyes
+    x, y = (points[:, right] - points[:, left]).T
+
+    return np.hypot(x, y), np.degrees(np.abs(np.arctan2(y, x)))
+
+
+def _as_stored(faces: list[Face], points: np.ndarray, source: Source) -> np.ndarray:
+    """(N,) bool: faces that are on their side or upside down by their labels, in pictures with an
+    EXIF entry that turns them by as much.
+    """
+    _, roll = _eyes(points, source.scheme)
+    chosen = np.zeros(len(faces), bool)
+
+    for i in np.flatnonzero(roll > 45):  # few: only their pictures are looked at
+        turns = SIDEWAYS if roll[i] < 135 else UPSIDE_DOWN
+        chosen[i] = _orientation(source.images / faces[i].annotation.image) in turns
+
+    return chosen
+
+
+def _orientation(path: Path) -> int | None:
+    """The orientation that a picture's EXIF entry tells; None where it tells none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of very large pictures
+            with Image.open(path) as picture:
+                return picture.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # damaged, in one of many ways: cutting names it
+        return None
+
+
+def _repeated(source: Source) -> list[str]:
+    """Of test faces whose picture is in the training split too, and of faces that come twice."""
+    faces = [face for split in SPLITS for face in source.faces[split]]
+    content = _contents({source.images / face.annotation.image for face in faces})
+    pictures = {
+        split: [content[source.images / face.annotation.image] for face in source.faces[split]]
+        for split in SPLITS
+    }
+
+    trained = set(pictures["train"])
+    both = [
+        face.name
+        for face, picture in zip(source.faces["test"], pictures["test"], strict=True)
+        if picture in trained
+    ]
+    twice = []
+
+    for split in SPLITS:
+        seen: set[tuple] = set()
+        for face, picture in zip(source.faces[split], pictures[split], strict=True):
+            key = picture, face.annotation.box
+            twice += [face.name] if key in seen else []
+            seen.add(key)
+
+    return [
+        *_line("the same picture in both splits", both, len(faces)),
+        *_line("the same face twice in a split", twice, len(faces)),
+    ]
+
+
+def _contents(paths: set[Path]) -> dict[Path, object]:
+    """What is equal for pictures with equal bytes: a digest, where more than one has a size."""
+    by_size: dict[int, list[Path]] = {}
+    for path in paths:
+        by_size.setdefault(path.stat().st_size if path.is_file() else -1, []).append(path)
+
+    return {
+        path: path if len(same) == 1 or size < 0 else blake2b(path.read_bytes()).digest()
+        for size, same in by_size.items()
+        for path in same
+    }
+
+
+def _require_eyes(source: Source) -> None:
+    left, right = source.scheme.outer_eyes
+    for face in source.faces["test"]:
+        if np.array_equal(face.annotation.landmarks[left], face.annotation.landmarks[right]):
+            raise UserError(
+                f"{face.where}: the outer eye corners (points {left} and {right}) coincide, so the "
+                "face's NME is undefined; correct or remove that face"
+            )
