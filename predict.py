@@ -225,8 +225,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     gc.disable()  # imports make many objects and no garbage; a third of their time
-    import cv2
-
     from models.checkpoint import SHIPPED
     from prediction.predictor import LandmarkPredictor
     from utils.runtime import keep_freed_memory
@@ -234,8 +232,6 @@ def main(argv: list[str] | None = None) -> int:
     gc.freeze()  # leaving takes no look at them either
     gc.enable()
     keep_freed_memory()
-    # this script names broken files itself
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
     tally = Tally()
     paths = find_inputs(args, tally)

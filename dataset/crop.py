@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 
 from utils.files import UserError, read_bytes
-from utils.runtime import silent_libraries
 
 PATCH_SIZE = 256
 CROP_SIZE = 128
@@ -194,7 +193,6 @@ def decode(data: bytes) -> np.ndarray | None:
         return None
 
     try:
-        with silent_libraries():
-            return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:  # e.g. more pixels than OpenCV's limit
         return None

@@ -12,7 +12,6 @@ import numpy as np
 from dataset.crop import Box
 from utils.fetching import RemoteFile, fetch_once
 from utils.files import UserError, require_utf8
-from utils.runtime import silent_libraries
 
 YUNET = RemoteFile(
     "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/"
@@ -68,10 +67,9 @@ class FaceDetector:
         self.max_side = max_side
 
         try:
-            with silent_libraries():
-                self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), min_score)
-                # a file of another network shows here
-                self._net.detect(np.zeros((320, 320, 3), np.uint8))
+            self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), min_score)
+            # a file of another network shows here
+            self._net.detect(np.zeros((320, 320, 3), np.uint8))
         except cv2.error as error:
             raise UserError(
                 f"{path} is not a YuNet model that OpenCV {cv2.__version__} can run"

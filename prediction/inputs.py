@@ -11,7 +11,6 @@ import numpy as np
 
 from dataset.crop import IMAGE_SUFFIXES
 from utils.files import UserError, require_utf8
-from utils.runtime import silent_libraries
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
@@ -53,8 +52,7 @@ class Video:
     def __init__(self, path: Path) -> None:
         require_utf8(path)  # OpenCV crashes on other names
         self.path = path
-        with silent_libraries():
-            self._capture = cv2.VideoCapture(str(path))
+        self._capture = cv2.VideoCapture(str(path))
 
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         # containers without a rate say 0, nan or nonsense
@@ -67,8 +65,7 @@ class Video:
         count = 0
         try:
             while True:
-                with silent_libraries():
-                    there, frame = self._capture.read()
+                there, frame = self._capture.read()
                 if not there:
                     break
 

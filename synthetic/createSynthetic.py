@@ -11,14 +11,10 @@ anybody is involved.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -142,29 +138,6 @@ def _is_whole_jpeg(path: Path) -> bool:
         return False
 
 
-@contextmanager
-def _workers_end_too() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the drawing processes, which would wait for work for ever."""
-
-    def stop(number: int, _frame: object) -> NoReturn:
-        for process in multiprocessing.active_children():
-            process.terminate()
-
-        print("terminated; the same command draws the set again", file=sys.stderr)
-        sys.exit(128 + number)
-
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-            before[number] = signal.signal(number, stop)
-
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
@@ -196,10 +169,8 @@ def main(argv: list[str] | None = None) -> int:
         make_folder(official_list(args.out, split).parent)
 
     try:
-        with (
-            _workers_end_too(),
-            progress(desc="drawing faces", total=args.train + args.test, unit="face") as bar,
-        ):
+        total = args.train + args.test
+        with progress(desc="drawing faces", total=total, unit="face") as bar:
             lines = draw_set(
                 args.out / "WFLW_images",
                 counts,

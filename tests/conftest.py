@@ -13,6 +13,9 @@ from pathlib import Path
 
 # networks here are tiny: threads would wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# read when OpenCV is imported, which scripts that run in this process find done
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402

@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="the disk is full"):
+    with pytest.raises(UserError, match="No space left on device"):
         own_file(path, run="other")
 
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

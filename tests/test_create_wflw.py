@@ -470,11 +470,8 @@ def test_an_output_that_cannot_be_written(official_set, tmp_path, run_script):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         code, output, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out)
-        assert (
-            (code, output) == (1, "")
-            and "a file is in the way" in errors
-            and errors.count("\n") == 1
-        )
+        assert (code, output) == (1, "") and errors.startswith(f"error: cannot write {out}")
+        assert errors.count("\n") == 1
 
     assert contents(tmp_path) == {"file": b"mine"}
 
@@ -486,7 +483,7 @@ def test_a_read_only_output_folder(official_set, tmp_path, run_script):
     out = tmp_path / "out"
     out.mkdir(mode=0o555)
     code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out)
-    assert code == 1 and "no permission to write there" in errors and not list(out.iterdir())
+    assert code == 1 and "Permission denied" in errors and not list(out.iterdir())
 
 
 def test_a_foreign_folder_is_left_alone(official_set, tmp_path, run_script):
@@ -515,8 +512,8 @@ def test_a_full_disk_leaves_no_part_of_a_file(
         patched.setattr(Path, "write_bytes", write_half)
         code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out, "--workers", 1)
 
-    advice = {errno.ENOSPC: "the disk is full", errno.EACCES: "no permission"}[number]
-    assert code == 1 and errors.startswith(f"error: cannot write {out}") and advice in errors
+    assert code == 1 and errors.startswith(f"error: cannot write {out}")
+    assert os.strerror(number) in errors
     assert errors.count("\n") == 1
 
     patches = {name: data for name, data in contents(out).items() if name != ".partial.json"}
@@ -560,7 +557,7 @@ def test_skip_bad_leaves_bad_faces_out_and_names_them(own_set, prepared_set, run
     assert_refused(run_script, own_set, f"test.txt, line 3: image {own_set}")
     command = (SCRIPT, "--wflw", own_set, "--out", out, "--skip-bad")
     code, output, errors = run_script(*command)
-    assert code == 0 and errors.startswith("warning: many points outside the face box")
+    assert code == 0 and "warning: many points outside the face box" in errors
 
     left_out = {"train": [f"{beside} (train line 6)"], "test": []}
     for line, fields in enumerate(test_list.read_text().splitlines(), start=1):

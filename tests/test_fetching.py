@@ -144,7 +144,7 @@ def test_a_refused_connection_is_named(cache):
 def test_a_read_only_cache_is_named(server, cache):
     cache.mkdir(parents=True)
     cache.chmod(0o555)
-    assert "no permission to write there" in complaint(server.file)
+    assert "Permission denied" in complaint(server.file)
     cache.chmod(0o755)
 
 

@@ -139,7 +139,7 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     (folder / "text.png").write_bytes(b"hello")
     (folder / "empty.bmp").write_bytes(b"")
 
-    for name in ("cut.png", "cut.tif"):  # of these libpng and libtiff have something to say
+    for name in ("cut.png", "cut.tif"):  # of these libpng and OpenCV have something to say
         data = cv2.imencode(name[3:], picture)[1].tobytes()
         (folder / name).write_bytes(data[: len(data) // 2])
 
@@ -147,7 +147,8 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     code, output, errors, files = predict(folder, tmp_path / "nowhere.jpg", "--whole")
 
     assert code == 1
-    assert errors.count("error:") == errors.count("\n") == 6
+    said = [line for line in errors.splitlines() if not line.startswith("libpng ")]
+    assert len(said) == 6 and all(line.startswith("error: ") for line in said)
 
     for name in (
         "cut.png",
@@ -189,7 +190,7 @@ def test_what_cannot_be_written_is_named_and_the_rest_is_done(predict, picture, 
 
     first, second = errors.splitlines()
     assert first.startswith("error:") and "a_wide" in first and "65501 x 4 px is too large" in first
-    assert second.startswith("error:") and "bbb" in second and "the name is too long" in second
+    assert second.startswith("error:") and "bbb" in second and "File name too long" in second
 
     # the landmarks are in the file nevertheless, once for each picture
     assert [Path(entry["file"]).name[:4] for entry in files] == ["a_wi", "bbbb", "good"]

@@ -130,34 +130,3 @@ def test_a_process_that_fails_does_not_wait_for_the_others(tmp_path):
     began = time.monotonic()
     started[0].communicate(timeout=60)
     assert started[0].returncode != 0 and time.monotonic() - began < 60
-
-
-NOISY = """
-import os, sys, threading
-from utils.files import reports_user_errors
-from utils.runtime import silent_libraries
-
-def work():
-    for _ in range(200):
-        with silent_libraries():
-            os.write(2, b"noise\\n")
-
-@reports_user_errors
-def main(argv=None):
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    with silent_libraries():
-        print("ours", file=sys.stderr)
-    for thread in threads:
-        thread.join()
-    os.write(2, b"heard again\\n")
-    return 0
-
-sys.exit(main())
-"""
-
-
-def test_libraries_are_silent_while_scripts_speak():
-    done = subprocess.run([sys.executable, "-c", NOISY], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "ours\nheard again\n")

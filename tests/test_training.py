@@ -402,7 +402,7 @@ def test_a_full_disk_stops_the_run_with_one_line(train, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", full)
     code, _, errors = train("--resume", "--save-every", "0")
     assert code == 1 and errors.startswith(
-        "error: cannot write checkpoints/baseline/last.pt: the disk is full"
+        "error: cannot write checkpoints/baseline/last.pt: No space left on device"
     )
     assert open("checkpoints/baseline/last.pt", "rb").read() == before
 

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import io
 import json
 import math
 import os
 import signal
-import stat
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 PATIENCE = 5.0  # s; torchrun looks ten times a second whether a process has failed
 
 # What would break a message's line, or a terminal: a file's name may hold it.
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
+# How torch and OpenCV, which have no MemoryError, say that they were refused memory.
+_NO_MEMORY = (
+    "not enough memory",
+    "failed to map segment",  # of a library, when it is imported
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "insufficient memory",
+    "can't start new thread",
+)
 
 
 class UserError(Exception):
@@ -32,25 +41,12 @@ class UserError(Exception):
 
 
 def describe_os_error(error: OSError, path: str | os.PathLike) -> UserError:
-    """Translate an operating-system error met while writing ``path`` into one line for the user."""
-    advice = {
-        errno.ENOSPC: "the disk is full; free some space and run again",
-        errno.EDQUOT: "the disk quota is used up; free some space and run again",
-        errno.EACCES: "no permission to write there; choose another folder, or allow it",
-        errno.EPERM: "no permission to write there; choose another folder, or allow it",
-        errno.EROFS: "the file system is read-only; choose another folder",
-        errno.ENOTDIR: "a file is in the way where a folder is needed; choose another folder",
-        errno.EEXIST: "a file is in the way where a folder is needed; choose another folder",
-        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-        errno.ELOOP: "links in its path lead in a circle; choose another path",
-    }.get(error.errno or 0, error.strerror or str(error))
-    return UserError(f"cannot write {path}: {advice}")
+    """An operating-system error met while writing ``path``, as one line for the user."""
+    return UserError(f"cannot write {path}: {error.strerror or error}")
 
 
 def make_folder(path: str | os.PathLike) -> Path:
-    """Create a folder and its parents where missing; an ``UserError`` says why it cannot be
-    made.
-    """
+    """Create a folder and its parents where missing; a ``UserError`` says why it cannot be made."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -61,25 +57,14 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 
 def require_file_or_nothing(path: str | os.PathLike) -> None:
-    """Refuse a path that something else than a regular file lies at, by itself or by a link.
-
-    A finished file is renamed to its path; that would put it in the place of a device.
-
-    Raises:
-        UserError: a folder, device, pipe or socket lies there, there is no folder to write it in,
-            or the path cannot be looked at.
+    """Refuse a path where a folder, a device or a pipe lies: a finished file is renamed to its
+    path, which would put it in the place of a device.
     """
     try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        if not Path(path).parent.is_dir():
-            raise UserError(f"cannot write {path}: its folder does not exist; make it") from None
-        return
+        if Path(path).exists() and not Path(path).is_file():
+            raise UserError(f"cannot write {path}: it is no regular file; choose another name")
     except OSError as error:
         raise describe_os_error(error, path) from error
-
-    if not stat.S_ISREG(mode):
-        raise UserError(f"cannot write {path}: it is no regular file; choose another name")
 
 
 def require_utf8(path: str | os.PathLike) -> None:
@@ -105,8 +90,7 @@ def read_bytes(path: str | os.PathLike, what: str = "") -> bytes:
     name = f"{what} {path}" if what else str(path)
 
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        if Path(path).is_char_device():
             raise UserError(f"{name} is a device, not a file")
 
         return Path(path).read_bytes()
@@ -114,20 +98,6 @@ def read_bytes(path: str | os.PathLike, what: str = "") -> bytes:
         raise UserError(f"{name} does not exist") from None
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from None
-
-
-class _NamedTarget(io.FileIO):
-    """A temporary file; what goes wrong in writing to it is said of the file it is to become."""
-
-    def __init__(self, descriptor: int, path: Path) -> None:
-        super().__init__(descriptor, "w")
-        self._path = path
-
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            raise describe_os_error(error, self._path) from error
 
 
 @contextmanager
@@ -148,44 +118,29 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """
     path = Path(path)
     require_file_or_nothing(path)
-    temporary = None
+    # Bytes of a path that are not UTF-8 become \udcXX, which JSON reads back.
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 
     try:
-        with _said_of(path):
-            # a part of the name, so that the longest possible name does not become too long
-            descriptor, temporary = tempfile.mkstemp(
-                dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp"
-            )
-            os.fchmod(descriptor, 0o644)
-
-        file: IO = io.BufferedWriter(_NamedTarget(descriptor, path))
-        if mode == "w":
-            # Bytes of a path that are not UTF-8 become \udcXX, which JSON reads back.
-            file = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace")
-
-        with file:
-            yield file
-
-            with _said_of(path):
-                file.flush()
-                os.fsync(file.fileno())
-
-        with _said_of(path):
-            os.replace(temporary, path)
-            temporary = None
-            _sync_folder(path.parent)
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-@contextmanager
-def _said_of(path: Path) -> Iterator[None]:
-    """Operating-system errors met inside concern the writing of ``path``."""
-    try:
-        yield
+        # a part of the name, so that the longest possible name does not become too long
+        descriptor, temporary = tempfile.mkstemp(".tmp", f".{path.name[:40]}.", path.parent)
     except OSError as error:
         raise describe_os_error(error, path) from error
+
+    try:
+        with open(descriptor, mode, **({} if "b" in mode else text)) as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+
+        os.chmod(temporary, 0o644)  # mkstemp's are for the owner alone
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, temporary):  # of another file the body speaks itself
+            raise describe_os_error(error, path) from error
+        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any], *, indent: int | None = 2) -> None:
@@ -220,12 +175,8 @@ def read_json(path: str | os.PathLike, *, advice: str = "delete it") -> dict[str
     Raises:
         UserError: it cannot be read, or is not a JSON object; says what to do, ``advice``.
     """
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
     try:
         content = json.loads(read_bytes(path).decode())
@@ -238,47 +189,41 @@ def read_json(path: str | os.PathLike, *, advice: str = "delete it") -> dict[str
     return content
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename inside ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def reports_user_errors(main: Callable[..., int]) -> Callable[..., int]:
     """Decorate a script's ``main(argv)``: what a user or the machine caused becomes one line on
     stderr and exit code 1, Ctrl-C 130; our own mistakes keep their traceback.
 
-    An output that nobody reads (``| head -1``), that is full, closed or not for all characters does
-    not end the work: files are whole all the same. A full one gives exit code 1.
+    Of a damaged picture or video our line speaks: OpenCV and FFmpeg are told to be silent.
     """
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int:
-        with _lasting_outputs() as outputs:
-            try:
-                code = main(argv)
-            except KeyboardInterrupt as error:
-                print(str(error) or "interrupted", file=sys.stderr)
-                code = 130
-            except Exception as error:
-                message = _one_line(error)
-                if message is None:
-                    raise
+        # both are read when OpenCV is imported
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # an ASCII terminal, or a path that is not UTF-8
+                stream.reconfigure(errors="backslashreplace")
 
-                wait_for_first_process()
-                print(f"error: {message}", file=sys.stderr)
-                code = 1
-
-            sys.stdout.flush()
-            for output in outputs:
-                if output.problem is not None:
-                    print(f"error: cannot print: {output.problem}", file=sys.stderr)
-                    code = code or 1
-
+        try:
+            code = main(argv)
+            print(end="", flush=True)  # what is wrong with stdout shows here
             return code
+        except KeyboardInterrupt as error:
+            print(str(error) or "interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # nobody reads on, as in `| head -1`; nor may Python at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            message = _one_line(error)
+            if message is None:
+                raise
+
+            wait_for_first_process()
+            print(f"error: {message}", file=sys.stderr)
+            return 1
 
     return wrapper
 
@@ -298,122 +243,13 @@ def _one_line(error: Exception) -> str | None:
         return str(error)
 
     if isinstance(error, OSError) and error.strerror:
-        if isinstance(error.filename, (str, bytes, os.PathLike)):
-            return str(UserError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
+        named = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return str(UserError(named + error.strerror))
 
-        return error.strerror
-
-    if isinstance(error, MemoryError) or _is_lack_of_memory(error):
+    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
         return (
             "there is not enough memory for this; ask for less (a smaller network, batch or "
             "picture, fewer faces), or free some"
         )
 
-    # Path.resolve() on links that lead in a circle
-    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
-        return str(error)
-
     return None
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether torch or OpenCV, which have no MemoryError, were refused memory."""
-    text = str(error).lower()
-    signs = (
-        "not enough memory",
-        "failed to map segment",  # of a library, when it is imported
-        "out of memory",
-        "can't allocate memory",
-        "cannot allocate memory",
-        "insufficient memory",
-        "can't start new thread",
-    )
-
-    kinds = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-
-    refusing = isinstance(error, (RuntimeError, ImportError)) or "cv2" in kinds
-
-    return refusing and any(sign in text for sign in signs)
-
-
-class _LastingOutput:
-    """A standard stream that is given up quietly, and not with an exception, when it fails."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-        self.problem: str | None = None  # what to say of it; nothing of a reader who left
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._give_up(error)
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._give_up(error)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def _give_up(self, error: OSError) -> None:
-        if error.errno not in (errno.EPIPE, errno.EBADF):
-            self.problem = error.strerror
-
-        # From here on it leads to nowhere, for what is still in its buffer too.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), self._stream.fileno())
-
-
-@contextmanager
-def _lasting_outputs() -> Iterator[list[_LastingOutput]]:
-    """stdout and stderr that no failure of theirs can end the work through."""
-    before = sys.stdout, sys.stderr
-    outputs = []
-
-    for number, stream in enumerate(before, start=1):
-        if stream is None:  # closed by the caller
-            stream = _opened_nowhere(number)
-        elif isinstance(stream, io.TextIOWrapper):
-            # an ASCII terminal, or a path that is not UTF-8
-            stream.reconfigure(errors="backslashreplace")
-            if stream is sys.__stderr__:
-                stream = _opened_anew(stream)
-
-        outputs.append(_LastingOutput(stream))
-
-    sys.stdout, sys.stderr = outputs
-
-    try:
-        yield outputs
-    finally:
-        for output in outputs:
-            output.flush()
-
-        sys.stdout, sys.stderr = (
-            output if given is None else given
-            for given, output in zip(before, outputs, strict=True)
-        )
-
-
-def _opened_anew(stderr: TextIO) -> TextIO:
-    """stderr by a descriptor of its own: what libraries print to number 2 can then be silenced."""
-    return open(os.dup(2), "w", encoding=stderr.encoding, errors="backslashreplace", buffering=1)
-
-
-def _opened_nowhere(number: int) -> IO[str]:
-    """Occupy a standard stream's closed descriptor, or else the next file opened would take its
-    number and get what libraries print.
-    """
-    try:
-        os.fstat(number)
-    except OSError:
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        if descriptor != number:
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-
-    return open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)

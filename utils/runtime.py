@@ -8,7 +8,6 @@ import platform
 import signal as signals
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -121,37 +120,6 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
 
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
-class _Silence:
-    """How many threads want libraries to be silent, and where stderr led before."""
-
-    lock = threading.Lock()
-    depth = 0
-    stderr = -1
-
-
-@contextmanager
-def silent_libraries() -> Iterator[None]:
-    """Keep what C libraries print to stderr about damaged files (libpng, libtiff, FFmpeg) from the
-    user, who gets one line of ours. Threads may overlap in it; scripts' own stderr still works.
-    """
-    with _Silence.lock:
-        if _Silence.depth == 0:
-            _Silence.stderr = os.dup(2)
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-
-        _Silence.depth += 1
-
-    try:
-        yield
-    finally:
-        with _Silence.lock:
-            _Silence.depth -= 1
-            if _Silence.depth == 0:
-                os.dup2(_Silence.stderr, 2)
-                os.close(_Silence.stderr)
 
 
 def available_cores() -> int:
