@@ -22,10 +22,11 @@ if TYPE_CHECKING:  # it needs torch, and preparation does not
 
 # Limits as shares of the box's side, if nothing else is said. Beside each stands the outermost of
 # 1,670 real faces with good labels: 463 of WFLW, 1,207 of Helen and AFW.
-MOST_OUTSIDE = 0.4  # share of the points that lie outside the box: 0.31
+NEAR = 0.1  # a point that lies less far from the box is not counted as outside
+MOST_OUTSIDE = 0.25  # share of the points that lie outside the box: 0.11
 FARTHEST = 0.5  # from a point to the box: 0.16
 EYES = (0.03, 1.2)  # between the outer eye corners: 0.16 and 0.73
-EXTENT = (0.4, 2.0)  # of the points: 0.57 and 1.17
+EXTENT = (0.45, 2.0)  # of the points: 0.57 and 1.17
 OWN_EXTENT = (0.1, 2.0)  # the same where a scheme of one's own may cover little of the face
 LEAST_PARALLEL = 0.6  # of the ways from points to their mirror partners, see `_parallel`: 0.88
 LONGEST_STEP = 0.42  # within a contour, as a share of the points' extent: 0.34
@@ -98,8 +99,7 @@ def _doubts(points: np.ndarray, boxes: np.ndarray, scheme: LandmarkScheme) -> di
     return {
         "all points within one pixel, as if they were shares of the picture": extent <= 1,
         "points at (0, 0) or (-1, -1), as if missing": np.any(marks, axis=0),
-        "a point far outside the face box": (share <= MOST_OUTSIDE)
-        & (distance > FARTHEST * _side(boxes)),
+        "a point far outside the face box": (share <= MOST_OUTSIDE) & (distance > FARTHEST),
         "points in another order than the scheme's (expected x0 y0 x1 y1 …)": disordered,
         "a box that reads as x y width height (expected x_min y_min x_max y_max)": ~fits
         & _fits(points, np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1]), own),
@@ -113,10 +113,13 @@ def _doubts(points: np.ndarray, boxes: np.ndarray, scheme: LandmarkScheme) -> di
 
 
 def _outside(points: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the points outside their box, and how far the farthest lies outside, (N,) each."""
+    """Share of the points outside their box, and how far the farthest lies outside as a share of
+    the box's side, (N,) each.
+    """
     distance = np.maximum(boxes[:, None, :2] - points, points - boxes[:, None, 2:]).max(axis=2)
+    distance = distance / np.maximum(_side(boxes), 1)[:, None]
 
-    return (distance > 0).mean(axis=1), distance.max(axis=1)
+    return (distance > NEAR).mean(axis=1), distance.max(axis=1)
 
 
 def _fits(points: np.ndarray, boxes: np.ndarray, own: bool) -> np.ndarray:

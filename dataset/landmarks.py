@@ -164,6 +164,18 @@ def _common_scheme() -> LandmarkScheme:
 COMMON_60 = _common_scheme()
 
 
+def pupils(scheme: LandmarkScheme) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Of the left and of the right pupil, the landmarks whose mean it is: those of WFLW's pupils,
+    else all of an eye, as 300W has it; None where the scheme names neither.
+    """
+    points = {contour.name: contour.points for contour in scheme.contours}
+    for part in ("pupil", "eye"):
+        if f"left {part}" in points and f"right {part}" in points:
+            return points[f"left {part}"], points[f"right {part}"]
+
+    return None
+
+
 def points_within(scheme: LandmarkScheme, wanted: LandmarkScheme) -> tuple[int, ...] | None:
     """Where the landmarks of ``wanted`` stand in ``scheme``; None where they are no part of it."""
     if scheme.name == wanted.name and scheme.num_points == wanted.num_points:

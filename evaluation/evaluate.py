@@ -23,12 +23,13 @@ from dataset.landmarks import (
     WFLW_98,
     LandmarkScheme,
     points_within,
+    pupils,
     scheme_of_network,
 )
 from evaluation.cost import measure_speed, model_cost
 from models.checkpoint import LoadedModel, load_model
 from utils.files import UserError
-from utils.metrics import auc, failure_rate, nme
+from utils.metrics import STRICTER, auc, failure_rate, nme, normalisers
 from utils.runtime import progress as progress_bar
 
 RESAMPLES = 10_000  # of the bootstrap
@@ -133,16 +134,40 @@ def subsets(faces: FaceSet) -> dict[str, np.ndarray]:
 
 
 def summarize(errors: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Per subset: number of faces, NME and FR@0.1 in percent, AUC@0.1 in 0..1; NaN where a subset
-    is empty.
+    """Per subset: number of faces, NME and FR@0.1 in percent, AUC@0.1 in 0..1, FR and AUC at 0.08
+    too; NaN where a subset is empty.
     """
 
     def row(chosen: np.ndarray) -> dict[str, float]:
-        mean = 100 * float(chosen.mean()) if chosen.size else float("nan")
-        rates = {"fr_percent": 100 * failure_rate(chosen), "auc": auc(chosen)}
-        return {"faces": int(chosen.size), "nme_percent": mean, **rates}
+        return {
+            "faces": int(chosen.size),
+            "nme_percent": _mean_percent(chosen),
+            "fr_percent": 100 * failure_rate(chosen),
+            "auc": auc(chosen),
+            f"fr_percent_at_{STRICTER:g}": 100 * failure_rate(chosen, STRICTER),
+            f"auc_at_{STRICTER:g}": auc(chosen, STRICTER),
+        }
 
     return {name: row(errors[mask]) for name, mask in masks.items()}
+
+
+def other_conventions(errors: np.ndarray, faces: FaceSet) -> dict[str, dict[str, float]]:
+    """Per subset: the mean of errors (N,) as other conventions normalise them, in percent."""
+    scheme = faces.scheme
+    by = normalisers(true_landmarks(faces), scheme.outer_eyes, pupils(scheme))
+    interocular = by.pop("interocular")
+
+    with np.errstate(divide="ignore"):  # two pupils in one place
+        nmes = {f"nme_percent_{name}": errors * interocular / by[name] for name in by}
+
+    return {
+        subset: {name: _mean_percent(values[mask]) for name, values in nmes.items()}
+        for subset, mask in subsets(faces).items()
+    }
+
+
+def _mean_percent(values: np.ndarray) -> float:
+    return 100 * float(values.mean()) if values.size else float("nan")
 
 
 def bootstrap_means(errors: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -307,7 +332,11 @@ def evaluate(
     errors = nme(prediction, faces.crop_landmarks().cpu().numpy(), faces.scheme.outer_eyes)
     cost = model_cost(loaded.model, device) | measure_speed(loaded.model, device)
 
-    return Evaluation(name, loaded, prediction, errors, summarize(errors, subsets(faces)), cost)
+    others = other_conventions(errors, faces)
+    summary = summarize(errors, subsets(faces))
+    summary = {subset: row | others[subset] for subset, row in summary.items()}
+
+    return Evaluation(name, loaded, prediction, errors, summary, cost)
 
 
 def mean_shape_summary(

@@ -133,7 +133,14 @@ def test_an_empty_subset_is_a_dash_in_the_table():
     errors = np.array([0.02, 0.2])
     summary = summarize(errors, {"full": np.array([True, True]), "blur": np.array([False, False])})
     assert summary["full"] == pytest.approx(
-        {"faces": 2, "nme_percent": 11, "fr_percent": 50, "auc": 0.4}
+        {
+            "faces": 2,
+            "nme_percent": 11,
+            "fr_percent": 50,
+            "auc": 0.4,
+            "fr_percent_at_0.08": 50,
+            "auc_at_0.08": 0.375,
+        }
     )
     assert summary["blur"]["faces"] == 0 and np.isnan(summary["blur"]["nme_percent"])
 
@@ -362,6 +369,19 @@ def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
     assert metrics["models"]["a"]["subsets"]["full"]["nme_percent"] == pytest.approx(
         100 * face_errors(load_model(first).model, faces, device="cpu").mean(), rel=1e-6
     )
+
+    # other conventions: the same errors over the pupils' distance and the landmarks' box
+    prediction = predict_landmarks(load_model(first).model, faces, device="cpu")
+    pairs = zip(prediction.astype(float), faces.crop_landmarks().double().numpy(), strict=True)
+    by_pupils, by_box = [], []
+    for points, true in pairs:
+        error = np.linalg.norm(points - true, axis=1).mean()
+        by_pupils.append(error / np.linalg.norm(true[96] - true[97]))
+        by_box.append(error / np.sqrt((true.max(axis=0) - true.min(axis=0)).prod()))
+
+    full = metrics["models"]["a"]["subsets"]["full"]
+    assert full["nme_percent_interpupil"] == pytest.approx(100 * np.mean(by_pupils), rel=1e-6)
+    assert full["nme_percent_box"] == pytest.approx(100 * np.mean(by_box), rel=1e-6)
 
     rows = list(csv.DictReader((out / "faces.csv").open()))
     assert [int(row["index"]) for row in rows] == list(range(8))

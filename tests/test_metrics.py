@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from utils.files import UserError
-from utils.metrics import auc, failure_rate, nme, point_errors
+from utils.metrics import auc, failure_rate, nme, normalisers, point_errors
 
 EYES = (0, 2)
 
@@ -52,6 +52,15 @@ def test_nme_by_hand():
     prediction = target + np.array([[[3, 4], [0, 0], [0, -1]]])  # errors 5, 0, 1
     assert nme(prediction, target, EYES) == pytest.approx([6 / 3 / 20], rel=1e-15)
     assert nme(target, target, EYES).tolist() == [0.0]
+
+
+def test_other_normalisers_by_hand():
+    target = np.array([[[0, 0], [10, 5], [20, 0], [4, 0], [12, 6], [16, 6]]])
+    found = normalisers(target, EYES, ((0, 3), (4, 5)))  # pupils at (2, 0) and (14, 6)
+    assert found["interocular"] == pytest.approx([20])
+    assert found["interpupil"] == pytest.approx([math.hypot(12, 6)])
+    assert found["box"] == pytest.approx([math.sqrt(20 * 6)])
+    assert set(normalisers(target, EYES, None)) == {"interocular", "box"}
 
 
 def test_nme_is_computed_in_float64():

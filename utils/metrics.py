@@ -10,6 +10,7 @@ import numpy as np
 from utils.files import UserError
 
 THRESHOLD = 0.1  # of FR@0.1 and AUC@0.1, as a fraction of the inter-ocular distance
+STRICTER = 0.08  # the threshold of 300W's tables
 
 
 def point_errors(
@@ -52,6 +53,36 @@ def nme(prediction: np.ndarray, target: np.ndarray, outer_eyes: tuple[int, int])
     :func:`point_errors`.
     """
     return point_errors(prediction, target, outer_eyes).mean(axis=1)
+
+
+def normalisers(
+    target: np.ndarray,
+    outer_eyes: tuple[int, int],
+    pupils: tuple[tuple[int, ...], tuple[int, ...]] | None,
+) -> dict[str, np.ndarray]:
+    """What other conventions divide a face's point errors by.
+
+    Args:
+        target: (N, P, 2), in any isotropic pixel unit.
+        outer_eyes: indices of the two outer eye corners.
+        pupils: of each pupil, the points whose mean it is; None leaves ``interpupil`` out.
+
+    Returns:
+        (N,) float64 each: ``interocular``, the distance of the outer eye corners; ``interpupil``,
+        that of the pupils; ``box``, √(width · height) of the box about the points.
+    """
+    target = np.asarray(target, np.float64)
+    left, right = outer_eyes
+    found = {
+        "interocular": np.linalg.norm(target[:, left] - target[:, right], axis=-1),
+        "box": np.sqrt(np.ptp(target, axis=1).prod(axis=-1)),
+    }
+
+    if pupils is not None:
+        centres = [target[:, list(points)].mean(axis=1) for points in pupils]
+        found["interpupil"] = np.linalg.norm(centres[0] - centres[1], axis=-1)
+
+    return found
 
 
 def failure_rate(errors: np.ndarray, threshold: float = THRESHOLD) -> float:
