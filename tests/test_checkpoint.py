@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import random
 import zipfile
 
 import pytest
 import torch
 
 from dataset.crop import RESAMPLINGS
-from models import BaselineSepDyBN, checkpoint
+from models import checkpoint
 from models.architecture import Architecture
 from models.checkpoint import build_model, load_model
 from models.vanilla import released_state_dict
@@ -61,11 +60,9 @@ def one_line(error) -> str:
 def test_round_trip_of_our_own_form(tmp_path):
     path = own_file(tmp_path / "final.pt")
     loaded = load_model(path)
-    assert (
-        loaded.name == "mine"
-        and loaded.config["format_name"] == "own"
-        and loaded.config["resample"] == "area"
-    )
+    assert loaded.name == "mine"
+    assert loaded.config["format_name"] == "own"
+    assert loaded.config["resample"] == "area"
     assert "G = 2" in loaded.config["arm"] and not loaded.model.training
     for name, value in scramble(build_model(CONFIG)).state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
@@ -212,86 +209,6 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("width", "a", "width"),
-        ("width", 10_000_000, "width"),
-        ("sets", -1, "sets"),
-        ("norm", "foo", "norm"),
-        ("groups", None, "groups"),
-        ("num_landmarks", 68, "num_landmarks"),
-        ("run", 5, "run"),
-        ("resample", "cubic", "resample"),
-        ("resample", None, "resample"),
-        ("released_geometry", "no", "released_geometry"),
-    ],
-)
-def test_a_config_that_lies_is_refused_by_name(tmp_path, name, value, words):
-    path = own_sepbn_file(tmp_path)
-    content = checkpoint.read(path)
-    content["config"][name] = value
-    checkpoint.save(path, content)
-
-    with pytest.raises(UserError, match=words) as error:
-        checkpoint.load_model(path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), "int32", "list", "claims"])
-def test_weights_that_are_none_are_refused(tmp_path, bad):
-    path = own_sepbn_file(tmp_path)
-    content = checkpoint.read(path)
-    weight = content["model"]["conv2.weight"]
-
-    if bad == "int32":
-        weight = weight.int()
-    elif bad == "list":
-        weight = weight.tolist()
-    elif bad == "claims":  # a few bytes that say they are terabytes
-        weight = torch.zeros(1).expand(10_000_000, 10_000, 3, 3)
-    else:
-        weight = torch.full_like(weight, bad)
-
-    content["model"]["conv2.weight"] = weight
-    checkpoint.save(path, content)
-
-    with pytest.raises(UserError, match="conv2.weight") as error:
-        checkpoint.load_model(path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("grid", [None, 1, 2, 4])
-def test_a_bare_state_dict_of_ours_is_recognised(tmp_path, grid):
-    model = BaselineSepDyBN(4, 2, attention_grid=grid, num_landmarks=68, width=8)
-    path = tmp_path / "bare.pt"
-    torch.save(model.state_dict(), path)
-    loaded = checkpoint.load_model(path)
-
-    assert {name: loaded.config[name] for name in ("norm", "sets", "groups", "attention_grid")} == {
-        "norm": "sepbn",
-        "sets": 4,
-        "groups": 2,
-        "attention_grid": grid,
-    }
-    assert loaded.config["released_geometry"] is False
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded.model.state_dict()[name], value)
-
-
-def own_sepbn_file(folder):
-    """A small SepBN network in our own form."""
-    config = {"norm": "sepbn", "num_landmarks": 98, "width": 4, "sets": 3, "groups": 2}
-    config |= {"attention_grid": None, "run": "own", "resample": "nearest"}
-    config |= {"released_geometry": False}
-    model = checkpoint.build_model(config)
-    path = folder / "own.pt"
-    content = {"model": model.state_dict(), "config": config, "format": checkpoint.FORMAT}
-    checkpoint.save(path, content)
-
-    return path
-
-
 @pytest.mark.parametrize("attention_grid", [None, 1, 4])
 @pytest.mark.parametrize(("width", "sets", "groups"), [(4, 3, 2), (10, 1, 1), (6, 5, 3), (3, 2, 3)])
 def test_the_architecture_follows_from_the_shapes(width, sets, groups, attention_grid):
@@ -306,13 +223,14 @@ def test_the_architecture_without_sepbn_follows_from_the_shapes(norm):
 
 
 def test_a_bare_state_dict_of_ours_computes_the_same(tmp_path):
-    for name, config in (("plain", CONFIG), ("grid", CONFIG | {"attention_grid": 2})):
+    for name, grid in (("plain", None), ("one", 1), ("two", 2), ("four", 4)):
+        config = CONFIG | {"attention_grid": grid}
         model = scramble(build_model(config))
         torch.save(model.state_dict(), tmp_path / f"{name}.pt")
         loaded = load_model(tmp_path / f"{name}.pt")
 
-        for key in ("norm", "width", "sets", "groups", "num_landmarks"):
-            assert loaded.config[key] == config[key], key
+        for key in ("norm", "width", "sets", "groups", "num_landmarks", "attention_grid"):
+            assert loaded.config[key] == config.get(key), key
 
         assert loaded.config["format_name"] == "own" and not loaded.config["released_geometry"]
         faces = torch.randn(2, 3, 128, 128)
@@ -450,29 +368,6 @@ def test_a_compressed_archive_is_refused(tmp_path):
         load_model(tmp_path / "bomb.pt")
 
     assert one_line(error)
-
-
-def test_randomly_damaged_files_load_or_are_refused_in_one_line(tmp_path):
-    """Bytes changed within the pickled part, where torch.load raises errors of many kinds."""
-    whole = own_file(tmp_path / "final.pt", CONFIG | {"width": 2}).read_bytes()
-    first, last = whole.index(b"data.pkl"), whole.index(b"conv2.bias")
-    generator = random.Random(0)
-    outcomes = {"loaded": 0, "refused": 0}
-
-    for _ in range(150):
-        damaged = bytearray(whole)
-        for _ in range(generator.choice((1, 2, 8))):
-            damaged[generator.randrange(first, last)] = generator.randrange(256)
-
-        (tmp_path / "damaged.pt").write_bytes(damaged)
-        try:
-            load_model(tmp_path / "damaged.pt")
-            outcomes["loaded"] += 1
-        except UserError as error:
-            assert "\n" not in str(error) and "damaged.pt" in str(error)
-            outcomes["refused"] += 1
-
-    assert outcomes["refused"] > 50, outcomes
 
 
 @pytest.mark.parametrize("kind", [TypeError, AssertionError, AttributeError, MemoryError])

@@ -102,9 +102,8 @@ def test_settings_are_kept():
     assert (new.num_sets, new.groups) == (2, 3)
     assert (new.eps, new.momentum, new.training) == (0.01, None, False)
     assert new.temperature == 5 and new.fc1.weight.shape[0] == 3 and new.num_batches_tracked == 7
-    assert (
-        new.running_var.eq(3).all() and new.weight.dtype == new.running_mean.dtype == torch.float64
-    )
+    assert new.running_var.eq(3).all()
+    assert new.weight.dtype == new.running_mean.dtype == torch.float64
     assert new.weight.requires_grad and not new.bias.requires_grad and new.fc1.weight.requires_grad
     assert not new.synchronized and convert_batchnorm(nn.SyncBatchNorm(6)).synchronized
 

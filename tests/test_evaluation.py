@@ -334,11 +334,9 @@ def test_released_form_has_the_same_nme_as_our_own(run_script, prepared_set, fac
     np.testing.assert_allclose(errors, expected, rtol=1e-6)
 
     code, output, _ = run_script("test.py", own, released, "--data", prepared_set)
-    assert (
-        code == 0
-        and "sepbn_model_final.pth (released form)" in output
-        and "corrected geometry" in output
-    )
+    assert code == 0
+    assert "sepbn_model_final.pth (released form)" in output
+    assert "corrected geometry" in output
 
     cells = [line.split("|") for line in output.splitlines() if line.startswith("|")]
     rows = [row[3:] for row in cells if row[2].strip() == "NME %"]
@@ -390,9 +388,8 @@ def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
         values = np.array([float(row[f"nme_percent {name}"]) for row in rows])
         for subset, table in metrics["models"][name]["subsets"].items():
             chosen = values[[subset == "full" or row[subset] == "1" for row in rows]]
-            assert len(chosen) == table["faces"] and chosen.mean() == pytest.approx(
-                table["nme_percent"], rel=1e-5
-            )
+            assert len(chosen) == table["faces"]
+            assert chosen.mean() == pytest.approx(table["nme_percent"], rel=1e-5)
 
     (pair,) = metrics["differences"]
     assert (pair["first"], pair["second"]) == ("a", "b (unfinished)")
@@ -446,11 +443,9 @@ def test_a_bad_training_list_is_found_before_anything_is_evaluated(
 def test_checkpoints_are_found(run_script, prepared_set, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, errors = run_script("test.py", "--data", prepared_set)
-    assert (
-        code == 1
-        and errors.startswith("error: no checkpoint in checkpoints/")
-        and errors.count("\n") == 1
-    )
+    assert code == 1
+    assert errors.startswith("error: no checkpoint in checkpoints/")
+    assert errors.count("\n") == 1
 
     folder = tmp_path / "checkpoints"
     checkpoint(folder / "done" / "final.pt")

@@ -659,7 +659,8 @@ def test_differences_run_by_run(run_script, tmp_path):
 
     code, output, _ = run_script(ROWS, "runs", path, "a", "b")
     lines = output.splitlines()
-    assert code == 0 and lines[:3] == [
+    assert code == 0
+    assert lines[:3] == [
         "b − a, points by seed",
         "width 8, 25 epochs: -1.00, +1.00; mean +0.00",
         "width 8, 50 epochs: -3.00; mean -3.00",

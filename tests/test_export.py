@@ -74,17 +74,13 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
 
     said = {entry.key: entry.value for entry in proto.metadata_props}
-    assert (
-        said["input_size"] == "128"
-        and said["channel_order"] == "RGB"
-        and said["scheme"] == "WFLW-98"
-    )
+    assert said["input_size"] == "128"
+    assert said["channel_order"] == "RGB"
+    assert said["scheme"] == "WFLW-98"
 
-    assert (
-        said["scaling"] == "(x - 127.5) / 128, x in 0..255"
-        and said["resample"] == "area"
-        and said["run"] == "tiny"
-    )
+    assert said["scaling"] == "(x - 127.5) / 128, x in 0..255"
+    assert said["resample"] == "area"
+    assert said["run"] == "tiny"
 
     assert said["crop_rule"] and said["arm"]
     # no paths of this disk

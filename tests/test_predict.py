@@ -158,10 +158,8 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
         "empty.bmp",
         "nowhere.jpg",
     ):
-        assert (
-            name in errors
-            and sum(name in entry["file"] and "error" in entry for entry in files) == 1
-        )
+        assert name in errors
+        assert sum(name in entry["file"] and "error" in entry for entry in files) == 1
 
     done = [entry for entry in files if "faces" in entry]
     assert [Path(entry["file"]).name for entry in done] == ["good.jpg"]
@@ -392,11 +390,9 @@ def test_a_table_finds_its_pictures(predict, picture, tmp_path):
 def test_output_names_differ():
     paths = [Path("x/a.jpg"), Path("y/a.png"), Path("A.png"), Path("a_2.jpg"), Path("b.tar.png")]
     names = output_names(paths)
-    assert (
-        len({name.lower() for name in names}) == len(paths)
-        and names[0] == "a"
-        and names[4] == "b.tar"
-    )
+    assert len({name.lower() for name in names}) == len(paths)
+    assert names[0] == "a"
+    assert names[4] == "b.tar"
 
     names = output_names([Path(f"{stem}.jpg") for stem in ("a", "A_face1", "a_face1_face0")])
     files = [f"{name}_face{index}".lower() for name in names for index in range(3)]

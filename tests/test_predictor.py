@@ -302,12 +302,10 @@ def test_the_detector_finds_the_same_faces_in_an_enlarged_picture(shared_data):
     )
     boxes, scores = detector(picture)
 
-    assert (
-        len(boxes)
-        and boxes.shape == (len(boxes), 4)
-        and (np.diff(scores) <= 0).all()
-        and scores[0] > 0.8
-    )
+    assert len(boxes)
+    assert boxes.shape == (len(boxes), 4)
+    assert (np.diff(scores) <= 0).all()
+    assert scores[0] > 0.8
 
     larger, _ = detector(cv2.resize(picture, None, fx=3, fy=3))  # beyond max_side
     side = boxes[0, 2] - boxes[0, 0]

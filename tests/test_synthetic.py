@@ -157,10 +157,8 @@ def test_eye_points_surround_the_eyeballs() -> None:
             assert face.part_at(outside) == SKIN
 
         lids = face.landmarks[[ring[2], ring[6]]]
-        assert (
-            face.part_at(lids[0] + [0, 0.03 * SCALE]) == part
-            and face.part_at(lids[1] - [0, 0.03 * SCALE]) == part
-        )
+        assert face.part_at(lids[0] + [0, 0.03 * SCALE]) == part
+        assert face.part_at(lids[1] - [0, 0.03 * SCALE]) == part
 
 
 def test_closed_eyes_and_an_open_mouth_move_their_points() -> None:
@@ -192,11 +190,9 @@ def test_a_face_depends_on_seed_split_and_index_only() -> None:
     draw_face(6, "train", 2)  # another set in between
     again = draw_face(5, "train", 2)
 
-    assert (
-        (first.picture == again.picture).all()
-        and (first.landmarks == again.landmarks).all()
-        and first.box == again.box
-    )
+    assert (first.picture == again.picture).all()
+    assert (first.landmarks == again.landmarks).all()
+    assert first.box == again.box
     for other in (draw_face(5, "test", 2), draw_face(5, "train", 3), draw_face(6, "train", 2)):
         assert other.picture.shape != first.picture.shape or (other.picture != first.picture).any()
 
