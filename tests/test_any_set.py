@@ -378,25 +378,6 @@ def test_boxes_from_the_detector(shared_data, tmp_path, run_script):
     assert np.abs(centres - 64).max() < 30
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["--pts-train", "a", "--out", "c"],
-        ["--pts-train", "a", "--pts-test", "b"],
-        ["--pts-train", "a", "--pts-test", "b", "--out", "c", "--wflw", "d"],
-        ["--pts-train", "a", "--pts-test", "b", "--out", "c", "--boxes", "d", "--detector", "e"],
-        ["--wflw", "a", "--boxes", "b"],
-        ["--wflw", "a", "--box-scale", "0.1"],
-        ["--wflw", "a", "--box-scale", "nan"],
-        ["--wflw", "a", "--box-scale", "4"],
-    ],
-)
-def test_wrong_usage(run_script, arguments):
-    code, _, errors = run_script(PREPARE, *arguments)
-    assert code == 2 and "error: " in errors
-
-
 # --- box scale ----------------------------------------------------------------------------------
 
 

@@ -381,14 +381,6 @@ def assert_refused(run_script, folder: Path, message: str, *, started: bool = Fa
         assert not out.exists()
 
 
-def test_missing_folders_and_lists(own_set, run_script):
-    assert_refused(run_script, own_set.parent / "nowhere", "WFLW folder")
-    official_list(own_set, "test").unlink()
-    assert_refused(run_script, own_set, "list_98pt_rect_attr_test.txt does not exist")
-    shutil.rmtree(own_set / "WFLW_images")
-    assert_refused(run_script, own_set, "WFLW_images does not exist")
-
-
 def test_lists_may_come_through_pipes(official_set, prepared_set, tmp_path, run_script):
     pipes = {}
 
@@ -466,16 +458,6 @@ def test_a_box_beside_its_image_is_named_and_can_be_mended(own_set, prepared_set
     assert contents(own_set.parent / "out") == contents(prepared_set)
 
 
-def test_an_output_that_cannot_be_written(official_set, tmp_path, run_script):
-    (tmp_path / "file").write_text("mine")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        code, output, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out)
-        assert (code, output) == (1, "") and errors.startswith(f"error: cannot write {out}")
-        assert errors.count("\n") == 1
-
-    assert contents(tmp_path) == {"file": b"mine"}
-
-
 @pytest.mark.skipif(
     hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write into read-only folders"
 )
@@ -484,14 +466,6 @@ def test_a_read_only_output_folder(official_set, tmp_path, run_script):
     out.mkdir(mode=0o555)
     code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out)
     assert code == 1 and "Permission denied" in errors and not list(out.iterdir())
-
-
-def test_a_foreign_folder_is_left_alone(official_set, tmp_path, run_script):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "WFLW0000.png").write_bytes(b"mine")
-    code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", tmp_path)
-    assert code == 1 and "holds other files" in errors
-    assert contents(tmp_path) == {"train/WFLW0000.png": b"mine"}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
@@ -520,22 +494,6 @@ def test_a_full_disk_leaves_no_part_of_a_file(
     assert patches and patches.items() <= contents(prepared_set).items()
     assert run_script(SCRIPT, "--wflw", official_set, "--out", out)[0] == 0
     assert contents(out) == contents(prepared_set)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["--wflw", "a", "--images", "b"],
-        ["--images", "a", "--train-list", "b", "--test-list", "c"],
-        ["--images", "a", "--train-list", "b", "--out", "c"],
-        ["--wflw", "a", "--workers", "0"],
-        ["--wflw", "a", "--resample", "cubic"],
-    ],
-)
-def test_wrong_usage(run_script, arguments):
-    code, output, errors = run_script(SCRIPT, *arguments)
-    assert (code, output) == (2, "") and "error:" in errors
 
 
 def test_help_names_defaults(run_script):

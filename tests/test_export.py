@@ -121,19 +121,6 @@ def test_missing_packages_are_named_in_one_line(tmp_path, run_script, monkeypatc
 
 
 @needs_packages
-def test_a_missing_checkpoint_is_named(tmp_path, run_script):
-    code, _, errors = run_script(
-        "export.py", tmp_path / "nothing.pt", "--onnx", tmp_path / "net.onnx"
-    )
-    assert code == 1 and "nothing.pt" in errors and errors.count("\n") == 1
-
-
-def test_the_output_file_must_be_named(tmp_path, run_script):
-    code, _, errors = run_script("export.py", tmp_path / "final.pt")
-    assert code == 2 and "--onnx" in errors
-
-
-@needs_packages
 def test_the_checkpoint_is_never_overwritten(tmp_path, run_script):
     checkpoint = tmp_path / "final.pt"
     write_checkpoint(checkpoint, "none")

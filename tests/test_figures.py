@@ -258,23 +258,6 @@ def test_visualize_without_sepbn_draws_the_faces_and_says_so(run_script, prepare
     assert [picture.name for picture in (tmp_path / "out").iterdir()] == ["faces.png"]
 
 
-def test_visualize_refuses_what_it_cannot_use(run_script, prepared_set, tmp_path):
-    code, _, errors = run_script("visualize.py", tmp_path / "none.pt", "--data", prepared_set)
-
-    assert code == 1
-    assert errors.startswith("error: ")
-    assert errors.count("\n") == 1
-    assert "none.pt" in errors
-
-    path = write_checkpoint(tmp_path / "bn.pt", Baseline("bn", width=4), "bn")
-    code, _, errors = run_script("visualize.py", path, "--data", tmp_path / "nowhere")
-
-    assert code == 1
-    assert errors.startswith("error: ")
-    assert errors.count("\n") == 1
-    assert "nowhere" in errors
-
-
 def test_models_whose_names_differ_in_odd_characters_only_get_files_of_their_own():
     names = ["a b", "a_b", "A b", "c", "a_b_2"]
     stems = figures.file_stems(names)

@@ -201,12 +201,6 @@ def test_what_cannot_be_written_is_named_and_the_rest_is_done(predict, picture, 
     ]
 
 
-def test_an_empty_folder_is_named(predict, tmp_path):
-    (tmp_path / "in").mkdir()
-    code, _, errors, _ = predict(tmp_path / "in", "--whole")
-    assert code == 1 and "holds no pictures" in errors and errors.count("\n") == 1
-
-
 def test_a_box_outside_the_picture_is_named(predict, picture, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     code, _, errors, files = predict(tmp_path / "a.png", "--box", 500, 10, 600, 100)
@@ -485,52 +479,6 @@ def test_paths_that_cannot_be_looked_at_and_devices(predict, picture, tmp_path):
     code, _, errors, files = predict(*inputs, "--whole")
     assert code == 1 and errors.count("error:") == errors.count("\n") == 3
     assert sum("faces" in entry for entry in files) == 1
-    code, _, errors, _ = predict(tmp_path / "a.png", "--box", 10**30, 1, 10**30 + 5, 9)
-    assert code == 2 and "an edge lies beyond" in errors
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--whole", "--box", 1, 1, 9, 9],
-        ["--whole", "--detector", "x.onnx"],
-        ["--box", 9, 9, 1, 1],
-        ["--box", 1, 2, 3],
-        ["--whole", "--batch-size", 0],
-        ["--detector", "x.onnx", "--detect-every", 0],
-        ["--detector", "x.onnx", "--detect-every", 5],  # no video
-        ["--whole", "--detect-every", 5],
-        ["--whole", "--smooth"],  # no video
-        ["--whole", "--format", "xml"],
-        ["--whole", "--unknown"],
-    ],
-)
-def test_wrong_usage(arguments, predict, picture, tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
-    code, _, errors, _ = predict(tmp_path / "a.png", *arguments)
-    assert code == 2 and "usage:" in errors and not (tmp_path / "out").exists()
-
-
-def test_pts_files_are_not_for_videos_and_inputs_are_not_overwritten(
-    run_script, checkpoint, picture, tmp_path
-):
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
-    (tmp_path / "v.mp4").write_bytes(b"")
-    options = ["--whole", "--checkpoint", checkpoint]
-    code, _, errors = run_script(
-        "predict.py", tmp_path / "v.mp4", *options, "--format", "pts", "--out", tmp_path / "out"
-    )
-    assert code == 2 and ".jsonl" in errors
-
-    code, _, errors = run_script("predict.py", tmp_path / "a.png", *options, "--out", tmp_path)
-    assert code == 2 and "overwritten" in errors
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "v.mp4"]
-
-
-def test_a_missing_detector_is_named(predict, picture, tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
-    code, _, errors, _ = predict(tmp_path / "a.png", "--detector", tmp_path / "none.onnx")
-    assert code == 1 and "no face detector at" in errors and errors.count("\n") == 1
 
 
 def test_a_picture_without_a_face(shared_data, predict, picture, tmp_path):
