@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from evaluation.evaluate import predict_landmarks
 from models import BaselineSepDyBN
 from research import differences, liveness, mixtures, relatives
 from research import experiment_runs as runs
-from training.step import TrainingStep
 from utils.files import UserError
 
 SCRIPT = "research/experiments.py"
@@ -115,17 +112,6 @@ def test_a_stopped_suite_goes_on_where_it_was(run_script, prepared_set, tmp_path
     code, output, _ = run_script(SCRIPT, *suite)
     assert code == 0 and "| bn | 0.01 | 2 of 2 |" in output
     assert len(calls) == 3 and calls[1] == calls[2] and calls[2][1], "it was not resumed"
-
-
-def test_released_lists_without_meta_data_give_a_row(run_script, prepared_set, tmp_path):
-    data = tmp_path / "released"
-    shutil.copytree(prepared_set, data)
-    (data / "meta.json").unlink()
-    options = f"{SMALL} --seeds 1 --arms bn --rates 0.01"
-    suite = command("real98", data, tmp_path / "work", options)
-    code, table, _ = run_script(SCRIPT, *suite)
-    assert code == 0 and "| bn | 0.01 | 1 of 1 |" in table
-    assert run_script(SCRIPT, *suite)[:2] == (0, table)
 
 
 @pytest.mark.parametrize("arm", ["none", "bn-se"])
@@ -493,36 +479,6 @@ def test_relatives_are_arms_like_the_others(run_script, prepared_set, tmp_path):
     hidden = [max(1, c // 16) for c in channels]
     assert more["bn-se"] == sum(2 * c * h + h + c for c, h in zip(channels, hidden, strict=True))
     assert run_script(SCRIPT, *suite) == (0, table, "")
-
-
-def test_a_stopped_relative_resumes_bit_for_bit(prepared_set, tmp_path, monkeypatch):
-    plan = plan_for("--suite", "relatives98", "--data", prepared_set, "--epochs", 3, "--width", 2)
-
-    def train(run: str) -> int:
-        config = runs.configuration(plan, "an-k5", run=run, lr=0.01, seed=1)
-        return runs.train(config, resume=True, runs=tmp_path, kind=relatives.kind_of("an-k5"))
-
-    def final(run: str) -> dict[str, torch.Tensor]:
-        return relatives.load_network(tmp_path / run / "final.pt").state_dict()
-
-    assert train("whole") == 0
-    step, calls = TrainingStep.__call__, []
-
-    def interrupted(self) -> None:
-        calls.append(None)
-        if len(calls) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingStep, "__call__", interrupted)
-        assert train("cut") == 128 + signal.SIGTERM
-
-    assert train("cut") == 0
-
-    whole, cut = final("whole"), final("cut")
-    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert train("cut") == 0, "a finished run is not finished"
 
 
 def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp_path):

@@ -38,9 +38,9 @@ CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
 CAPABILITY_VERSION = 0x20080522
 
 SERVER = multiprocessing.get_context("forkserver")
+# Nothing among these starts a thread, which a forked process would wait for without end.
 SERVER.set_forkserver_preload(
-    ["torch.onnx", "onnxruntime", "matplotlib.figure", "evaluation.robustness"]
-    + ["prediction.predictor", "dataset.detector", "training.config"]
+    ["evaluation.robustness", "evaluation.figures", "prediction.predictor", "training.config"]
 )
 
 # Around a command; what is said of a full output is said when the work is done.
