@@ -140,7 +140,7 @@ def detected_boxes(path: Path) -> BoxRule:
     detector = FaceDetector(path)
 
     def box_of(face: PtsFace) -> Box | None:
-        candidates, _ = detector(read_image(face.picture))
+        candidates = detector(read_image(face.picture)).boxes
         (overlap,) = overlap_ratios(np.array([landmark_box(face.landmarks)]), candidates)
         if overlap.max(initial=0) < MIN_IOU:
             return None

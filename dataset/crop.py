@@ -9,6 +9,7 @@ are pixel centres. "Patch px" are pixels of the 256 patch, "crop px" are patch p
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +43,15 @@ IMAGE_SUFFIXES = (
 
 @dataclass(frozen=True)
 class PatchFrame:
-    """Where a patch lies in its image: origin and side in image px, and the rule it is resampled
-    by.
+    """Where a patch lies in its image: origin and side in image px, the rule it is resampled by,
+    and the degrees by which the square is turned clockwise about its centre.
     """
 
     left: int
     top: int
     side: int
     resample: str
+    angle: float = 0.0
 
     # With "nearest", patch pixel i shows about image pixel floor(i * side / 256), yet the released
     # landmarks are scaled plainly about 0; that is kept, since published lists and numbers use it.
@@ -59,7 +61,8 @@ class PatchFrame:
         """Points (..., 2) from image px to patch px, float64."""
         centre = self._centre()
         origin = np.array([self.left, self.top], dtype=np.float64)
-        offset = np.asarray(points, dtype=np.float64) - origin + centre
+        upright = self._turned(np.asarray(points, dtype=np.float64), -self.angle)
+        offset = upright - origin + centre
 
         # the product first, as released, so that lists are equal to the last digit
         return offset * PATCH_SIZE / self.side - centre
@@ -69,22 +72,45 @@ class PatchFrame:
         centre = self._centre()
         origin = np.array([self.left, self.top], dtype=np.float64)
 
-        return (
+        upright = (
             (np.asarray(points, dtype=np.float64) + centre) * (self.side / PATCH_SIZE)
             - centre
             + origin
         )
 
+        return self._turned(upright, self.angle)
+
+    def turn(self, angle: float) -> np.ndarray:
+        """(2, 3) float64, image px -> image px: clockwise by `angle` degrees about the square's
+        centre.
+        """
+        cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+        rotation = np.array([[cos, -sin], [sin, cos]])  # clockwise, since y points down
+        centre = np.array([self.left, self.top]) + (self.side - 1) / 2
+
+        return np.column_stack([rotation, centre - rotation @ centre])
+
+    def _turned(self, points: np.ndarray, angle: float) -> np.ndarray:
+        if not angle:
+            return points
+
+        matrix = self.turn(angle)
+
+        return points @ matrix[:, :2].T + matrix[:, 2]
+
     def _centre(self) -> float:
         return 0.5 if self.resample == "area" else 0.0
 
 
-def patch_frame(box: Box, resample: str = "nearest", scale: float = 1.0) -> PatchFrame:
+def patch_frame(
+    box: Box, resample: str = "nearest", scale: float = 1.0, *, angle: float = 0.0
+) -> PatchFrame:
     """The frame of the patch around `box` = (left, top, right, bottom), integer image px, edges
     inclusive.
 
     The box is made square by growing its shorter side, then even; the square grows about its centre
-    to `scale` times its side, rounded to an even number, and is doubled about its centre.
+    to `scale` times its side, rounded to an even number, is doubled about its centre, and turned
+    about it, clockwise by `angle` degrees.
     """
     if resample not in RESAMPLINGS:
         raise ValueError(f"resample must be one of {RESAMPLINGS}, not {resample!r}")
@@ -116,25 +142,44 @@ def patch_frame(box: Box, resample: str = "nearest", scale: float = 1.0) -> Patc
     grow = max(1, round(square * scale / 2)) - square // 2  # at every edge, so the centre stays
     left, top, square = left - grow, top - grow, square + 2 * grow
 
-    return PatchFrame(left - square // 2, top - square // 2, 2 * square, resample)
+    return PatchFrame(left - square // 2, top - square // 2, 2 * square, resample, angle)
 
 
 def face_patch(
-    image: np.ndarray, box: Box, resample: str = "nearest", scale: float = 1.0
+    image: np.ndarray,
+    box: Box,
+    resample: str = "nearest",
+    scale: float = 1.0,
+    *,
+    angle: float = 0.0,
 ) -> tuple[np.ndarray, PatchFrame]:
     """The patch (256, 256, 3) of the face in `box` of `image` (H, W, 3) uint8, and its frame; black
     outside the image.
 
     "nearest" is `cv2.resize` with INTER_NEAREST. "area" averages when it shrinks, and interpolates
-    linearly (centres aligned too) when it enlarges. The channel order stays as it is.
+    linearly (centres aligned too) when it enlarges. The channel order stays as it is. A square
+    turned by `angle` is first turned back, linearly interpolated.
     """
-    frame = patch_frame(box, resample, scale)
+    frame = patch_frame(box, resample, scale, angle=angle)
     height, width = image.shape[:2]
 
     if box[0] >= width or box[1] >= height or box[2] < 0 or box[3] < 0:
         edges = " ".join(str(int(edge)) for edge in box)
         raise UserError(f"face box {edges} lies outside the image of {width} x {height} px")
 
+    square = _turned_square(image, frame) if angle else _square(image, frame)
+
+    if resample == "nearest":
+        interpolation = cv2.INTER_NEAREST
+    else:
+        interpolation = cv2.INTER_AREA if frame.side > PATCH_SIZE else cv2.INTER_LINEAR
+
+    return cv2.resize(square, (PATCH_SIZE, PATCH_SIZE), interpolation=interpolation), frame
+
+
+def _square(image: np.ndarray, frame: PatchFrame) -> np.ndarray:
+    """The frame's pixels of the image (side, side, 3), black outside it."""
+    height, width = image.shape[:2]
     right, bottom = frame.left + frame.side, frame.top + frame.side  # exclusive
     square = image[max(frame.top, 0) : min(bottom, height), max(frame.left, 0) : min(right, width)]
 
@@ -149,12 +194,27 @@ def face_patch(
             value=(0, 0, 0),
         )
 
-    if resample == "nearest":
-        interpolation = cv2.INTER_NEAREST
-    else:
-        interpolation = cv2.INTER_AREA if frame.side > PATCH_SIZE else cv2.INTER_LINEAR
+    return square
 
-    return cv2.resize(square, (PATCH_SIZE, PATCH_SIZE), interpolation=interpolation), frame
+
+def _turned_square(image: np.ndarray, frame: PatchFrame) -> np.ndarray:
+    """The pixels (side, side, 3) of a turned frame, black outside the image."""
+    # What a turned square can reach: OpenCV warps no picture of more than 32,766 px.
+    margin = math.ceil(0.21 * frame.side) + 1  # (√2 - 1) / 2 of the side
+    x0, y0 = max(frame.left - margin, 0), max(frame.top - margin, 0)
+    reach = frame.side + margin
+    part = image[y0 : max(frame.top + reach, 0), x0 : max(frame.left + reach, 0)]
+
+    matrix = frame.turn(frame.angle)
+    matrix[:, 2] += matrix[:, :2] @ (frame.left, frame.top) - (x0, y0)
+
+    return cv2.warpAffine(
+        part,
+        matrix,
+        (frame.side, frame.side),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+    )
 
 
 def overlap_ratios(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -70,10 +70,12 @@ class LandmarkPredictor:
 
     Call with a picture, which is a path or an image (H, W, 3), uint8, **BGR** (as `cv2.imread`
     gives it), and N boxes (left, top, right, bottom) in image pixels, edges inclusive, as WFLW's
-    face boxes are; decimals are rounded. Without boxes YuNet finds the faces, best first; its file
-    is fetched once. Returns (N, P, 2) float32: x, y in image pixels, integer coordinates are pixel
-    centres. Landmarks may lie outside their box, and outside the image. Boxes may cross the image
-    border; one without area or without any overlap with the image is a `UserError`.
+    face boxes are; decimals are rounded. For heads that are turned in the picture there are N
+    angles, the degrees by which each box is turned clockwise about its centre. Without boxes YuNet
+    finds the faces and their angles, best first; its file is fetched once. Returns (N, P, 2)
+    float32: x, y in image pixels, integer coordinates are pixel centres. Landmarks may lie outside
+    their box, and outside the image. Boxes may cross the image border; one without area or without
+    any overlap with the image is a `UserError`.
     """
 
     def __init__(
@@ -105,29 +107,45 @@ class LandmarkPredictor:
         self.network_scheme = scheme_of_network(loaded.config, loaded.path)
         self.scheme = _scheme_of_answer(self.network_scheme, points, loaded.path)
 
-    def __call__(self, picture: np.ndarray | str | Path, boxes: Boxes | None = None) -> np.ndarray:
+    def __call__(
+        self,
+        picture: np.ndarray | str | Path,
+        boxes: Boxes | None = None,
+        *,
+        angles: Sequence[float] | np.ndarray | None = None,
+    ) -> np.ndarray:
         image = read_image(picture) if isinstance(picture, (str, Path)) else picture
         _require_image(image)
 
         if boxes is None:
             self._detector = self._detector or FaceDetector(yunet_path())
-            boxes, _ = self._detector(image)
+            boxes, _, angles = self._detector(image)
 
-        return self.predict_patches(*self.cut(image, boxes))
+        return self.predict_patches(*self.cut(image, boxes, angles))
 
-    def cut(self, image: np.ndarray, boxes: Boxes) -> tuple[np.ndarray, list[PatchFrame]]:
+    def cut(
+        self,
+        image: np.ndarray,
+        boxes: Boxes,
+        angles: Sequence[float] | np.ndarray | None = None,
+    ) -> tuple[np.ndarray, list[PatchFrame]]:
         """Face patches (N, 256, 256, 3) uint8 in **RGB**, and where they lie, for
         `predict_patches`.
         """
         _require_image(image)
         edges = _whole_boxes(boxes)
+        turns = np.zeros(len(edges)) if angles is None else np.asarray(angles, np.float64)
+        if turns.shape != (len(edges),) or not np.isfinite(turns).all():
+            raise ValueError(f"angles must be {len(edges)} numbers in degrees, one for each box")
+
         patches = np.empty((len(edges), PATCH_SIZE, PATCH_SIZE, 3), np.uint8)
         frames = []
 
-        for index, (left, top, right, bottom) in enumerate(edges):
-            patch, frame = face_patch(
-                image, (left, top, right, bottom), self.resample, self.box_scale
-            )
+        for index, ((left, top, right, bottom), angle) in enumerate(
+            zip(edges, turns.tolist(), strict=True)
+        ):
+            box = left, top, right, bottom
+            patch, frame = face_patch(image, box, self.resample, self.box_scale, angle=angle)
             cv2.cvtColor(patch, cv2.COLOR_BGR2RGB, dst=patches[index])
             frames.append(frame)
 
@@ -228,13 +246,15 @@ def _scheme_of_answer(network: LandmarkScheme, points: int | None, path: Path) -
 def cut_faces(
     predictor: LandmarkPredictor, path: Path, image: np.ndarray, boxes_of: Callable
 ) -> Shot:
-    """A picture with its faces cut out, boxes and scores being ``boxes_of(path, image)``.
+    """A picture with its faces cut out; ``boxes_of(path, image)`` gives boxes, scores or None, and
+    the boxes' angles where they have any.
 
     Raises:
         UserError: a box that cannot be cut out, or more boxes than memory holds patches.
     """
-    boxes, scores = boxes_of(path, image)
+    boxes, scores, *turned = boxes_of(path, image)
+    (angles,) = turned or [None]
     if len(boxes) > MOST_BOXES:
         raise UserError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
 
-    return Shot(path, image, boxes, scores, *predictor.cut(image, boxes))
+    return Shot(path, image, boxes, scores, *predictor.cut(image, boxes, angles))

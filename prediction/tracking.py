@@ -103,7 +103,7 @@ class FaceTracker:
                 self._searched = None
                 return [face.whole_box() for face in self._faces], None
 
-        boxes, scores = self._find(image)
+        boxes, scores = self._find(image)[:2]
         self._age, self._searched = 0, boxes
 
         return boxes, scores

@@ -222,7 +222,7 @@ def detected_boxes(
     """The detection that overlaps each box (N, 4) most, itself where there is none: (N, 4), and
     whether one was found (N,).
     """
-    candidates, _ = detector(image)
+    candidates = detector(image).boxes
     if not len(candidates):
         return boxes.copy(), np.zeros(len(boxes), bool)
 

@@ -167,6 +167,39 @@ def test_painted_dots_show_the_offset_of_the_released_rule():
         np.testing.assert_allclose(painted_offset(half, "nearest"), 0, atol=0.03)
 
 
+@pytest.mark.parametrize("resample", ["nearest", "area"])
+@pytest.mark.parametrize(("quarters", "angle"), [(1, -90), (2, 180), (3, 90), (3, -270)])
+def test_a_picture_turned_by_quarters_gives_the_same_patch(quarters, angle, resample):
+    image = np.random.default_rng(6).integers(0, 256, (120, 120, 3), dtype=np.uint8)
+    box = (45, 40, 84, 79)  # it crosses no edge; its square does
+    x = box[0] + 19.5 - 59.5, box[1] + 19.5 - 59.5  # the centre, from the picture's own
+    turned = {1: (x[1], -x[0]), 2: (-x[0], -x[1]), 3: (-x[1], x[0])}[quarters]  # np.rot90's way
+    left, top = (round(value + 59.5 - 19.5) for value in turned)
+    expected, upright = face_patch(image, box, resample)
+    other = np.rot90(image, quarters).copy()
+    patch, frame = face_patch(other, (left, top, left + 39, top + 39), resample, angle=angle)
+
+    np.testing.assert_array_equal(patch, expected)
+    points = upright.to_image([[100.0, 50.0]]) - 59.5
+    moved = {1: [1, -1], 2: [-1, -1], 3: [-1, 1]}[quarters] * (
+        points if quarters == 2 else points[:, ::-1]
+    )
+    np.testing.assert_allclose(frame.to_image([[100.0, 50.0]]), moved + 59.5, atol=1e-9)
+
+
+@pytest.mark.parametrize("angle", [-135.0, -50.0, 21.0, 77.0])
+def test_a_painted_dot_lands_on_its_landmark_in_a_turned_patch(angle):
+    dot = np.array([310.0, 250.0])
+    y, x = np.mgrid[:500, :600]
+    light = 255 * np.exp(-((x - dot[0]) ** 2 + (y - dot[1]) ** 2) / (2 * 6**2))
+    image = np.repeat(np.round(light).astype(np.uint8)[..., None], 3, axis=2)
+    patch, frame = face_patch(image, (240, 180, 369, 309), "area", 1.2, angle=angle)
+
+    np.testing.assert_allclose(centre_of_light(patch), frame.to_patch(dot), atol=0.05)
+    points = np.random.default_rng(3).uniform(-50, 400, (4, 98, 2))
+    np.testing.assert_allclose(frame.to_image(frame.to_patch(points)), points, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     "box", [(11, 10, 10, 40), (10, 11, 40, 10), (40, 10, 10, 40), (0, 0, -1, -1)]
 )

@@ -18,6 +18,7 @@ from conftest import load_script, write_checkpoint
 from dataset.annotations import read_official_list
 from dataset.boxes import BoxTable
 from dataset.crop import CROP_OFFSET, patch_frame
+from dataset.detector import Faces
 from dataset.faces import load_faces
 from evaluation.evaluate import predict_landmarks
 from models.checkpoint import SHIPPED, load_model
@@ -543,9 +544,9 @@ class Finder:
     def __init__(self, path: Path) -> None:
         Finder.asked = 0
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, image: np.ndarray) -> Faces:
         Finder.asked += 1
-        return np.array([[20, 20, 99, 99]]), np.array([0.9], np.float32)
+        return Faces(np.array([[20, 20, 99, 99]]), np.array([0.9], np.float32), np.zeros(1))
 
 
 def test_faces_are_searched_for_in_every_nth_frame(predict, picture, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from conftest import ROOT, make_sets_differ
 from torch import nn
 
 from dataset.crop import face_patch, patch_frame
-from dataset.detector import FaceDetector, inclusive_box
+from dataset.detector import Faces
 from dataset.landmarks import scheme_for
 from models import SepBatchNorm2d
 from models.checkpoint import LoadedModel, build_model
@@ -141,6 +141,19 @@ def test_batches_and_streams_do_not_change_the_answer():
         assert np.abs(points - expected).max(initial=0) < 1e-3
 
 
+def test_a_turned_box_shows_the_turned_picture():
+    image = np.zeros((300, 400, 3), np.uint8)
+    cv2.circle(image, (190, 120), 4, (255, 255, 255), -1)
+    predictor = predictor_of(BrightestPoint(), "area")
+    boxes = [[130, 90, 229, 189]] * 3
+    points = predictor(image, boxes, angles=[0, 70, -160])[:, 0]
+    assert np.abs(points - (190, 120)).max() < 0.5
+
+    for angles in ([1.0], [0.0, float("nan"), 0.0]):
+        with pytest.raises(ValueError, match="angles must be 3 numbers"):
+            predictor(image, boxes, angles=angles)
+
+
 def test_no_boxes_give_no_landmarks():
     assert predictor_of(MeanColour())(np.zeros((9, 9, 3), np.uint8), []).shape == (0, 98, 2)
 
@@ -169,8 +182,9 @@ class Finder:
     def __init__(self, path: Path) -> None:
         assert path == Path("yunet.onnx")
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([[40, 30, 79, 69], [0, 0, 50, 60]]), np.array([0.9, 0.7])
+    def __call__(self, image: np.ndarray) -> Faces:
+        boxes = np.array([[40, 30, 79, 69], [0, 0, 50, 60]])
+        return Faces(boxes, np.array([0.9, 0.7]), np.array([0.0, 30.0]))
 
 
 def test_a_path_is_read_faces_are_found_and_decimals_are_rounded(tmp_path, monkeypatch):
@@ -179,13 +193,14 @@ def test_a_path_is_read_faces_are_found_and_decimals_are_rounded(tmp_path, monke
     monkeypatch.setattr("prediction.predictor.FaceDetector", Finder)
     monkeypatch.setattr("prediction.predictor.yunet_path", lambda: Path("yunet.onnx"))
     predictor = predictor_of(random_model("sepbn", 3, 2))
-    expected = predictor(image, [(40, 30, 79, 69), (0, 0, 50, 60)])
+    boxes = [(40, 30, 79, 69), (0, 0, 50, 60)]
+    expected = predictor(image, boxes, angles=[0, 30])
 
     for picture in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
         assert np.array_equal(predictor(picture), expected)
 
     rounded = np.array([[39.6, 30.4, 78.9, 69.2], [-0.3, 0.2, 49.7, 60.4]])
-    assert np.array_equal(predictor(image, rounded), expected)
+    assert np.array_equal(predictor(image, rounded), predictor(image, boxes))
 
     with pytest.raises(UserError, match=r"image .*b\.png does not exist"):
         predictor(tmp_path / "b.png")
@@ -279,37 +294,6 @@ def test_folded_sepbn_is_the_equation():
                 )
 
         assert (FoldedSepBN(layer)(x) - expected).abs().max() < 1e-12
-
-
-def test_a_detectors_rectangle_becomes_an_inclusive_box():
-    assert inclusive_box(10.0, 20.0, 5.0, 6.0) == (10, 20, 14, 25)  # five columns, six rows
-    assert inclusive_box(-0.5, 1.2, 3.0, 3.0) == (-1, 1, 2, 4)
-
-
-def test_a_missing_or_wrong_detector_is_named(tmp_path):
-    with pytest.raises(UserError, match="no face detector at .*nothing.onnx"):
-        FaceDetector(tmp_path / "nothing.onnx")
-    wrong = tmp_path / "wrong.onnx"
-    wrong.write_bytes(b"no network")
-    with pytest.raises(UserError, match="wrong.onnx is not a YuNet model"):
-        FaceDetector(wrong)
-
-
-def test_the_detector_finds_the_same_faces_in_an_enlarged_picture(shared_data):
-    detector = FaceDetector(shared_data / "models/face_detection_yunet_2023mar.onnx")
-    picture = cv2.imread(
-        str(next((shared_data / "wflw/WFLW_images/31--Waiter_Waitress").glob("*.jpg")))
-    )
-    boxes, scores = detector(picture)
-
-    assert len(boxes)
-    assert boxes.shape == (len(boxes), 4)
-    assert (np.diff(scores) <= 0).all()
-    assert scores[0] > 0.8
-
-    larger, _ = detector(cv2.resize(picture, None, fx=3, fy=3))  # beyond max_side
-    side = boxes[0, 2] - boxes[0, 0]
-    assert np.abs(larger / 3 - boxes[0]).max(axis=1).min() < 0.15 * side
 
 
 def test_drawing_marks_points_and_box_on_a_copy():

@@ -16,6 +16,7 @@ from conftest import ROOT, load_script, write_checkpoint, write_official_set
 
 from dataset.annotations import read_official_list
 from dataset.crop import read_image
+from dataset.detector import Faces
 from dataset.faces import load_faces
 from dataset.landmarks import IBUG_68, WFLW_98
 from evaluation.evaluate import face_errors, find_checkpoints, predict_landmarks
@@ -317,14 +318,15 @@ def test_released_compares_annotated_and_detected_boxes(run, official_set, run_s
         def __init__(self, path: Path) -> None:
             pass
 
-        def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def __call__(self, image: np.ndarray) -> Faces:
             boxes = [
                 face.box
                 for face in annotations
                 if face.image != annotations[0].image
                 and np.array_equal(read_image(official_set / "WFLW_images" / face.image), image)
             ]
-            return np.array(boxes).reshape(-1, 4), np.ones(len(boxes))
+            count = len(boxes)
+            return Faces(np.array(boxes).reshape(-1, 4), np.ones(count), np.zeros(count))
 
     script = load_script("research/released.py")
     monkeypatch.setattr(script, "FaceDetector", Detector)
