@@ -104,31 +104,30 @@ def make_sets_differ(model) -> None:
         model.fc2.bias.uniform_(0, 128)
 
 
-def write_checkpoint(path: Path, seed: int = 0) -> Path:
-    """A checkpoint of a fresh SepBN network, width 4, that answers within the crop; returns
-    ``path``.
+def write_checkpoint(path: Path, model=None, *, seed: int = 0, **settings) -> Path:
+    """A checkpoint of our own form; returns ``path``.
+
+    Args:
+        model: by default a fresh network that answers within the crop; width 4, with SepBN.
+        settings: others than these of its config.
     """
     import torch
 
     from models.checkpoint import build_model, save
 
+    config = {"norm": "sepbn", "num_landmarks": 98, "width": 4, "sets": 3, "groups": 2}
+    config |= {"temperature": 2.0, "resample": "nearest", "released_geometry": False}
+    config |= {"run": path.parent.name} | settings
+    if config["norm"] != "sepbn":
+        config |= {"sets": None, "groups": None}
+
+    if model is None:
+        torch.manual_seed(seed)
+        model = build_model(config)
+        with torch.no_grad():
+            model.fc2.bias.uniform_(20, 108)
+
     path.parent.mkdir(parents=True, exist_ok=True)
-
-    config = {
-        "norm": "sepbn",
-        "num_landmarks": 98,
-        "width": 4,
-        "sets": 3,
-        "groups": 2,
-        "temperature": 2.0,
-    }
-
-    torch.manual_seed(seed)
-    model = build_model(config)
-    with torch.no_grad():
-        model.fc2.bias.uniform_(20, 108)
-
-    config |= {"resample": "nearest", "released_geometry": False, "run": path.parent.name}
     save(path, {"model": model.state_dict(), "config": config, "format": 1})
 
     return path

@@ -13,8 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-from conftest import write_official_set
+from conftest import write_checkpoint, write_official_set
 
 from dataset.annotations import read_official_list
 from dataset.boxes import landmark_box
@@ -24,7 +23,7 @@ from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, WFLW_OF_IBUG, define,
 from dataset.pts import parse_pts
 from evaluation import evaluate
 from evaluation.cost import measure_speed
-from models.checkpoint import build_model, load_model, read, save
+from models.checkpoint import load_model, read
 from prediction.outputs import write_pts
 from utils.files import UserError
 from utils.metrics import nme
@@ -484,27 +483,6 @@ def test_a_box_scale_that_is_none_is_refused(prepared_set, tmp_path, value):
         load_faces(folder, "test")
 
 
-def write_checkpoint(path: Path, num_landmarks: int = 98, **changes) -> Path:
-    """A small network, as an earlier version wrote it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    config = {
-        "norm": "bn",
-        "num_landmarks": num_landmarks,
-        "width": 4,
-        "sets": None,
-        "groups": None,
-    }
-    torch.manual_seed(num_landmarks)
-    model = build_model(config)
-    with torch.no_grad():
-        model.fc2.bias.uniform_(20, 108)
-
-    config |= {"resample": "nearest", "released_geometry": False, "run": path.parent.name}
-    save(path, {"model": model.state_dict(), "config": config | changes, "format": 1})
-
-    return path
-
-
 # --- schemes of one's own -----------------------------------------------------------------------
 
 
@@ -826,7 +804,7 @@ def test_the_table_says_60_common_points(official_set, tmp_path, run_script, mon
 
     data = tmp_path / "68" / "prepared"
     paths = [
-        write_checkpoint(tmp_path / "checkpoints" / f"run{count}" / "final.pt", count)
+        write_checkpoint(tmp_path / "checkpoints" / f"run{count}" / "final.pt", num_landmarks=count)
         for count in (98, 68)
     ]
     code, output, errors = run_script("test.py", *paths, "--data", data, "--out", "results")
@@ -857,12 +835,12 @@ def test_the_table_says_60_common_points(official_set, tmp_path, run_script, mon
 
 
 def test_68_points_on_98_are_refused(prepared_set, tmp_path, run_script):
-    final = write_checkpoint(tmp_path / "run" / "final.pt", 68)
+    final = write_checkpoint(tmp_path / "run" / "final.pt", num_landmarks=68)
     assert_one_line(run_script("test.py", final, "--data", prepared_set), "68 landmarks", "98")
 
 
 def test_pictures_of_a_network_with_68_points_need_no_making(official_set, tmp_path, run_script):
-    final = write_checkpoint(tmp_path / "run" / "final.pt", 68)
+    final = write_checkpoint(tmp_path / "run" / "final.pt", num_landmarks=68)
     face = read_official_list(official_list(official_set, "test"))[0]
     arguments = [official_set / "WFLW_images" / face.image, "--whole", "--checkpoint", final]
     assert run_script("predict.py", *arguments, "--points", 68, "--out", tmp_path / "out")[0] == 0

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_checkpoint
 from torch import nn
 
 from dataset.annotations import ATTRIBUTES
@@ -30,41 +31,13 @@ from evaluation.evaluate import (
 )
 from evaluation.robustness import SCALES, SHIFTS, perturbed_crops, robustness, to_nominal_crop
 from models import Baseline, BaselineSepDyBN, released_state_dict
-from models.checkpoint import build_model, load_model, save
+from models.checkpoint import load_model
 from utils.metrics import nme
 
 
 @pytest.fixture(scope="module")
 def faces(prepared_set):
     return load_faces(prepared_set, "test")
-
-
-def config(norm="bn", run="run", **changes):
-    sepbn = norm == "sepbn"
-    return {
-        "norm": norm,
-        "num_landmarks": 98,
-        "width": 4,
-        "sets": 3 if sepbn else None,
-        "groups": 1 if sepbn else None,
-        "resample": "nearest",
-        "released_geometry": False,
-        "run": run,
-    } | changes
-
-
-def checkpoint(path, model=None, **changes):
-    """Write a checkpoint of our own form; its network is initialised from a fixed seed unless
-    given.
-    """
-    torch.manual_seed(0)
-    values = config(run=path.parent.name, **changes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(
-        path, {"model": (model or build_model(values)).state_dict(), "config": values, "format": 1}
-    )
-
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -321,7 +294,9 @@ def test_released_form_has_the_same_nme_as_our_own(run_script, prepared_set, fac
         for parameter in model.parameters():  # sets that differ, so that the mixture matters
             parameter.add_(0.05 * torch.randn_like(parameter))
 
-    own = checkpoint(tmp_path / "mine" / "final.pt", model, norm="sepbn", width=16)
+    own = write_checkpoint(
+        tmp_path / "mine" / "final.pt", model, width=16, groups=1, temperature=1.0
+    )
     released = tmp_path / "sepbn_model_final.pth"
     torch.save(
         {f"module.{name}": value for name, value in released_state_dict(model).items()}, released
@@ -342,8 +317,8 @@ def test_released_form_has_the_same_nme_as_our_own(run_script, prepared_set, fac
 
 
 def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
-    first = checkpoint(tmp_path / "a" / "final.pt")
-    second = checkpoint(tmp_path / "b" / "last.pt", norm="none", resample="area")
+    first = write_checkpoint(tmp_path / "a" / "final.pt", norm="bn")
+    second = write_checkpoint(tmp_path / "b" / "last.pt", norm="none", resample="area")
     out = tmp_path / "new" / "out"
     code, output, errors = run_script(
         "test.py", first, second, "--data", prepared_set, "--out", out, "--batch-size", 3
@@ -428,10 +403,10 @@ def test_the_mean_shape_needs_the_training_list(prepared_set, faces, tmp_path):
 def test_checkpoints_are_found(run_script, prepared_set, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "checkpoints"
-    checkpoint(folder / "done" / "final.pt")
-    checkpoint(folder / "done" / "last.pt")
-    checkpoint(folder / "running" / "last.pt")
-    checkpoint(folder / "other" / "final.pt", num_landmarks=68)
+    write_checkpoint(folder / "done" / "final.pt")
+    write_checkpoint(folder / "done" / "last.pt")
+    write_checkpoint(folder / "running" / "last.pt")
+    write_checkpoint(folder / "other" / "final.pt", num_landmarks=68)
     torch.save(Baseline("none", width=4).state_dict(), folder / "baseline_model_final.pth")
     code, output, errors = run_script("test.py", "--data", prepared_set)
     assert code == 0

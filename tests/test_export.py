@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import make_sets_differ
+from conftest import make_sets_differ, write_checkpoint
 
 from models.checkpoint import build_model, save
 
@@ -29,16 +29,15 @@ needs_packages = pytest.mark.skipif(
 )
 
 
-def write_checkpoint(path: Path, arm: str) -> torch.nn.Module:
+def export_checkpoint(path: Path, arm: str) -> torch.nn.Module:
     """A small network whose statistics and mapping sets are all different; returns it in evaluation
     mode.
     """
-    config = {"num_landmarks": 98, "width": 4, "temperature": 2.0} | ARMS[arm]
+    settings = {"num_landmarks": 98, "width": 4, "temperature": 2.0} | ARMS[arm]
     torch.manual_seed(5)
-    model = build_model(config)
+    model = build_model(settings)
     make_sets_differ(model)
-    config |= {"resample": "area", "released_geometry": False, "run": "tiny"}
-    save(path, {"model": model.state_dict(), "config": config, "format": 1})
+    write_checkpoint(path, model, **settings, resample="area", run="tiny")
 
     return model.eval()
 
@@ -49,7 +48,7 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
     import onnx
     import onnxruntime
 
-    model = write_checkpoint(tmp_path / "final.pt", arm)
+    model = export_checkpoint(tmp_path / "final.pt", arm)
     file = tmp_path / "net.onnx"
     code, output, errors = run_script("export.py", tmp_path / "final.pt", "--onnx", file)
 
@@ -89,7 +88,7 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
 
 @needs_packages
 def test_a_network_that_answers_nonsense_is_not_written(tmp_path, run_script):
-    model = write_checkpoint(tmp_path / "good.pt", "none")
+    model = export_checkpoint(tmp_path / "good.pt", "none")
     with torch.no_grad():
         model.fc2.weight.fill_(3e38)  # finite, but no answer is
 
@@ -123,7 +122,7 @@ def test_missing_packages_are_named_in_one_line(tmp_path, run_script, monkeypatc
 @needs_packages
 def test_the_checkpoint_is_never_overwritten(tmp_path, run_script):
     checkpoint = tmp_path / "final.pt"
-    write_checkpoint(checkpoint, "none")
+    export_checkpoint(checkpoint, "none")
     before = checkpoint.read_bytes()
     (tmp_path / "soft.onnx").symlink_to("final.pt")
     os.link(checkpoint, tmp_path / "hard.onnx")
@@ -136,7 +135,7 @@ def test_the_checkpoint_is_never_overwritten(tmp_path, run_script):
 
 @needs_packages
 def test_what_is_no_regular_file_is_not_replaced(tmp_path, run_script):
-    write_checkpoint(tmp_path / "final.pt", "none")
+    export_checkpoint(tmp_path / "final.pt", "none")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "null").symlink_to(os.devnull)
     (tmp_path / "folder").mkdir()

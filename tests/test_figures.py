@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_checkpoint
 
 from dataset.faces import central_crops, load_faces
 from evaluation import attention, figures
-from models import Baseline, BaselineSepDyBN
-from models.checkpoint import save
+from models import BaselineSepDyBN
 from utils.metrics import THRESHOLD
 
 
@@ -222,21 +222,6 @@ def test_many_models_and_odd_values_can_be_drawn(faces, tmp_path):
     assert labels == ["full\n4 faces", "blur\n0 faces"]
 
 
-def write_checkpoint(path, network, norm):
-    values = {
-        "norm": norm,
-        "num_landmarks": 98,
-        "width": 4,
-        "sets": 3,
-        "groups": 2,
-        "run": path.stem,
-    }
-    values |= {"resample": "nearest", "released_geometry": False}
-    save(path, {"model": network.state_dict(), "config": values, "format": 1})
-
-    return path
-
-
 def test_visualize_draws_everything(run_script, prepared_set, tmp_path):
     """Of the network that comes with the code, where none is named."""
     code, output, _ = run_script("visualize.py", "--data", prepared_set, "--out", tmp_path / "out")
@@ -250,7 +235,7 @@ def test_visualize_draws_everything(run_script, prepared_set, tmp_path):
 
 
 def test_visualize_without_sepbn_draws_the_faces_and_says_so(run_script, prepared_set, tmp_path):
-    path = write_checkpoint(tmp_path / "bn.pt", Baseline("bn", width=4), "bn")
+    path = write_checkpoint(tmp_path / "bn.pt", norm="bn")
     code, output, _ = run_script(
         "visualize.py", path, "--data", prepared_set, "--out", tmp_path / "out"
     )
