@@ -1,51 +1,29 @@
 """Landmarks on your own pictures and videos, in their own pixels.
 
 The face box goes through the same crop as in training: give boxes like those of the training set,
-or let YuNet find them. Results: landmarks.json and an overlay of every picture; of a video an
-overlay and a .jsonl file, a line a frame.
+or let YuNet find them. Results: landmarks.json, an overlay of every picture and video, and for each
+video a .jsonl file with one line per frame. docs/predict.md describes them.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from utils.files import UserError, atomic_write, make_folder, reports_user_errors, write_json
+from utils.files import UserError, reports_user_errors, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from prediction.predictor import LandmarkPredictor, Shot
-    from prediction.tracking import VideoShots
+    from prediction.inputs import BoxSource, Inputs
+    from prediction.outputs import Results
+    from prediction.predictor import LandmarkPredictor
 
 
 LARGEST_EDGE = 10**9  # px; no picture is as large
-
-
-class Tally:
-    """What was done, for the last line and the exit code."""
-
-    def __init__(self) -> None:
-        self.pictures = 0  # pictures and video frames
-        self.faces = 0
-        self.errors: dict[Path, str] = {}  # what is wrong with a file
-
-    def count(self, shot: Shot) -> None:
-        self.pictures += 1
-        self.faces += len(shot.boxes)
-
-    def refuse(self, path: Path, error: UserError) -> None:
-        self.errors[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
-        tqdm.write(f"error: {self.errors[path]}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="INPUT",
-        help="picture, folder (not its subfolders or videos), or video",
+        help="picture, video, or folder of them",
+    )
+
+    parser.add_argument(
+        "--recursive", action="store_true", help="folders with all the folders in them"
     )
 
     parser.add_argument(
@@ -93,19 +75,19 @@ def add_box_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--box",
         nargs=4,
-        type=int,
+        type=float,
         action="append",
         metavar=("X0", "Y0", "X1", "Y1"),
-        help="face box in whole px, edges inclusive; may be repeated; holds for every input "
-        "and frame",
+        help="face box in px, edges inclusive, decimals are rounded; may be repeated; holds for "
+        "every input and frame",
     )
 
     source.add_argument(
         "--boxes",
         type=Path,
         metavar="CSV",
-        help="boxes in a table with the header file,x0,y0,x1,y1; file is a picture's path or "
-        "a tail of it",
+        help="boxes in a table with the header file,x0,y0,x1,y1 (or with semicolons or tabs); file "
+        "is a picture's path or a tail of it",
     )
 
     source.add_argument(
@@ -152,10 +134,11 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--format",
-        choices=("json", "pts"),
+        choices=("json", "pts", "csv"),
         default="json",
-        help="pts: landmarks.json and a .pts file a face (NAME_face0.pts, …), "
-        "pixels counted from 1 as iBUG does (default: %(default)s)",
+        help="beside landmarks.json, pts: a .pts file for each face of a picture (a.jpg_face0.pts, "
+        "…), pixels counted from 1 as iBUG does; csv: landmarks.csv with one row per face, columns "
+        "named as OpenFace names them (default: %(default)s)",
     )
 
     parser.add_argument(
@@ -168,7 +151,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The options; those that can be wrong without a look at any file leave with a usage error."""
+    """The options; what is wrong with them leaves with a usage error."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.batch_size < 1:
@@ -178,9 +161,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.detect_every > 1 and (args.box or args.boxes or args.whole):
         parser.error("--detect-every is for a detector's boxes; leave out --box, --boxes, --whole")
 
-    for left, top, right, bottom in args.box or []:
-        if max(map(abs, (left, top, right, bottom))) > LARGEST_EDGE:
-            parser.error(f"--box: an edge lies beyond {LARGEST_EDGE:,} px")
+    for index, box in enumerate(args.box or []):
+        if not all(abs(edge) < LARGEST_EDGE for edge in box):
+            parser.error(f"--box: an edge lies beyond {LARGEST_EDGE:,} px, or is no number")
+
+        left, top, right, bottom = args.box[index] = [round(edge) for edge in box]
         if right < left or bottom < top:
             parser.error(
                 f"--box {left} {top} {right} {bottom} has no area; the order is left, top, right, "
@@ -190,42 +175,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def find_inputs(args: argparse.Namespace, tally: Tally) -> list[Path]:
-    """Pictures and videos, each once; those that the options do not suit leave with a usage
-    error.
-    """
-    from prediction.inputs import expand_input, is_video
-
-    paths: list[Path] = []
-    for entry in args.inputs:
-        try:
-            paths += expand_input(entry)
-        except UserError as error:
-            tally.refuse(entry, error)
-
-    paths = list(dict.fromkeys(paths))
-    wrong_usage = build_parser().error
-    if args.format == "pts" and any(map(is_video, paths)):
-        wrong_usage("--format pts is for pictures; a video gets a .jsonl file")
-
-    if (args.smooth or args.detect_every > 1) and paths and not any(map(is_video, paths)):
-        wrong_usage("--smooth and --detect-every are for videos; there is none among the inputs")
-
-    if os.path.realpath(args.out) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
-        wrong_usage(
-            f"--out {args.out} is a folder of the inputs; choose another, so that nothing is "
-            "overwritten"
-        )
-
-    return paths
-
-
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     gc.disable()  # imports make many objects and no garbage; a third of their time
     from models.checkpoint import SHIPPED
+    from prediction.inputs import find_inputs
+    from prediction.outputs import Results
     from prediction.predictor import LandmarkPredictor
     from utils.runtime import keep_freed_memory
 
@@ -233,9 +190,13 @@ def main(argv: list[str] | None = None) -> int:
     gc.enable()
     keep_freed_memory()
 
-    tally = Tally()
-    paths = find_inputs(args, tally)
+    inputs = find_inputs(args.inputs, recursive=args.recursive, out=args.out)
+    paths = inputs.pictures + inputs.videos
+    refuse_usage(args, inputs)
+    for note in inputs.notes:
+        print(f"note: {note}")
     if not paths:
+        print(*(f"error: {error}" for error in inputs.errors.values()), sep="\n", file=sys.stderr)
         return 1
 
     boxes_of = box_source(args, paths)
@@ -244,236 +205,120 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint, device=args.device, batch_size=args.batch_size, points=args.points
     )
     print(f"checkpoint {checkpoint}: {predictor.config['arm']}; {predictor.scheme.name}")
-    make_folder(args.out)
 
     started = time.perf_counter()
-    entries = predict_all(args, predictor, paths, boxes_of, tally)
-    write_summary(args.out, checkpoint, predictor, entries, tally)
-    report(tally, time.perf_counter() - started, args)
+    results = Results(args.out, paths, predictor.scheme)
+    for path, error in inputs.errors.items():
+        results.refuse(path, error)
 
-    return 1 if tally.errors else 0
+    predict_all(args, predictor, inputs, boxes_of, results)
+    write_summary(results, checkpoint, predictor)
+    report(results, time.perf_counter() - started, args.batch_size)
 
-
-def predict_all(
-    args: argparse.Namespace,
-    predictor: LandmarkPredictor,
-    paths: list[Path],
-    boxes_of: Callable,
-    tally: Tally,
-) -> list[dict]:
-    """Write what belongs to each input; return their entries for landmarks.json."""
-    from prediction.inputs import is_video
-    from prediction.outputs import output_names
-    from prediction.tracking import VideoShots
-
-    outputs = {path: args.out / name for path, name in zip(paths, output_names(paths), strict=True)}
-    pictures = {path: output for path, output in outputs.items() if not is_video(path)}
-    entries = predict_pictures(predictor, pictures, boxes_of, tally, pts=args.format == "pts")
-
-    for path in filter(is_video, paths):
-        try:
-            video = VideoShots(predictor, path, boxes_of, every=args.detect_every)
-            entries.append(predict_video(video, outputs[path], tally, smooth=args.smooth))
-        except UserError as error:
-            tally.refuse(path, error)
-
-    return entries
+    return 1 if results.errors else 0
 
 
-def write_summary(
-    out: Path, checkpoint: Path, predictor: LandmarkPredictor, entries: list[dict], tally: Tally
-) -> None:
-    """Write landmarks.json."""
-    described = {entry["file"] for entry in entries}
-    refused = [
-        {"file": str(path), "error": message}
-        for path, message in tally.errors.items()
-        if str(path) not in described
-    ]
+def refuse_usage(args: argparse.Namespace, inputs: Inputs) -> None:
+    """Options that do not suit the inputs leave with a usage error."""
+    if (args.smooth or args.detect_every > 1) and inputs.pictures and not inputs.videos:
+        build_parser().error("--smooth and --detect-every are for videos; there is none")
 
-    content = {
-        "format": 1,
-        **describe_points(predictor),
-        "checkpoint": str(checkpoint),
-        "arm": predictor.config["arm"],
-        "pixels": "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have "
-        "inclusive edges",
-        "files": entries + refused,
-    }
-
-    write_json(out / "landmarks.json", content, indent=None)
+    folders = {os.path.dirname(os.path.realpath(path)) for path in inputs.pictures + inputs.videos}
+    if os.path.realpath(args.out) in folders:
+        build_parser().error(
+            f"--out {args.out} is a folder of the inputs; choose another, so that nothing is "
+            "overwritten"
+        )
 
 
-def report(tally: Tally, seconds: float, args: argparse.Namespace) -> None:
-    # the first batch warms up: it tells nothing about the speed of more
-    rate = f" ({tally.faces / seconds:.1f} faces/s)" if tally.faces > args.batch_size else ""
-
-    print(
-        f"pictures or frames: {tally.pictures}, faces: {tally.faces}, "
-        f"seconds: {seconds:.1f}{rate}; results in {args.out}"
-    )
-
-
-def describe_points(predictor: LandmarkPredictor) -> dict:
-    """What the landmarks are, and which of them are not the network's own."""
-    from dataset.landmarks import EYELIDS_68
-
-    said = {"scheme": predictor.scheme.name, "box_scale": predictor.box_scale}
-
-    if predictor.scheme != predictor.network_scheme:
-        said["made_from"] = predictor.network_scheme.name
-        said["interpolated_along_the_eyelids"] = list(EYELIDS_68)
-
-    return said
-
-
-def box_source(args: argparse.Namespace, paths: list[Path]) -> Callable:
-    """(path, image) -> boxes [[left, top, right, bottom], ...], and scores or None, as the options
-    ask for.
-    """
+def box_source(args: argparse.Namespace, paths: list[Path]) -> BoxSource:
+    """Boxes and scores as the options ask for."""
     from dataset.detector import FaceDetector, yunet_path
+    from prediction.inputs import table_source, whole_pictures
 
     if args.box:
         return lambda path, image: (args.box, None)
     if args.whole:
-        return lambda path, image: ([[0, 0, image.shape[1] - 1, image.shape[0] - 1]], None)
+        return whole_pictures
     if args.boxes:
-        return boxes_from_table(args.boxes, paths)
+        source, notes = table_source(args.boxes, paths)
+        for note in notes:
+            print(f"note: {note}")
+        return source
 
     detector = FaceDetector(args.detector or yunet_path())
 
     return lambda path, image: tuple(result.tolist() for result in detector(image))
 
 
-def boxes_from_table(source: Path, paths: list[Path]) -> Callable:
-    """(path, image) -> the boxes of that path in the table ``source``, and None."""
-    from dataset.boxes import BoxTable
-    from dataset.detector import overlaps
-
-    table = BoxTable(source)
-
-    if unused := table.unused(paths):
-        print(
-            f"note: {source}: {len(unused)} lines name none of the inputs; the first is line "
-            f"{unused[0]}"
-        )
-
-    def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
-        rows = table.boxes_of(path)
-        if not rows:
-            raise UserError(f"{path}: no row in the table {source}")
-
-        for box, line in rows:
-            if not overlaps(box, image):
-                raise UserError(
-                    f"{path}: the box in {source}, line {line} lies outside the picture"
-                )
-        return [list(box) for box, _ in rows], None
-
-    return from_table
-
-
-def predict_pictures(
+def predict_all(
+    args: argparse.Namespace,
     predictor: LandmarkPredictor,
-    outputs: dict[Path, Path],
-    boxes_of: Callable,
-    tally: Tally,
-    *,
-    pts: bool,
-) -> list[dict]:
-    """Write overlays (and .pts files) of {picture: output without suffix}; return entries for
-    landmarks.json.
-    """
-    from dataset.crop import read_image
-    from prediction.outputs import draw_faces, write_jpeg, write_pts
-    from prediction.predictor import cut_faces
-    from utils.runtime import progress
+    inputs: Inputs,
+    boxes_of: BoxSource,
+    results: Results,
+) -> None:
+    """Write what belongs to each input."""
+    from contextlib import nullcontext
 
-    def shots() -> Iterator[Shot]:
-        for path in progress(outputs, desc="pictures", unit="picture"):
+    from prediction.pictures import predict_pictures
+    from prediction.video import predict_video
+
+    with results.table() if args.format == "csv" else nullcontext():
+        pts = args.format == "pts"
+        predict_pictures(predictor, inputs.pictures, boxes_of, results, pts=pts)
+
+        for path in inputs.videos:
+            how = {"smooth": args.smooth, "every": args.detect_every}
             try:
-                yield cut_faces(predictor, path, read_image(path), boxes_of)
+                predict_video(predictor, path, boxes_of, results, **how)
             except UserError as error:
-                tally.refuse(path, error)
-
-    entries = []
-
-    for shot, landmarks in predictor.stream(shots()):
-        tally.count(shot)
-        entry = {
-            "file": str(shot.path),
-            "width": shot.image.shape[1],
-            "height": shot.image.shape[0],
-            "faces": describe_faces(shot, landmarks),
-        }
-        entries.append(entry)
-
-        if not shot.boxes:
-            tqdm.write(f"{shot.path}: no face")
-            continue
-
-        output = outputs[shot.path]
-        overlay = draw_faces(shot.image, landmarks, predictor.scheme, boxes=shot.boxes)
-
-        # The landmarks are there, whatever becomes of the files beside them.
-        try:
-            write_jpeg(output.with_name(f"{output.name}_overlay.jpg"), overlay)
-            for index, points in enumerate(landmarks if pts else []):
-                write_pts(output.with_name(f"{output.name}_face{index}.pts"), points)
-        except UserError as error:
-            tally.refuse(shot.path, error)
-            entry["error"] = tally.errors[shot.path]
-
-    return entries
+                results.refuse(path, error)
 
 
-def predict_video(shots: VideoShots, output: Path, tally: Tally, *, smooth: bool) -> dict:
-    """Write a video's overlay and its rows, one a frame; return its entry for landmarks.json."""
-    from prediction.outputs import atomic_video, draw_faces
-    from prediction.smoothing import LandmarkSmoother
+def write_summary(results: Results, checkpoint: Path, predictor: LandmarkPredictor) -> None:
+    """Write landmarks.json."""
+    from dataset.landmarks import EYELIDS_68
 
-    rate = shots.video.fps
-    smoother = LandmarkSmoother(rate) if smooth else None
-    rows = output.with_name(f"{output.name}.jsonl")
-    count = faces = 0
+    said = {"scheme": predictor.scheme.name, "box_scale": predictor.box_scale}
+    if predictor.scheme != predictor.network_scheme:
+        said["made_from"] = predictor.network_scheme.name
+        said["interpolated_along_the_eyelids"] = list(EYELIDS_68)
 
-    with (
-        atomic_write(rows, "w") as file,
-        atomic_video(output.with_name(f"{output.name}_overlay.mp4"), rate) as overlay,
-    ):
-        for shot, landmarks in shots:
-            if smoother is not None:
-                landmarks = smoother(shot.boxes, landmarks)
+    described = {entry["file"] for entry in results.entries}
+    refused = [
+        {"file": str(path), "error": message}
+        for path, message in results.errors.items()
+        if str(path) not in described
+    ]
 
-            file.write(
-                json.dumps({"frame": count, "faces": describe_faces(shot, landmarks)}) + "\n"
-            )
-            overlay.write(draw_faces(shot.image, landmarks, shots.scheme, boxes=shot.boxes))
-            tally.count(shot)
-            count += 1
-            faces += len(landmarks)
-
-    if not faces:
-        tqdm.write(f"{shots.path}: no face")
-
-    height, width = shot.image.shape[:2]
-
-    return {
-        "file": str(shots.path),
-        "width": width,
-        "height": height,
-        "rows": rows.name,
-        "frames": count,
-        "frames_per_second": rate,
+    content = {
+        "format": 1,
+        **said,
+        "checkpoint": str(checkpoint),
+        "arm": predictor.config["arm"],
+        "pixels": "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have "
+        "inclusive edges",
+        "files": results.entries + refused,
     }
 
+    write_json(results.folder / "landmarks.json", content, indent=None)
 
-def describe_faces(shot: Shot, landmarks: np.ndarray) -> list[dict]:
-    scores: Sequence[float | None] = shot.scores or [None] * len(shot.boxes)
-    return [
-        {"box": box, "score": score, "landmarks": points.astype(float).round(4).tolist()}
-        for box, score, points in zip(shot.boxes, scores, landmarks, strict=True)
-    ]
+
+def report(results: Results, seconds: float, batch_size: int) -> None:
+    # the first batch warms up: it tells nothing about the speed of more
+    rate = f" ({results.faces / seconds:.1f} faces/s)" if results.faces > batch_size else ""
+
+    print(
+        f"pictures or frames: {results.frames}, faces: {results.faces}, "
+        f"seconds: {seconds:.1f}{rate}; results in {results.folder}"
+    )
+
+    if others := results.others():
+        print(
+            f"note: {results.folder} also holds {len(others)} files that are not of this call, "
+            f"such as {results.name(others[0])}"
+        )
 
 
 if __name__ == "__main__":

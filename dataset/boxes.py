@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset.crop import Box, overlap_ratios, patch_frame, read_image
+from dataset.crop import Box, overlap_ratios, patch_frame
+from dataset.pictures import read_image
 from dataset.pts import PtsFace
 from utils.files import UserError, read_bytes
 
@@ -27,20 +30,25 @@ MIN_IOU = 0.4  # of a detection with the box about the landmarks, for it to be t
 
 class BoxTable:
     """Face boxes from a CSV file with the header `file,x0,y0,x1,y1` (more columns do no harm), a
-    line a face.
+    line a face; semicolons or tabs may stand for the commas.
 
-    Edges are whole image px, inclusive. `file` is a picture's path, or any tail of it (`a.jpg`,
-    `party/a.jpg`).
+    Edges are image px, inclusive; decimals are rounded. `file` is a picture's path, or any tail of
+    it (`a.jpg`, `party/a.jpg`, `party\\a.jpg`), however its accents are composed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         # boxes and their lines, by the parts of the path in the column "file"
         self._rows: dict[tuple[str, ...], list[tuple[Box, int]]] = {}
-        data = io.BytesIO(read_bytes(path, "table"))
+        self._paths: dict[int, tuple[str, ...]] = {}  # of each line
+        text = _text_of(path)
+        first = text.partition("\n")[0]
+        self._delimiter = max(",;\t", key=first.count)
+
         try:
-            reader = csv.DictReader(io.TextIOWrapper(data, "utf-8-sig", newline=""))
-            missing = [name for name in BOX_COLUMNS if name not in (reader.fieldnames or [])]
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=self._delimiter)
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+            missing = [name for name in BOX_COLUMNS if name not in reader.fieldnames]
             if missing:
                 raise UserError(
                     f"{path}, line 1: no column {', '.join(missing)}; the header must be "
@@ -49,41 +57,85 @@ class BoxTable:
 
             for row in reader:
                 self._add(row, reader.line_num)
-        except (UnicodeDecodeError, csv.Error) as error:
+        except csv.Error as error:
             raise UserError(f"{path}: not a CSV text file ({error})") from error
 
     def _add(self, row: dict, line: int) -> None:
         try:
-            left, top, right, bottom = (int(row[name]) for name in BOX_COLUMNS[1:])
+            left, top, right, bottom = (self._whole(row[name]) for name in BOX_COLUMNS[1:])
             box = (left, top, right, bottom)
             patch_frame(box)  # refuses a box without area
-        except (TypeError, ValueError):
+        except (AttributeError, OverflowError, TypeError, ValueError):
             raise UserError(
-                f"{self.path}, line {line}: x0, y0, x1, y1 must be four whole numbers"
+                f"{self.path}, line {line}: x0, y0, x1, y1 must be four numbers"
             ) from None
         except UserError as error:
             raise UserError(f"{self.path}, line {line}: {error}") from None
 
-        if not row["file"]:
+        name = (row["file"] or "").strip()
+        if not name:
             raise UserError(f"{self.path}, line {line}: the file name is missing")
 
-        self._rows.setdefault(Path(row["file"]).parts, []).append((box, line))
+        # a backslash may be a part of a name, or stand between names as on Windows
+        self._paths[line] = _parts(PureWindowsPath(name))
+        for parts in {_parts(Path(name)), self._paths[line]}:
+            self._rows.setdefault(parts, []).append((box, line))
+
+    def _whole(self, number: str) -> int:
+        """Where commas do not separate columns, they may separate decimals."""
+        return round(float(number if self._delimiter == "," else number.replace(",", ".")))
 
     def boxes_of(self, picture: Path) -> list[tuple[Box, int]]:
         """The picture's boxes, each with its line in the table."""
         spellings = {
-            Path(path).parts
+            _parts(Path(path))
             for path in (picture, os.path.abspath(picture), os.path.realpath(picture))
         }
         tails = {parts[start:] for parts in spellings for start in range(len(parts))}
         rows = [row for tail in tails for row in self._rows.get(tail, ())]
 
-        return sorted(rows, key=lambda row: row[1])
+        return sorted({line: (box, line) for box, line in rows}.values(), key=lambda row: row[1])
+
+    def match_names(self, pictures: Sequence[Path]) -> int:
+        """Give rows whose folders lead to none of the pictures, as in a table of another machine,
+        to the picture without a row that alone has their file's name; returns how many.
+        """
+        bare = [picture for picture in pictures if not self.boxes_of(picture)]
+        names = [_parts(picture)[-1] for picture in bare]
+        strays = {self._paths[line] for line in self.unused(pictures)}
+        found = 0
+
+        for parts in strays:
+            alone = [other for other in strays if other[-1] == parts[-1]] == [parts]
+            if alone and names.count(parts[-1]) == 1:
+                picture = bare[names.index(parts[-1])]
+                self._rows[_parts(Path(os.path.abspath(picture)))] = self._rows[parts]
+                found += len(self._rows[parts])
+
+        return found
 
     def unused(self, pictures: Sequence[Path]) -> list[int]:
         """Lines that name none of the pictures."""
         used = {line for picture in pictures for _, line in self.boxes_of(picture)}
-        return [line for rows in self._rows.values() for _, line in rows if line not in used]
+        return [line for line in self._paths if line not in used]
+
+
+def _text_of(path: Path) -> str:
+    """A table's text: UTF-8, UTF-16 with its mark, or else as Excel saves it in Western Europe."""
+    data = read_bytes(path, "table")
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+    for encoding in ("utf-16",) if marked else ("utf-8-sig", "cp1252"):
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+
+    raise UserError(f"{path}: not a CSV text file")
+
+
+def _parts(path: PurePath) -> tuple[str, ...]:
+    return tuple(unicodedata.normalize("NFC", part) for part in path.parts)
 
 
 class BoxRule(NamedTuple):

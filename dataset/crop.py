@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from utils.files import UserError, read_bytes
+from utils.files import UserError
 
 PATCH_SIZE = 256
 CROP_SIZE = 128
@@ -26,19 +25,6 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom; image px, edges inc
 # px; the patch of a larger box would take gigabytes, and such a box is a slip in practice
 MAX_BOX_SIDE = 10_000
 BOX_SCALES = (0.5, 3.0)  # smallest and largest scale of a box
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-)
 
 
 @dataclass(frozen=True)
@@ -226,33 +212,3 @@ def overlap_ratios(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     areas, other_areas = (np.prod(b[:, 2:] - b[:, :2] + 1, axis=1) for b in (boxes, others))
 
     return shared / (areas[:, None] + other_areas - shared)
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 BGR, turned as its EXIF orientation says; a damaged one is
-    an UserError.
-
-    16-bit images keep their upper eight bits, grey becomes three equal channels, alpha is dropped.
-    """
-    data = read_bytes(path, "image")
-
-    # OpenCV fills what a truncated JPEG lacks with grey; its end mark FF D9 cannot occur within the
-    # pixel data.
-    truncated = data[:2] == b"\xff\xd8" and data.find(b"\xff\xd9", len(data) // 2) < 0
-
-    image = None if truncated else decode(data)
-    if image is None:
-        raise UserError(f"image {path} is damaged, or of a kind that OpenCV does not read")
-
-    return image
-
-
-def decode(data: bytes) -> np.ndarray | None:
-    """The picture (H, W, 3) uint8 BGR in a file's bytes; None where OpenCV does not read it."""
-    if not data:
-        return None
-
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # e.g. more pixels than OpenCV's limit
-        return None

@@ -14,7 +14,7 @@ import numpy as np
 
 from dataset.crop import PATCH_SIZE, Box, face_patch
 from utils.fetching import RemoteFile, fetch_once
-from utils.files import UserError, require_utf8
+from utils.files import UserError, is_utf8
 
 YUNET = RemoteFile(
     "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/"
@@ -131,13 +131,12 @@ class FaceDetector:
                 "this OpenCV has no FaceDetectorYN; pip install 'opencv-python-headless>=4.8'"
             )
 
-        if not Path(path).is_file():
+        if not Path(path).is_file() or not is_utf8(path):
             raise UserError(
                 f"no face detector at {path}; fetch face_detection_yunet_2023mar.onnx from the "
                 "OpenCV Zoo (github.com/opencv/opencv_zoo, models/face_detection_yunet)"
             )
 
-        require_utf8(path)  # OpenCV crashes on other names
         self.min_face = min_face
 
         try:

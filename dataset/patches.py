@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 from filelock import FileLock
 
-from dataset.crop import PATCH_SIZE, decode
+from dataset.crop import PATCH_SIZE
+from dataset.pictures import decode
 from utils.files import UserError, describe_os_error
 from utils.runtime import available_cores, note, progress
 

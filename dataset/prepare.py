@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from dataset.annotations import ATTRIBUTES, write_crop_list
-from dataset.crop import PATCH_SIZE, face_patch, patch_frame, read_image
+from dataset.crop import PATCH_SIZE, face_patch, patch_frame
 from dataset.landmarks import definition_to_keep
+from dataset.pictures import read_image
 from dataset.sources import SPLITS, Face, Source
 from utils.files import UserError, describe_os_error, make_folder, read_json, write_json
 from utils.runtime import progress

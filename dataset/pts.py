@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset.crop import IMAGE_SUFFIXES
+from dataset.pictures import IMAGE_SUFFIXES
 from utils.files import UserError
 
 FACE_NUMBER = re.compile(r"_face\d+$")

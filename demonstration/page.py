@@ -13,8 +13,9 @@ import gradio as gr
 import numpy as np
 
 from dataset.boxes import BoxTable
-from dataset.crop import patch_frame, read_image
+from dataset.crop import patch_frame
 from dataset.detector import FaceDetector, yunet_path
+from dataset.pictures import read_image
 from demonstration.drawing import attention_html, describe_shift, draw_face
 from demonstration.steering import ALIKE, ATTENTION, SteeredPredictor
 from utils.files import UserError, write_json

@@ -1,81 +1,178 @@
-"""Pictures and videos of a user: reading them."""
+"""What predict.py works on: pictures and videos, told apart by their content, and their boxes."""
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from dataset.crop import IMAGE_SUFFIXES
-from utils.files import UserError, require_utf8
+from dataset.boxes import BoxTable
+from dataset.detector import overlaps
+from dataset.pictures import IMAGE_SUFFIXES, is_heic
+from utils.files import UserError, is_utf8
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+HEAD = 1 << 16  # bytes of a file that are looked at
+NAMED = 3  # files that a note names
+
+# (path, image) -> boxes [[left, top, right, bottom], ...], their scores or None, and their angles
+# in degrees where they have any
+BoxSource = Callable[[Path, np.ndarray], tuple]
 
 
-def is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
+@dataclass
+class Inputs:
+    """Each file once; ``notes`` say what was left out of folders, ``errors`` what is wrong."""
+
+    pictures: list[Path] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    errors: dict[Path, str] = field(default_factory=dict)
+
+    def add(self, path: Path, kind: str) -> None:
+        (self.videos if kind == "video" else self.pictures).append(path)
 
 
-def expand_input(path: Path) -> list[Path]:
-    """A file as it is; a folder as its pictures by suffix, sorted by name, subfolders and videos
-    left out.
+def find_inputs(entries: Sequence[Path], *, recursive: bool, out: Path) -> Inputs:
+    """Files as they are; of folders the pictures and videos in them, sorted by name.
+
+    Args:
+        entries: files and folders.
+        recursive: subfolders of folders too.
+        out: a folder for results, which is never an input.
     """
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise UserError(f"{path}: a device, not a picture or video")
-        if not stat.S_ISDIR(mode):
-            return [path]
+    inputs, known = Inputs(), {os.path.realpath(entry) for entry in [*entries, out]}
 
-        found = sorted(
-            p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file or folder") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-    if not found:
-        raise UserError(f"{path}: the folder holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
-
-    return found
-
-
-class Video:
-    """A video file to read, frame after frame, upright; a name that is not UTF-8 is an
-    UserError.
-    """
-
-    def __init__(self, path: Path) -> None:
-        require_utf8(path)  # OpenCV crashes on other names
-        self.path = path
-        self._capture = cv2.VideoCapture(str(path))
-
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        # containers without a rate say 0, nan or nonsense
-        self.fps = fps if 1 <= fps <= 1000 else 25.0
-        # the container's word, for a bar
-        self.announced = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """(H, W, 3) uint8 BGR each; an `UserError` where there is not a single frame."""
-        count = 0
+    for entry in entries:
         try:
-            while True:
-                there, frame = self._capture.read()
-                if not there:
-                    break
+            if entry.is_dir():
+                before = len(inputs.pictures) + len(inputs.videos)
+                _add_folder(inputs, entry, recursive, known)
+                if len(inputs.pictures) + len(inputs.videos) == before:
+                    raise UserError(f"{entry}: the folder holds no pictures or videos")
+            else:
+                inputs.add(entry, _kind_of_file(entry))
+        except UserError as error:
+            inputs.errors[entry] = str(error)
+        except OSError as error:
+            inputs.errors[entry] = f"{entry}: cannot be read ({error.strerror})"
 
-                count += 1
-                yield frame
-        finally:
-            self._capture.release()
+    inputs.pictures, inputs.videos = (
+        list(dict.fromkeys(paths)) for paths in (inputs.pictures, inputs.videos)
+    )
 
-        if not count:
-            raise UserError(
-                f"{self.path}: no frame could be read; not a video, a damaged one, or an unknown "
-                "codec"
-            )
+    return inputs
+
+
+def _kind_of_file(path: Path) -> str:
+    """Of a file that was named: what cannot be a video is taken for a picture."""
+    if re.match(r"\w{2,}:/", str(path)):
+        raise UserError(f"{path}: an address; download the file, then name it here")
+    if not path.exists():
+        camera = "; cameras are for the page, python demo.py" if str(path).isdecimal() else ""
+        raise UserError(f"{path}: no such file or folder{camera}")
+
+    return kind_of(path) or "picture"
+
+
+def _add_folder(inputs: Inputs, folder: Path, recursive: bool, known: set[str]) -> None:
+    unknown, folders = [], []
+
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or (path.is_dir() and os.path.realpath(path) in known):
+            continue
+        if path.is_dir():
+            folders.append(path)
+        elif kind := kind_of(path):
+            inputs.add(path, kind)
+        else:
+            unknown.append(path)
+
+    if unknown:
+        inputs.notes.append(f"{folder}: no pictures or videos, left out: {_some(unknown)}")
+    if folders and not recursive:
+        inputs.notes.append(f"{folder}: left out without --recursive: {_some(folders)}")
+
+    for path in folders if recursive else []:
+        _add_folder(inputs, path, recursive, known)
+
+
+def _some(paths: list[Path]) -> str:
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+
+    return ", ".join(path.name for path in paths[:NAMED]) + more
+
+
+def kind_of(path: Path) -> str | None:
+    """ "picture" or "video", by content first; None: neither, as far as the file tells."""
+    named_picture = "picture" if path.suffix.lower() in IMAGE_SUFFIXES else None
+    if not path.is_file() or not is_utf8(path):  # a pipe can be read once only
+        return "picture"
+
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+
+    try:
+        if is_heic(head):
+            return "picture"
+        if is_animated(head):
+            return "video" if cv2.imcount(str(path)) > 1 else "picture"
+        if cv2.haveImageReader(str(path)):
+            return "picture"
+        # FFmpeg shows text as a terminal would
+        if b"\0" in head and open_video(path).isOpened():
+            return "video"
+    except cv2.error:  # a damaged file
+        pass
+
+    return named_picture
+
+
+def is_animated(head: bytes) -> bool:
+    """Whether a GIF, PNG, WebP or AVIF, of which the first bytes are given, may move."""
+    return (
+        head.startswith(b"GIF8")
+        or (head.startswith(b"\x89PNG") and b"acTL" in head)
+        or (head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & 2))
+        or head[4:12] == b"ftypavis"
+    )
+
+
+def open_video(path: Path) -> cv2.VideoCapture:
+    # by FFmpeg alone: OpenCV would take picture001.jpg for the first one of a sequence; by its
+    # whole path, since FFmpeg would take a:b.mp4 for an address
+    return cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+
+
+def whole_pictures(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
+    """A ``BoxSource``: every picture is a face crop."""
+    return [[0, 0, image.shape[1] - 1, image.shape[0] - 1]], None
+
+
+def table_source(source: Path, paths: Sequence[Path]) -> tuple[BoxSource, list[str]]:
+    """The boxes of each path in the table ``source``, and notes about its other lines."""
+    table = BoxTable(source)
+    notes = []
+    if count := table.match_names(paths):
+        notes.append(f"{source}: {count} rows have other folders; matched by the file's name")
+    if unused := table.unused(paths):
+        said = f"{len(unused)} lines name none of the inputs"
+        notes.append(f"{source}: {said}; the first is line {unused[0]}")
+
+    def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
+        rows = table.boxes_of(path)
+        if not rows:
+            raise UserError(f"{path}: no row in the table {source}")
+
+        for box, line in rows:
+            if not overlaps(box, image):
+                raise UserError(
+                    f"{path}: the box in {source}, line {line} lies outside the picture"
+                )
+        return [list(box) for box, _ in rows], None
+
+    return from_table, notes

@@ -1,24 +1,24 @@
-"""What predict.py leaves behind: overlays, .pts files, videos, and how they are called."""
+"""What predict.py leaves behind: overlays, .pts files, tables, and how they are called."""
 
 from __future__ import annotations
 
 import colorsys
+import csv
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
+from dataset.boxes import BOX_COLUMNS
 from dataset.landmarks import LandmarkScheme
-from utils.files import (
-    UserError,
-    atomic_write,
-    describe_os_error,
-    require_file_or_nothing,
-    require_utf8,
-)
+from prediction.predictor import Shot
+from utils.files import UserError, atomic_write, make_folder
 
 _SHIFT = 4  # cv2 draws at fixed-point coordinates with this many fractional bits
 _LIMIT = 1e6  # px; keeps the fixed-point numbers inside 32 bits when a network answers nonsense
@@ -32,6 +32,7 @@ def draw_faces(
     scheme: LandmarkScheme,
     *,
     boxes: Sequence[Sequence[int]] | None = None,
+    ids: Sequence[int] = (),
 ) -> np.ndarray:
     """Return a copy of `image` with points, contours (one colour a group) and boxes drawn on it.
 
@@ -40,12 +41,18 @@ def draw_faces(
         landmarks: (N, P, 2) x, y in image pixels; integer coordinates are pixel centres.
         scheme: names the contours of the P points.
         boxes: N boxes (left, top, right, bottom), edges inclusive, image pixels.
+        ids: numbers to write at the N boxes.
     """
     canvas = np.ascontiguousarray(image).copy()
     for box in [] if boxes is None else boxes:
         left, top, right, bottom = (int(edge) for edge in box)
         thickness = _stroke(max(right - left, bottom - top))
         cv2.rectangle(canvas, (left, top), (right, bottom), _BOX_COLOUR, thickness)
+
+    for number, (left, top, right, _) in zip(ids, [] if boxes is None else boxes, strict=False):
+        size, stroke = max(0.5, (right - left) / 200), _stroke(right - left)
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(canvas, str(number), (left, top - 4), font, size, _BOX_COLOUR, stroke)
 
     colours = contour_colours(len(scheme.contours))
     for points in landmarks:
@@ -86,50 +93,6 @@ def _stroke(extent: float) -> int:
     return min(max(1, round(extent / 300)), 64)
 
 
-@contextmanager
-def atomic_video(path: Path, fps: float) -> Iterator[_VideoSink]:
-    """Write an MP4 whose frame size is the first frame's; it takes its name at the end, and only
-    without an error.
-    """
-    require_utf8(path)  # OpenCV crashes on other names
-    require_file_or_nothing(path)
-    sink = _VideoSink(path.with_name(f".{path.stem[:40]}.tmp{path.suffix}"), fps)
-    try:
-        yield sink
-        sink.close()
-        os.replace(sink.path, path)
-    except OSError as error:
-        raise describe_os_error(error, path) from error
-    finally:
-        sink.close()
-        sink.path.unlink(missing_ok=True)
-
-
-class _VideoSink:
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
-        self._fps = fps
-        self._writer: cv2.VideoWriter | None = None
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append a frame (H, W, 3) uint8 BGR. The codec drops the last row or column of an odd
-        size.
-        """
-        if self._writer is None:
-            size = frame.shape[1], frame.shape[0]
-            self._writer = cv2.VideoWriter(
-                str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size
-            )
-            if not self._writer.isOpened():
-                raise UserError(f"cannot write a {size[0]} x {size[1]} video in {self.path.parent}")
-
-        self._writer.write(frame)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
-
-
 def write_jpeg(path: Path, image: np.ndarray) -> None:
     try:
         # looked at first, since libjpeg would print a line of its own
@@ -158,20 +121,109 @@ def write_pts(path: Path, landmarks: np.ndarray) -> None:
         file.write(f"version: 1\nn_points: {len(landmarks)}\n{{\n{rows}}}\n".encode())
 
 
-def output_names(paths: Sequence[Path]) -> list[str]:
-    """The files' stems, numbered where two are alike (in different folders, or with different
-    suffixes). The files of a picture's faces are called ``NAME_face0``, ``NAME_face1``, ….
+def describe_faces(
+    shot: Shot, landmarks: np.ndarray, ids: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Faces as they stand in landmarks.json and in the lines of a video."""
+    scores: Sequence[float | None] = shot.scores or [None] * len(shot.boxes)
+    faces: list[dict[str, Any]] = []
+
+    for index, (box, score, frame) in enumerate(zip(shot.boxes, scores, shot.frames, strict=True)):
+        points = landmarks[index].astype(float).round(4).tolist()
+        face = {"box": box, "score": score, "angle": round(frame.angle, 2), "landmarks": points}
+        faces.append(face if ids is None else {"id": ids[index]} | face)
+
+    return faces
+
+
+def output_names(paths: Sequence[Path]) -> dict[Path, Path]:
+    """How the files of each input begin: its own whole name, in folders as the inputs lie in.
+
+    ``a.jpg`` and ``a.png`` of one folder give ``a.jpg`` and ``a.png``; ``x/a.jpg`` and ``y/a.jpg``
+    keep their folders, counted from the deepest one that they share.
     """
-    names: list[str] = []
-    taken: set[str] = set()  # in small letters: some file systems do not tell A from a
+    places = {path: Path(os.path.abspath(path)) for path in paths}
+    drives = {place.drive for place in places.values()}
+    if len(drives) > 1:
+        return {
+            path: Path(place.drive.strip(":\\"), *place.parts[1:]) for path, place in places.items()
+        }
 
-    for path in paths:
-        name, number = path.stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{path.stem}_{number}"
+    shared = os.path.commonpath([place.parent for place in places.values()]) if places else ""
 
-        taken.add(name.lower())
-        names.append(name)
+    return {path: place.relative_to(shared) for path, place in places.items()}
 
-    return names
+
+class Results:
+    """The folder that predict.py fills, and what it tells at the end.
+
+    Args:
+        folder: it is made where it is missing.
+        paths: all inputs.
+        scheme: of the landmarks.
+
+    Attributes:
+        entries: what landmarks.json says about each input.
+        errors: what is wrong with an input.
+        frames, faces: pictures and frames of videos so far, and their faces.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[Path], scheme: LandmarkScheme) -> None:
+        self.folder, self.scheme = make_folder(folder), scheme
+        self.entries: list[dict[str, Any]] = []
+        self.errors: dict[Path, str] = {}
+        self.frames = self.faces = 0
+        self._names = output_names(paths)
+        self._written: set[Path] = set()
+        self._table: Any = None
+
+    def place(self, path: Path, suffix: str) -> Path:
+        """Where a file of an input goes; its folder is made."""
+        name = self._names[path]
+        file = self.folder / name.with_name(name.name + suffix)
+        make_folder(file.parent)
+        self._written.add(file)
+
+        return file
+
+    def name(self, file: Path) -> str:
+        """A written file as landmarks.json names it."""
+        return file.relative_to(self.folder).as_posix()
+
+    def refuse(self, path: Path, error: UserError | str) -> None:
+        """Say what is wrong with an input, at once and in landmarks.json."""
+        said = str(error)
+        self.errors[path] = said if str(path) in said else f"{path}: {said}"
+        tqdm.write(f"error: {self.errors[path]}", file=sys.stderr)
+
+    def count(self, path: Path, frame: int, seconds: float, faces: list[dict[str, Any]]) -> None:
+        """Count a picture or a frame; its faces are rows of the table, if there is one."""
+        self.frames += 1
+        self.faces += len(faces)
+
+        for index, face in enumerate(faces if self._table else ()):
+            score = "" if face["score"] is None else face["score"]
+            start = [path, frame, face.get("id", index), seconds, score, 1, *face["box"]]
+            x, y = zip(*face["landmarks"], strict=True)
+            self._table.writerow([*start, *x, *y])
+
+    @contextmanager
+    def table(self) -> Iterator[None]:
+        """Inside, faces go to landmarks.csv too, which appears at the end."""
+        points = range(self.scheme.num_points)
+        coordinates = [f"{axis}_{point}" for axis in "xy" for point in points]
+        header = ["file", "frame", "face_id", "timestamp", "confidence", "success"]
+        file = self.folder / "landmarks.csv"
+        self._written.add(file)
+
+        with atomic_write(file, "w") as text:
+            self._table = csv.writer(text)
+            self._table.writerow([*header, *BOX_COLUMNS[1:], *coordinates])
+            yield
+
+    def others(self) -> list[Path]:
+        """Files in the folder that this call did not write."""
+        written = {*self._written, self.folder / "landmarks.json"}
+        found = sorted(path for path in self.folder.rglob("*") if path.is_file())
+
+        return [path for path in found if path not in written and not path.name.startswith(".")]

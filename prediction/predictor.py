@@ -20,10 +20,11 @@ import cv2
 import numpy as np
 import torch
 
-from dataset.crop import CROP_OFFSET, PATCH_SIZE, PatchFrame, face_patch, read_image
+from dataset.crop import CROP_OFFSET, PATCH_SIZE, PatchFrame, face_patch
 from dataset.detector import FaceDetector, yunet_path
 from dataset.faces import central_crops
 from dataset.landmarks import IBUG_68, WFLW_98, LandmarkScheme, scheme_of_network, to_ibug_68
+from dataset.pictures import read_image
 from models.checkpoint import SHIPPED, LoadedModel, load_model
 from models.folding import fold_normalisation
 from utils.files import UserError

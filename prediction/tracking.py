@@ -1,43 +1,117 @@
-"""Faces from one frame of a video to the next."""
+"""Faces from one frame of a video to the next: who is who, and where they are between searches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from dataset.crop import MAX_BOX_SIDE, overlap_ratios
 from dataset.detector import overlaps
-from prediction.inputs import Video
-from prediction.predictor import LandmarkPredictor, Shot, cut_faces
-from utils.runtime import progress
 
 SLACK = 0.04  # of a box's side: landmarks that tremble by less leave its edges where they are
 FOLLOW = 0.5  # of the rest is done in a frame: what a network sees in a box depends on the box
 MIN_SIDE = 8  # px; in a smaller box there is nothing to see
 MIN_OVERLAP = 0.3  # IoU of two boxes of one face in neighbouring frames, at least
+LOST = 1.0  # s after which a face that is not found is forgotten
+MOMENTUM = 0.5  # of a face's speed stays when a new frame tells another
 
 
-def match_boxes(
-    boxes: Sequence[Sequence[int]], before: Sequence[Sequence[int]]
-) -> list[int | None]:
-    """For each box the index of the earlier one that it continues; None: it is new.
+def match(likeness: np.ndarray) -> list[int | None]:
+    """For each of N new things the index of the one of M earlier that it continues; None: it is
+    new.
 
-    The pairs that overlap most are taken first; each earlier box is continued once at most.
+    The pairs that are most alike are taken first, down to a likeness (N, M) of 0, exclusive; each
+    earlier thing is continued once at most.
     """
-    ratios = overlap_ratios(np.array(boxes), np.array(before))
-    matches: list[int | None] = [None] * len(boxes)
+    matches: list[int | None] = [None] * len(likeness)
 
-    for flat in np.argsort(-ratios, axis=None, kind="stable").tolist():
-        new, old = divmod(flat, len(before))
-        if ratios[new, old] < MIN_OVERLAP:
+    for flat in np.argsort(-likeness, axis=None, kind="stable").tolist():
+        new, old = divmod(flat, likeness.shape[1])
+        if likeness[new, old] <= 0:
             break
         if matches[new] is None and old not in matches:
             matches[new] = old
 
     return matches
+
+
+def likeness(boxes: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """How alike boxes (N, 4) are to earlier ones (M, 4) -> (N, M): up to 1 what they overlap; where
+    they do not, below 0 from a distance of one side of the box on, or where one is twice as large.
+    """
+    overlap = overlap_ratios(boxes, before)
+    centres, sides = boxes.reshape(-1, 2, 2).mean(1), np.ptp(boxes.reshape(-1, 2, 2), axis=1).max(1)
+    others, lengths = (
+        before.reshape(-1, 2, 2).mean(1),
+        np.ptp(before.reshape(-1, 2, 2), axis=1).max(1),
+    )
+    ratio = np.abs(np.log2((sides[:, None] + 1) / (lengths + 1)))
+    distance = np.linalg.norm(centres[:, None] - others, axis=-1) / (sides[:, None] + 1)
+
+    return np.where(
+        overlap >= MIN_OVERLAP, overlap, MIN_OVERLAP * (1 - np.maximum(distance, ratio))
+    )
+
+
+@dataclass
+class _Person:
+    """Where a face was last, and how it moved."""
+
+    id: int
+    box: np.ndarray  # (4,) float64
+    seconds: float
+    velocity: np.ndarray  # (2,) px a second
+
+    def expected(self, seconds: float) -> np.ndarray:
+        return self.box + np.tile(self.velocity * (seconds - self.seconds), 2)
+
+    def move(self, box: np.ndarray, seconds: float) -> None:
+        passed = seconds - self.seconds
+        if passed > 0:
+            velocity = ((box - self.box).reshape(2, 2).mean(axis=0)) / passed
+            self.velocity = MOMENTUM * self.velocity + (1 - MOMENTUM) * velocity
+
+        self.box, self.seconds = box, seconds
+
+
+class Identities:
+    """Numbers that stay with the persons of a video: 0, 1, … in the order of their appearance.
+
+    A face continues the one whose box, there or moved on at its speed, it overlaps most, or else
+    the nearest; a face that is not found keeps its number for ``LOST`` seconds. Faces are not
+    recognised: who comes back later is a new person, and after a cut a face may be taken for the
+    one who was there.
+
+    Call with the N boxes (left, top, right, bottom) of the next frame and its time in seconds;
+    returns N numbers.
+    """
+
+    def __init__(self) -> None:
+        self._persons: list[_Person] = []
+        self._next = 0
+
+    def __call__(self, boxes: Sequence[Sequence[int]], seconds: float) -> list[int]:
+        self._persons = [person for person in self._persons if seconds - person.seconds <= LOST]
+        found = np.array(boxes, np.float64).reshape(-1, 4)
+        moved = np.array([person.expected(seconds) for person in self._persons]).reshape(-1, 4)
+        stayed = np.array([person.box for person in self._persons]).reshape(-1, 4)
+        alike = np.maximum(likeness(found, moved), likeness(found, stayed))
+        numbers = []
+
+        for box, old in zip(found, match(alike), strict=True):
+            if old is None:
+                person = _Person(self._next, box, seconds, np.zeros(2))
+                self._persons.append(person)
+                self._next += 1
+            else:
+                person = self._persons[old]
+                person.move(box, seconds)
+
+            numbers.append(person.id)
+
+        return numbers
 
 
 @dataclass
@@ -120,44 +194,3 @@ class FaceTracker:
 
         for face, points in zip(self._faces, landmarks, strict=True):
             face.landmarks = points
-
-
-class VideoShots:
-    """A video's frames with their faces and landmarks.
-
-    Args:
-        every: frames from one search for faces to the next.
-
-    Iterate for (shot, landmarks (N, P, 2) in image px), a pair a frame.
-    """
-
-    def __init__(
-        self, predictor: LandmarkPredictor, path: Path, boxes_of: Callable, *, every: int
-    ) -> None:
-        self.path = path
-        self.scheme = predictor.scheme
-        self.video = Video(path)
-        self._predictor, self._boxes_of, self._every = predictor, boxes_of, every
-
-    def __iter__(self) -> Iterator[tuple[Shot, np.ndarray]]:
-        frames = progress(
-            self.video, desc=self.path.name, total=self.video.announced or None, unit="frame"
-        )
-        if self._every > 1:
-            return self._carried(frames)
-
-        return self._predictor.stream(
-            cut_faces(self._predictor, self.path, frame, self._boxes_of) for frame in frames
-        )
-
-    def _carried(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[Shot, np.ndarray]]:
-        """Frame by frame, since a frame's boxes may need the landmarks of the one before."""
-        tracker = FaceTracker(lambda image: self._boxes_of(self.path, image), self._every)
-
-        for frame in frames:
-            shot = cut_faces(
-                self._predictor, self.path, frame, lambda _, image: tracker.boxes(image)
-            )
-            landmarks = self._predictor.predict_patches(shot.patches, shot.frames)
-            tracker.update(landmarks)
-            yield shot, landmarks

@@ -64,8 +64,10 @@ def measure(
 ) -> tuple[float, float, int]:
     """One video's jitter as predicted and smoothed, and its face's side, px."""
     landmarks, boxes, side = landmarks_of_video(predictor, number, sigma, carried=carried)
-    smoother = LandmarkSmoother(RATE)
-    smoothed = np.stack(list(map(smoother, boxes, landmarks)))
+    smoother = LandmarkSmoother()
+    smoothed = np.stack(
+        [smoother([0], boxes[i], points, i / RATE) for i, points in enumerate(landmarks)]
+    )
 
     return jitter(landmarks), jitter(smoothed), side
 

@@ -27,10 +27,11 @@ import torch
 
 from benchmarks.paired import machine
 from dataset.annotations import ATTRIBUTES, Annotation, read_official_list
-from dataset.crop import face_patch, overlap_ratios, read_image
+from dataset.crop import face_patch, overlap_ratios
 from dataset.detector import FaceDetector, yunet_path
 from dataset.faces import FaceSet, load_faces
 from dataset.landmarks import COMMON_60, WFLW_98, LandmarkScheme, points_within, scheme_for
+from dataset.pictures import read_image
 from evaluation.evaluate import bootstrap_means, paired_difference, predict_landmarks
 from evaluation.tables import MISSING, markdown_table
 from models.checkpoint import LoadedModel, load_model

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset.crop import MAX_BOX_SIDE, PatchFrame, face_patch, patch_frame, read_image
+from dataset.crop import MAX_BOX_SIDE, PatchFrame, face_patch, patch_frame
 from utils.files import UserError
 
 
@@ -225,22 +225,3 @@ def test_a_box_beside_its_image_is_refused(box):
 def test_one_pixel_of_overlap_is_enough():
     patch, _ = face_patch(np.full((80, 100, 3), 255, np.uint8), (99, 79, 130, 110))
     assert patch.any()
-
-
-def test_read_image_refuses_what_it_cannot_show(tmp_path):
-    image = cv2.resize(
-        np.random.default_rng(4).integers(0, 256, (9, 9, 3), dtype=np.uint8), (200, 160)
-    )
-    jpeg = cv2.imencode(".jpg", image)[1].tobytes()
-    path = tmp_path / "face.jpg"
-    path.write_bytes(jpeg)
-    np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)))
-
-    for damaged in (jpeg[:-2], jpeg[: len(jpeg) // 2], b"", b"no image at all"):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"face\.jpg is damaged"):
-            read_image(path)
-
-    path.unlink()
-    with pytest.raises(UserError, match=r"face\.jpg does not exist"):
-        read_image(path)

@@ -22,8 +22,9 @@ from dataset.detector import Faces
 from dataset.faces import load_faces
 from evaluation.evaluate import predict_landmarks
 from models.checkpoint import SHIPPED, load_model
-from prediction.outputs import atomic_video, output_names
+from prediction.outputs import output_names
 from prediction.predictor import LandmarkPredictor
+from prediction.video import atomic_video
 
 LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
 
@@ -168,10 +169,10 @@ def test_broken_files_are_named_and_the_rest_is_done(predict, picture, tmp_path)
     assert (done[0]["width"], done[0]["height"]) == (160, 120)
     assert "faces: 1" in output and "faces/s" not in output  # one is no measurement
 
-    overlay = cv2.imread(str(tmp_path / "out" / "good_overlay.jpg"))
+    overlay = cv2.imread(str(tmp_path / "out" / "good.jpg_overlay.jpg"))
     assert overlay.shape == picture.shape and np.abs(overlay.astype(int) - picture).max() > 50
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "good_overlay.jpg",
+        "good.jpg_overlay.jpg",
         "landmarks.json",
     ]
 
@@ -196,8 +197,8 @@ def test_what_cannot_be_written_is_named_and_the_rest_is_done(predict, picture, 
     assert all(len(entry["faces"]) == 1 for entry in files)
     assert ["error" in entry for entry in files] == [True, True, False]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "good_face0.pts",
-        "good_overlay.jpg",
+        "good.png_face0.pts",
+        "good.png_overlay.jpg",
         "landmarks.json",
     ]
 
@@ -219,7 +220,7 @@ def test_boxes_may_cross_the_border_and_repeat(predict, picture, tmp_path, check
     assert np.abs(landmarks_of(files[0]) - expected).max() < 1e-3
 
     for index, points in enumerate(expected):  # iBUG counts pixels from 1
-        lines = (tmp_path / "out" / f"a_face{index}.pts").read_text().splitlines()
+        lines = (tmp_path / "out" / f"a.png_face{index}.pts").read_text().splitlines()
         assert lines[:3] == ["version: 1", "n_points: 98", "{"] and lines[-1] == "}"
         assert (
             np.abs(np.array([line.split() for line in lines[3:-1]], float) - 1 - points).max()
@@ -295,7 +296,7 @@ def test_a_video_gives_a_row_a_frame(predict, picture, tmp_path, checkpoint):
     for row, frame in zip(rows, read_frames(tmp_path / "clip.avi"), strict=True):
         assert np.abs(landmarks_of(row) - predictor(frame, [[20, 20, 99, 99]])).max() < 1e-3
 
-    overlay = read_frames(tmp_path / "out" / "clip_overlay.mp4")
+    overlay = read_frames(tmp_path / "out" / "clip.avi_overlay.mp4")
     assert len(overlay) == 5 and overlay[0].shape == picture.shape
 
 
@@ -315,7 +316,7 @@ def test_a_video_without_frames_is_named(predict, picture, tmp_path):
 
     assert sum("faces" in entry for entry in files) == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "a_overlay.jpg",
+        "a.png_overlay.jpg",
         "landmarks.json",
     ]
 
@@ -334,11 +335,11 @@ def test_a_video_that_is_not_finished_leaves_nothing(picture, tmp_path):
         ("", "line 1: no column file"),
         (
             "file,x0,y0,x1,y1\na.png,1,2,30,30\na.png,1,2,3\n",
-            "line 3: x0, y0, x1, y1 must be four whole numbers",
+            "line 3: x0, y0, x1, y1 must be four numbers",
         ),
         (
-            "file,x0,y0,x1,y1\na.png,1,2,30.5,30\n",
-            "line 2: x0, y0, x1, y1 must be four whole numbers",
+            "file,x0,y0,x1,y1\na.png,1,2,thirty,30\n",
+            "line 2: x0, y0, x1, y1 must be four numbers",
         ),
         ("file,x0,y0,x1,y1\na.png,30,2,1,30\n", "line 2: face box 30 2 1 30 has no area"),
         ("file,x0,y0,x1,y1\n,1,2,30,30\n", "line 2: the file name is missing"),
@@ -377,21 +378,169 @@ def test_a_table_finds_its_pictures(predict, picture, tmp_path):
         str(pictures[1]): [[5, 5, 50, 60]],
     }
 
-    assert {"a_overlay.jpg", "a_2_overlay.jpg"} <= {
-        path.name for path in (tmp_path / "out").iterdir()
-    }
+    assert [entry.get("overlay") for entry in files] == [
+        "x/a.png_overlay.jpg",
+        "y/a.png_overlay.jpg",
+        None,
+    ]
 
 
-def test_output_names_differ():
-    paths = [Path("x/a.jpg"), Path("y/a.png"), Path("A.png"), Path("a_2.jpg"), Path("b.tar.png")]
-    names = output_names(paths)
-    assert len({name.lower() for name in names}) == len(paths)
-    assert names[0] == "a"
-    assert names[4] == "b.tar"
+def test_outputs_cannot_be_mistaken(predict, picture, tmp_path):
+    """Files whose stems, endings or folders are alike; each output is named beside its face."""
+    names = ["A.JPG", "a.jpg", "a.png", "a_2.jpg", "sub/a.jpg", "a.jpg_face0.png", "é [x] 100%.jpg"]
+    for index, name in enumerate(names):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        suffix = Path(name).suffix.lower()
+        content = cv2.imencode(suffix, np.roll(picture, 9 * index, axis=1))[1]
+        (tmp_path / "in" / name).write_bytes(content.tobytes())
 
-    names = output_names([Path(f"{stem}.jpg") for stem in ("a", "A_face1", "a_face1_face0")])
-    files = [f"{name}_face{index}".lower() for name in names for index in range(3)]
-    assert len(set(files)) == len(files), "a face's file is written over by another's"
+    options = ["--recursive", "--format", "pts", "--box", 20, 20, 99, 99, "--box", 30, 30, 90, 90]
+    code, output, _, files = predict(tmp_path / "in", *options)
+    assert code == 0 and "note" not in output and len(files) == len(names)
+
+    for entry in files:
+        name = Path(entry["file"]).relative_to(tmp_path / "in").as_posix()
+        assert entry["overlay"] == f"{name}_overlay.jpg"
+        for index, face in enumerate(entry["faces"]):
+            assert face["pts"] == f"{name}_face{index}.pts"
+            lines = (tmp_path / "out" / face["pts"]).read_text().splitlines()[3:-1]
+            points = np.array([line.split() for line in lines], float) - 1
+            assert np.abs(points - face["landmarks"]).max() < 1e-3
+
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) == 3 * len(names) + 1
+
+    # of another call nothing is removed, but it is said
+    code, output, _, _ = predict(tmp_path / "in" / "a.png", "--whole")
+    assert code == 0 and f"also holds {3 * len(names) - 1} files that are not of" in output
+
+
+def test_output_names_keep_the_folders_below_the_one_that_is_shared():
+    paths = [Path("x/a.jpg"), Path("x/y/../b.png"), Path("x/y/c.png")]
+    assert [*output_names(paths).values()] == [Path("a.jpg"), Path("b.png"), Path("y/c.png")]
+    assert output_names([Path("/q/r/a.jpg")]) == {Path("/q/r/a.jpg"): Path("a.jpg")}
+
+
+def test_what_is_left_out_of_a_folder_is_named(predict, picture, tmp_path):
+    folder = tmp_path / "in"
+    (folder / "more").mkdir(parents=True)
+    jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+    for name in ("a.jfif", "without_suffix", ".hidden.jpg", "more/b.jpg"):
+        (folder / name).write_bytes(jpeg)
+
+    for name in ("notes.txt", "table.csv"):
+        (folder / name).write_text("a line\n" * 50)
+
+    (folder / "archive.zip").write_bytes(b"PK\3\4" + bytes(100))
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    write_video(folder / "clip.xyz.avi", [picture] * 2)
+    (folder / "clip.xyz.avi").rename(folder / "clip.xyz")  # told by its content
+
+    code, output, errors, files = predict(folder, "--whole")
+    assert code == 1 and errors.count("\n") == 1 and "phone.heic is HEIC" in errors
+    said = [line for line in output.splitlines() if line.startswith("note: ")]
+    assert said[0].endswith("left out: archive.zip, notes.txt, table.csv")
+    assert said[1].endswith("left out without --recursive: more")
+    done = [Path(entry["file"]).name for entry in files if "error" not in entry]
+    assert done == ["a.jfif", "without_suffix", "clip.xyz"]
+
+    code, output, _, files = predict(folder, "--whole", "--recursive")
+    assert "--recursive" not in output and "more/b.jpg" in str([e["file"] for e in files])
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("https://example.org/a.jpg", "an address; download the file"),
+        ("0", "cameras are for the page, python demo.py"),
+    ],
+)
+def test_an_address_and_a_camera_get_a_sentence(entry, said, predict):
+    code, _, errors, _ = predict(entry, "--whole")
+    assert code == 1 and said in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("utf-8", "file,x0,y0,x1,y1\nZoe\u0301.png,20.4,19.6,99.0,98.5001\n"),
+        ("utf-8-sig", "File;X0;Y0;X1;Y1\r\nZo\u00e9.png;20,4;19,6;99;98,5001\r\n"),
+        ("utf-16", "file\tx0\ty0\tx1\ty1\nZo\u00e9.png\t20\t20\t99\t99\n"),
+        ("cp1252", "file;x0;y0;x1;y1\nZo\u00e9.png;20;20;99;99\n"),
+        ("utf-8", "file,x0,y0,x1,y1\nin\\Zo\u00e9.png,20,20,99,99\n"),
+        ("utf-8", "file,x0,y0,x1,y1\nC:\\elsewhere\\Zo\u00e9.png,20,20,99,99\n"),
+    ],
+)
+def test_tables_of_other_programs_are_read(encoding, text, predict, picture, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "Zo\u00e9.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    (tmp_path / "boxes.csv").write_bytes(text.encode(encoding))
+    code, output, errors, files = predict(tmp_path / "in", "--boxes", tmp_path / "boxes.csv")
+    assert code == 0 and not errors and ("matched by" in output) == ("elsewhere" in text)
+    assert [face["box"] for face in files[0]["faces"]] == [[20, 20, 99, 99]]
+
+
+def test_rows_of_other_folders_are_not_guessed(predict, picture, tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), picture)
+
+    (tmp_path / "boxes.csv").write_text("file,x0,y0,x1,y1\nz/a.png,1,2,30,40\n")
+    code, _, errors, _ = predict(tmp_path / "x", tmp_path / "y", "--boxes", tmp_path / "boxes.csv")
+    assert code == 1 and errors.count("no row in the table") == 2
+
+
+def test_decimals_of_a_box_are_rounded(predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    code, _, _, files = predict(tmp_path / "a.png", "--box", 20.4, 19.6, 99, 98.5001)
+    assert code == 0 and files[0]["faces"][0]["box"] == [20, 20, 99, 99]
+
+
+def test_a_table_of_faces_has_a_row_for_each_with_the_names_of_openface(predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    write_video(tmp_path / "clip.avi", [picture, np.roll(picture, 5, axis=1)])
+    boxes = ["--box", 20, 20, 99, 99, "--box", 30, 30, 90, 90]
+    inputs = [tmp_path / "a.png", tmp_path / "clip.avi"]
+    code, _, _, files = predict(*inputs, *boxes, "--format", "csv")
+    assert code == 0
+
+    with open(tmp_path / "out" / "landmarks.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+
+    faces = [face for entry in files[:1] for face in entry["faces"]]
+    faces += [face for row in rows_of(tmp_path / "out", files[1]) for face in row["faces"]]
+    assert len(table) == len(faces) == 6
+    assert [row["file"] for row in table] == [str(inputs[0])] * 2 + [str(inputs[1])] * 4
+    assert [(row["frame"], row["face_id"]) for row in table] == [
+        *(("0", "0"), ("0", "1")),
+        *(("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")),
+    ]
+    assert [float(row["timestamp"]) for row in table] == [0, 0, 0, 0, 0.08, 0.08]
+
+    for row, face in zip(table, faces, strict=True):
+        points = [[float(row[f"{axis}_{i}"]) for axis in "xy"] for i in range(98)]
+        assert points == face["landmarks"] and row["success"] == "1" and row["confidence"] == ""
+        assert [int(row[edge]) for edge in ("x0", "y0", "x1", "y1")] == face["box"]
+
+    # it is a table of boxes, too
+    code, _, _, again = predict(*inputs[:1], "--boxes", tmp_path / "out" / "landmarks.csv")
+    assert code == 0 and again[0]["faces"] == files[0]["faces"]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
+def test_a_moving_picture_is_a_video_with_the_time_of_every_frame(kind, predict, picture, tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow writes moving pictures")
+    frames = [image.fromarray(np.roll(picture, 7 * i, axis=1)[..., ::-1]) for i in range(4)]
+    moving, still = tmp_path / f"moving.{kind.lower()}", tmp_path / f"still.{kind.lower()}"
+    durations = [40, 40, 200, 200]
+    frames[0].save(moving, save_all=True, append_images=frames[1:], duration=durations)
+    frames[0].save(still)
+
+    code, _, _, files = predict(moving, still, "--box", 20, 20, 99, 99)
+    assert code == 0 and [Path(entry["file"]).name for entry in files] == [still.name, moving.name]
+    rows = rows_of(tmp_path / "out", files[1])
+    assert [row["time"] for row in rows] == [0, 0.04, 0.08, 0.28]
+    assert all([face["id"] for face in row["faces"]] == [0] for row in rows)
 
 
 def test_boxes_are_found_however_the_path_is_written(tmp_path, monkeypatch):
@@ -465,9 +614,10 @@ def test_names_that_are_not_utf8(predict, picture, tmp_path):
     (tmp_path / "v.avi").rename(video)
     code, _, errors, files = predict(folder, video, "--whole")
 
-    assert code == 1 and errors.count("\n") == 1 and "bytes that are not UTF-8" in errors
+    assert code == 1 and errors.count("\n") == 1 and "of a kind that OpenCV does not read" in errors
     assert files[0]["file"] == str(folder / raw) and len(files[0]["faces"]) == 1
-    assert (tmp_path / "out" / os.fsdecode(b"\xff\xe9_overlay.jpg")).stat().st_size > 1000
+    overlay = os.fsdecode(b"in/\xff\xe9.png_overlay.jpg")
+    assert files[0]["overlay"] == overlay and (tmp_path / "out" / overlay).stat().st_size > 1000
 
     code, _, errors, _ = predict(folder, "--detector", tmp_path / os.fsdecode(b"\xff.onnx"))
     assert code == 1 and "no face detector" in errors
@@ -480,6 +630,42 @@ def test_paths_that_cannot_be_looked_at_and_devices(predict, picture, tmp_path):
     code, _, errors, files = predict(*inputs, "--whole")
     assert code == 1 and errors.count("error:") == errors.count("\n") == 3
     assert sum("faces" in entry for entry in files) == 1
+    code, _, errors, _ = predict(tmp_path / "a.png", "--box", 10**30, 1, 10**30 + 5, 9)
+    assert code == 2 and "an edge lies beyond" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--whole", "--box", 1, 1, 9, 9],
+        ["--whole", "--detector", "x.onnx"],
+        ["--box", 9, 9, 1, 1],
+        ["--box", 1, 2, 3],
+        ["--whole", "--batch-size", 0],
+        ["--detector", "x.onnx", "--detect-every", 0],
+        ["--whole", "--detect-every", 5],
+        ["--whole", "--format", "xml"],
+        ["--whole", "--unknown"],
+    ],
+)
+def test_wrong_usage(arguments, predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    code, _, errors, _ = predict(tmp_path / "a.png", *arguments)
+    assert code == 2 and "usage:" in errors and not (tmp_path / "out").exists()
+
+
+def test_inputs_are_not_overwritten(run_script, checkpoint, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    options = ["--whole", "--checkpoint", checkpoint]
+    code, _, errors = run_script("predict.py", tmp_path / "a.png", *options, "--out", tmp_path)
+    assert code == 2 and "overwritten" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]
+
+
+def test_a_missing_detector_is_named(predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    code, _, errors, _ = predict(tmp_path / "a.png", "--detector", tmp_path / "none.onnx")
+    assert code == 1 and "no face detector at" in errors and errors.count("\n") == 1
 
 
 def test_a_picture_without_a_face(shared_data, predict, picture, tmp_path):

@@ -66,7 +66,6 @@ REFUSED = [
     (f"{PREDICT} --whole --out .", 2, "overwritten"),
     (f"{PREDICT} --detector none.onnx", 1, "no face detector at"),
     (f"{PREDICT} --box {10**30} 1 {10**30 + 5} 9", 2, "an edge lies beyond"),
-    ("predict.py v.mp4 --whole --checkpoint good.pt --format pts", 2, ".jsonl"),
     ("predict.py a.png --whole --checkpoint none.pt", 1, "none.pt"),
     ("predict.py blank --whole --checkpoint good.pt", 1, "holds no pictures"),
 ]

@@ -15,10 +15,10 @@ import torch
 from conftest import ROOT, load_script, write_checkpoint, write_official_set
 
 from dataset.annotations import read_official_list
-from dataset.crop import read_image
 from dataset.detector import Faces
 from dataset.faces import load_faces
 from dataset.landmarks import IBUG_68, WFLW_98
+from dataset.pictures import read_image
 from evaluation.evaluate import face_errors, find_checkpoints, predict_landmarks
 from models.checkpoint import load_model, read, save
 from prediction.predictor import LandmarkPredictor

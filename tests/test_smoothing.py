@@ -9,7 +9,7 @@ import pytest
 
 from dataset.crop import overlap_ratios
 from prediction.smoothing import MIN_CUTOFF, SPEED_GAIN, LandmarkSmoother, OneEuroFilter
-from prediction.tracking import FaceTracker, match_boxes
+from prediction.tracking import LOST, FaceTracker, Identities
 
 RATE = 25.0
 IMAGE = np.zeros((200, 300, 3), np.uint8)
@@ -41,25 +41,25 @@ def one_coordinate_at_a_time(samples: np.ndarray, rate: float) -> np.ndarray:
 
 def test_it_is_the_filter_of_the_paper():
     samples = np.random.default_rng(0).normal(size=(40, 5, 2)).cumsum(axis=0) / 50
-    smooth = OneEuroFilter(RATE)
-    answers = np.stack([smooth(points) for points in samples])
+    smooth = OneEuroFilter()
+    answers = np.stack([smooth(points, 1 / RATE) for points in samples])
     for point in range(5):
         expected = one_coordinate_at_a_time(samples[:, point], RATE)
         assert np.allclose(answers[:, point], expected, atol=1e-12)
 
 
 def test_constant_points_are_unchanged():
-    points, smooth = np.random.default_rng(1).normal(size=(98, 2)), OneEuroFilter(RATE)
+    points, smooth = np.random.default_rng(1).normal(size=(98, 2)), OneEuroFilter()
     for _ in range(20):
-        assert np.array_equal(smooth(points), points)
+        assert np.array_equal(smooth(points, 1 / RATE), points)
 
 
 @pytest.mark.parametrize("speed", [0.05, 0.5, 5.0])  # face sides a second
 def test_the_lag_behind_a_ramp_is_bounded(speed):
-    smooth, direction = OneEuroFilter(RATE), np.array([0.6, -0.8])
+    smooth, direction = OneEuroFilter(), np.array([0.6, -0.8])
     for frame in range(500):
         points = np.zeros((3, 2)) + direction * speed * frame / RATE
-        lag = np.linalg.norm(points - smooth(points), axis=1)
+        lag = np.linalg.norm(points - smooth(points, 1 / RATE), axis=1)
 
     expected = speed / (2 * math.pi * (MIN_CUTOFF + SPEED_GAIN * speed))
     assert np.allclose(lag, expected, rtol=1e-3)
@@ -68,45 +68,49 @@ def test_the_lag_behind_a_ramp_is_bounded(speed):
 
 def test_jitter_is_lowered():
     noise = np.random.default_rng(2).normal(0, 0.005, (200, 98, 2))
-    smooth = OneEuroFilter(RATE)
-    answers = np.stack([smooth(0.5 + points) for points in noise])
+    smooth = OneEuroFilter()
+    answers = np.stack([smooth(0.5 + points, 1 / RATE) for points in noise])
     assert answers[20:].std(axis=0).mean() < 0.5 * noise[20:].std(axis=0).mean()
 
 
-def test_a_rate_must_be_positive():
-    with pytest.raises(ValueError, match="rate must be positive"):
-        OneEuroFilter(0)
+def test_frames_far_apart_in_time_are_smoothed_less():
+    def answer(passed: float) -> float:
+        smooth = OneEuroFilter()
+        smooth(np.zeros((1, 2)), 0.0)
+        return float(smooth(np.full((1, 2), 0.01), passed)[0, 0])
+
+    assert answer(0.04) < answer(0.2) < 0.01
 
 
 def test_faces_keep_their_filters_when_their_order_changes():
     random = np.random.default_rng(3)
     boxes = [[0, 0, 49, 49], [100, 100, 199, 199]]
     frames = [random.normal(0, 1, (2, 98, 2)) + [[[25, 25]], [[150, 150]]] for _ in range(6)]
-    in_order, swapped = LandmarkSmoother(RATE), LandmarkSmoother(RATE)
+    in_order, swapped = LandmarkSmoother(), LandmarkSmoother()
 
     for number, landmarks in enumerate(frames):
-        expected = in_order(boxes, landmarks)
+        expected = in_order([0, 1], boxes, landmarks, number / RATE)
         order = [1, 0] if number % 2 else [0, 1]
-        answer = swapped([boxes[i] for i in order], landmarks[order])
+        answer = swapped(order, [boxes[i] for i in order], landmarks[order], number / RATE)
         assert np.array_equal(answer, expected[order])
         assert answer.dtype == np.float32
 
 
 def test_smoothing_does_not_depend_on_the_size_of_the_face():
-    random, small, large = np.random.default_rng(4), LandmarkSmoother(RATE), LandmarkSmoother(RATE)
-    for _ in range(10):
-        landmarks = random.normal(20, 1, (1, 98, 2))
-        doubled = large([[0, 0, 79, 79]], 2 * landmarks)
-        assert np.allclose(2 * small([[0, 0, 39, 39]], landmarks), doubled, rtol=1e-6)
+    random, small, large = np.random.default_rng(4), LandmarkSmoother(), LandmarkSmoother()
+    for number in range(10):
+        landmarks, seconds = random.normal(20, 1, (1, 98, 2)), number / RATE
+        doubled = large([0], [[0, 0, 79, 79]], 2 * landmarks, seconds)
+        assert np.allclose(2 * small([0], [[0, 0, 39, 39]], landmarks, seconds), doubled, rtol=1e-6)
 
 
 def test_a_face_that_appears_is_not_smoothed_with_another():
-    smoother = LandmarkSmoother(RATE)
-    smoother([[0, 0, 49, 49]], np.full((1, 98, 2), 20.0))
+    smoother = LandmarkSmoother()
+    smoother([0], [[0, 0, 49, 49]], np.full((1, 98, 2), 20.0), 0.0)
     landmarks = np.stack([np.full((98, 2), 120.0), np.full((98, 2), 21.0)])
-    answer = smoother([[100, 100, 149, 149], [0, 0, 49, 49]], landmarks)
+    answer = smoother([1, 0], [[100, 100, 149, 149], [0, 0, 49, 49]], landmarks, 0.04)
     assert np.array_equal(answer[0], landmarks[0]) and (answer[1] < 21).all()
-    assert smoother([], np.empty((0, 98, 2))).shape == (0, 98, 2)
+    assert smoother([], [], np.empty((0, 98, 2)), 0.08).shape == (0, 98, 2)
 
 
 def test_overlap_ratios_by_counting_pixels():
@@ -122,11 +126,51 @@ def test_overlap_ratios_by_counting_pixels():
     assert np.allclose(overlap_ratios(boxes, others), expected)
 
 
-def test_boxes_are_matched_once_best_first():
-    before = [[0, 0, 9, 9], [5, 0, 14, 9]]
-    assert match_boxes([[4, 0, 13, 9], [1, 0, 10, 9], [90, 90, 99, 99]], before) == [1, 0, None]
-    assert match_boxes([[0, 0, 9, 9], [0, 0, 9, 9]], [[0, 0, 9, 9]]) == [0, None]
-    assert match_boxes([], before) == [] and match_boxes(before, []) == [None, None]
+def square(x: float, y: float, side: int = 40) -> list[int]:
+    return [round(x), round(y), round(x) + side - 1, round(y) + side - 1]
+
+
+def test_numbers_stay_with_persons_whatever_their_order():
+    identities, random = Identities(), np.random.default_rng(0)
+    starts, speeds = random.uniform(0, 600, (6, 2)), random.uniform(-4, 4, (6, 2))
+    starts = starts + [[0, 700 * index] for index in range(6)]  # nobody meets anybody
+    known: dict[int, int] = {}
+
+    for frame in range(40):
+        order = random.permutation(6)[: 6 - frame % 2]  # now and then one is not found
+        numbers = identities([square(*(starts + frame * speeds)[i]) for i in order], frame / RATE)
+        for person, number in zip(order.tolist(), numbers, strict=True):
+            assert known.setdefault(person, number) == number
+
+    assert sorted(known.values()) == list(range(6))
+
+
+def test_two_who_pass_each_other_keep_their_numbers():
+    identities = Identities()
+    for frame in range(40):
+        first, second = square(10 * frame, 0), square(400 - 10 * frame, 12)
+        if frame % 2:
+            assert identities([second, first], frame / RATE) == [1, 0]
+        else:
+            assert identities([first, second], frame / RATE) == [0, 1]
+
+
+def test_a_face_that_is_lost_keeps_its_number_for_a_second():
+    for gap, same in ((0.2, True), (0.9 * LOST, True), (1.1 * LOST, False)):
+        identities = Identities()
+        for frame in range(10):
+            assert identities([square(100 + frame, 50)], frame / RATE) == [0]
+
+        # it moved on, less than before, and seems larger
+        assert (identities([square(112, 55, 48)], 9 / RATE + gap) == [0]) == same
+
+
+def test_a_number_is_given_once_a_frame_and_to_the_best():
+    identities = Identities()
+    assert identities([[0, 0, 9, 9], [5, 0, 14, 9]], 0.0) == [0, 1]
+    boxes = [[4, 0, 13, 9], [1, 0, 10, 9], [90, 90, 99, 99], [90, 90, 99, 99]]
+    assert identities(boxes, 0.04) == [1, 0, 2, 3]
+    assert identities([], 0.08) == []
 
 
 def searching(*answers: list[list[int]]):

@@ -67,14 +67,14 @@ def require_file_or_nothing(path: str | os.PathLike) -> None:
         raise describe_os_error(error, path) from error
 
 
-def require_utf8(path: str | os.PathLike) -> None:
-    """Refuse a path that holds bytes which are not UTF-8, for libraries that take text only."""
+def is_utf8(path: str | os.PathLike) -> bool:
+    """Whether a path holds text alone; OpenCV crashes on other names."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        raise UserError(
-            f"{path}: the name holds bytes that are not UTF-8; rename it, or link to it"
-        ) from None
+        return False
+
+    return True
 
 
 def read_bytes(path: str | os.PathLike, what: str = "") -> bytes:

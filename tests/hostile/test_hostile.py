@@ -22,7 +22,7 @@ from conftest import load_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset.crop import read_image
+from dataset.pictures import read_image
 from models.checkpoint import load_model
 from tests.hostile.trials import SURROUNDINGS, Case, ended, judge, snapshot, start, try_case
 from utils.files import UserError

@@ -1,0 +1,60 @@
+"""Landmarks of pictures: an overlay of each, and a .pts file of each face if asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dataset.pictures import read_image
+from prediction.inputs import BoxSource
+from prediction.outputs import Results, describe_faces, draw_faces, write_jpeg, write_pts
+from prediction.predictor import LandmarkPredictor, Shot, cut_faces
+from utils.files import UserError
+from utils.runtime import progress
+
+
+def predict_pictures(
+    predictor: LandmarkPredictor,
+    paths: Sequence[Path],
+    boxes_of: BoxSource,
+    results: Results,
+    *,
+    pts: bool,
+) -> None:
+    """Write what belongs to each picture, and its entry for landmarks.json."""
+
+    def shots() -> Iterator[Shot]:
+        for path in progress(paths, desc="pictures", unit="picture"):
+            try:
+                yield cut_faces(predictor, path, read_image(path), boxes_of)
+            except UserError as error:
+                results.refuse(path, error)
+
+    for shot, landmarks in predictor.stream(shots()):
+        faces = describe_faces(shot, landmarks)
+        height, width = shot.image.shape[:2]
+        entry = {"file": str(shot.path), "width": width, "height": height, "faces": faces}
+        results.entries.append(entry)
+        results.count(shot.path, 0, 0.0, faces)
+
+        if not faces:
+            tqdm.write(f"{shot.path}: no face")
+            continue
+
+        overlay = draw_faces(shot.image, landmarks, results.scheme, boxes=shot.boxes)
+
+        # The landmarks are there, whatever becomes of the files beside them.
+        try:
+            file = results.place(shot.path, "_overlay.jpg")
+            write_jpeg(file, overlay)
+            entry["overlay"] = results.name(file)
+
+            for index, face in enumerate(faces if pts else ()):
+                file = results.place(shot.path, f"_face{index}.pts")
+                write_pts(file, landmarks[index])
+                face["pts"] = results.name(file)
+        except UserError as error:
+            results.refuse(shot.path, error)
+            entry["error"] = results.errors[shot.path]

@@ -1,0 +1,225 @@
+"""Landmarks of videos: an overlay of each, and one line per frame in a .jsonl file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from prediction.inputs import BoxSource, open_video
+from prediction.outputs import Results, describe_faces, draw_faces
+from prediction.predictor import LandmarkPredictor, Shot, cut_faces
+from prediction.smoothing import LandmarkSmoother
+from prediction.tracking import FaceTracker, Identities
+from utils.files import (
+    UserError,
+    atomic_write,
+    describe_os_error,
+    require_file_or_nothing,
+)
+from utils.runtime import progress
+
+RATE = 25.0  # frames a second where a file does not say
+
+
+class Video:
+    """A video file, or a moving picture, to read frame after frame, upright.
+
+    Attributes:
+        fps: mean frames a second.
+        announced: frames as far as the file says, 0 if it does not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._capture = open_video(path)
+        self._animation = None
+        if not self._capture.read()[0]:  # FFmpeg reads no moving WebP and AVIF
+            there, animation = cv2.imreadanimation(str(path))
+            self._animation = animation if there and len(animation.frames) > 1 else None
+
+        self._capture = open_video(path)
+        fps, count = (
+            self._capture.get(what) for what in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT)
+        )
+        if self._animation is not None:
+            count = len(self._animation.frames)
+            fps = 1000 * count / max(sum(self._animation.durations), 1)
+
+        # containers without a rate say 0, nan or nonsense
+        self.fps = fps if 1 <= fps <= 1000 else RATE
+        self.announced = max(0, int(count))
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, float]]:
+        """(H, W, 3) uint8 BGR and the time in s of each frame; without any, a `UserError`."""
+        count, last = 0, -1 / self.fps
+
+        for frame, seconds in self._animated() if self._animation is not None else self._captured():
+            # times that stand still or run backwards are no times
+            last = seconds if seconds > last else last + 1 / self.fps
+            count += 1
+            yield frame, last
+
+        if not count:
+            raise UserError(
+                f"{self.path}: no frame could be read; not a video, a damaged one, or an unknown "
+                "codec"
+            )
+
+    def _captured(self) -> Iterator[tuple[np.ndarray, float]]:
+        try:
+            while True:
+                there, frame = self._capture.read()
+                if not there:
+                    break
+                yield frame, self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        finally:
+            self._capture.release()
+
+    def _animated(self) -> Iterator[tuple[np.ndarray, float]]:
+        assert self._animation is not None
+        seconds = 0.0
+        for frame, duration in zip(self._animation.frames, self._animation.durations, strict=True):
+            yield np.ascontiguousarray(frame[..., :3]), seconds
+            seconds += duration / 1000
+
+
+@contextmanager
+def atomic_video(path: Path, fps: float) -> Iterator[_VideoSink]:
+    """Write an MP4 whose frame size is the first frame's; it takes its name at the end, and only
+    without an error.
+    """
+    require_file_or_nothing(path)
+    sink = _VideoSink(path.with_name(f".{path.stem[:40]}.tmp{path.suffix}"), fps)
+    try:
+        yield sink
+        sink.close()
+        os.replace(sink.path, path)
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+    finally:
+        sink.close()
+        sink.path.unlink(missing_ok=True)
+
+
+class _VideoSink:
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path = path
+        self._fps = fps
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame (H, W, 3) uint8 BGR. The codec drops the last row or column of an odd
+        size.
+        """
+        if self._writer is None:
+            size = frame.shape[1], frame.shape[0]
+            self._writer = cv2.VideoWriter(
+                str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size
+            )
+            if not self._writer.isOpened():
+                raise UserError(f"cannot write a {size[0]} x {size[1]} video in {self.path.parent}")
+
+        self._writer.write(frame)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+
+def predict_video(
+    predictor: LandmarkPredictor,
+    path: Path,
+    boxes_of: BoxSource,
+    results: Results,
+    *,
+    smooth: bool,
+    every: int,
+) -> None:
+    """Write a video's overlay and its lines, one per frame, and its entry for landmarks.json.
+
+    Args:
+        smooth: landmarks through :class:`LandmarkSmoother`.
+        every: frames from one search for faces to the next.
+    """
+    video = Video(path)
+    identities, smoother = Identities(), LandmarkSmoother()
+    rows, overlay = results.place(path, ".jsonl"), results.place(path, "_overlay.mp4")
+    count = found = 0
+
+    with atomic_write(rows, "w") as file, atomic_video(overlay, video.fps) as sink:
+        for shot, landmarks, seconds in _shots(predictor, video, boxes_of, every):
+            ids = identities(shot.boxes, seconds)
+            if smooth:
+                landmarks = smoother(ids, shot.boxes, landmarks, seconds)
+
+            time = round(seconds, 4)
+            faces = describe_faces(shot, landmarks, ids)
+            file.write(json.dumps({"frame": count, "time": time, "faces": faces}) + "\n")
+            sink.write(draw_faces(shot.image, landmarks, results.scheme, boxes=shot.boxes, ids=ids))
+            results.count(path, count, time, faces)
+            count += 1
+            found += len(faces)
+
+    if not found:
+        tqdm.write(f"{path}: no face")
+
+    height, width = shot.image.shape[:2]
+    results.entries.append(
+        {
+            "file": str(path),
+            "width": width,
+            "height": height,
+            "rows": results.name(rows),
+            "overlay": results.name(overlay),
+            "frames": count,
+            "frames_per_second": video.fps,
+        }
+    )
+
+
+def _shots(
+    predictor: LandmarkPredictor, video: Video, boxes_of: BoxSource, every: int
+) -> Iterator[tuple[Shot, np.ndarray, float]]:
+    """Each frame with its faces, their landmarks (N, P, 2) in image px, and its time in s."""
+    times: deque[float] = deque()
+
+    def frames() -> Iterator[np.ndarray]:
+        total = video.announced or None
+        for frame, seconds in progress(video, desc=video.path.name, total=total, unit="frame"):
+            times.append(seconds)
+            yield frame
+
+    if every > 1:
+        answers = _carried(predictor, video.path, frames(), boxes_of, every)
+    else:
+        answers = predictor.stream(
+            cut_faces(predictor, video.path, frame, boxes_of) for frame in frames()
+        )
+
+    for shot, landmarks in answers:
+        yield shot, landmarks, times.popleft()
+
+
+def _carried(
+    predictor: LandmarkPredictor,
+    path: Path,
+    frames: Iterable[np.ndarray],
+    boxes_of: BoxSource,
+    every: int,
+) -> Iterator[tuple[Shot, np.ndarray]]:
+    """Frame by frame, since a frame's boxes may need the landmarks of the one before."""
+    tracker = FaceTracker(lambda image: boxes_of(path, image), every)
+
+    for frame in frames:
+        shot = cut_faces(predictor, path, frame, lambda _, image: tracker.boxes(image))
+        landmarks = predictor.predict_patches(shot.patches, shot.frames)
+        tracker.update(landmarks)
+        yield shot, landmarks
