@@ -39,7 +39,7 @@ def describe_shift(before: np.ndarray, after: np.ndarray, scheme: LandmarkScheme
     """How far one face's landmarks moved, (P, 2) image px each."""
     distances = np.linalg.norm(np.subtract(after, before, dtype=np.float64), axis=1)  # (P,)
     if distances.max() < 0.005:
-        return "The landmarks are **not moved**."
+        return "The landmarks have **not moved**."
 
     contour = max(scheme.contours, key=lambda contour: distances[list(contour.points)].mean())
 

@@ -35,7 +35,6 @@ IN_TURN: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "network
 def build_page(predictors: list[SteeredPredictor], detector: FaceDetector | None) -> gr.Blocks:
     """The page for one network or more, side by side."""
     finder, samples = Finder(detector), [[str(path)] for path in sorted(EXAMPLES.glob("*.jpg"))]
-    first = partial(finder.open_example, [str(EXAMPLES / "smile.jpg")])
     gr.set_static_paths([EXAMPLES])
 
     with gr.Blocks(title="SepBN at work", delete_cache=(60, KEPT)) as page:
@@ -52,7 +51,8 @@ def build_page(predictors: list[SteeredPredictor], detector: FaceDetector | None
                     said = gr.Markdown()
 
                 with gr.Column(min_width=300, elem_id="choices"):
-                    fetch = gr.Button("Fetch YuNet (230 kB) to find faces", visible=not detector)
+                    offer = "Fetch YuNet (230 kB) to find faces"
+                    fetch = gr.Button(offer, size="sm", visible=not detector)
                     face = gr.Radio([1], value=1, label="Face, from the left", visible=False)
                     box = gr.Textbox(
                         label="Face box: left, top, right, bottom in px",
@@ -65,7 +65,7 @@ def build_page(predictors: list[SteeredPredictor], detector: FaceDetector | None
                     build_panel(predictor, scene, face)
 
         found, raw = [fetch, box, scene, face, said], IN_TURN | {"preprocess": False}
-        page.load(first, None, [picture, *found], **IN_TURN)
+        page.load(partial(finder.open_example, samples[0]), None, [picture, *found], **IN_TURN)
         example.click(finder.open_example, example, [picture, *found], **IN_TURN)
         picture.upload(finder.find, picture, found, **raw)
         picture.clear(finder.find, None, found, **raw)
@@ -178,7 +178,7 @@ def show(predictor: SteeredPredictor, scene: tuple | None, face: int, *steering:
     (before,), trained = predictor.answer(image, [box])
     (after,), used = predictor.answer(image, [box], steering)
     drawn = draw_face(image, box, after, before, predictor.scheme)
-    shift = describe_shift(before, after, predictor.scheme)
+    shift = describe_shift(before, after, predictor.scheme) if used else ""
 
     # in Gradio's folder, so that Gradio deletes it
     file = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / f"{Path(name).stem}.json"

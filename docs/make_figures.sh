@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes every figure of README.md and docs/results.md again, in a few minutes: bash docs/make_figures.sh
+# Makes every figure of README.md, docs/results.md and the model card again, in a few minutes: bash docs/make_figures.sh
 # The synthetic faces have a seed that no training used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,3 +25,20 @@ picture = cv2.imread(sys.argv[1])
 small = cv2.resize(picture, None, fx=0.75, fy=0.75, interpolation=cv2.INTER_AREA)
 cv2.imwrite(sys.argv[2], small, [cv2.IMWRITE_JPEG_QUALITY, 88])
 END
+
+"$python" docs/draw_examples.py
+"$python" predict.py docs/examples --boxes docs/examples/boxes.csv --checkpoint checkpoints/sepbn16.pt --out "$work/examples"
+"$python" - "$work/examples" docs/figures/landmarks.jpg <<'END'
+import sys
+
+import cv2
+import numpy as np
+
+names = ("glasses", "laugh", "beard", "hat", "smile", "profile")
+faces = [cv2.imread(f"{sys.argv[1]}/{name}_overlay.jpg") for name in names]
+faces = [cv2.resize(face, (340, 340), interpolation=cv2.INTER_AREA) for face in faces]
+montage = np.vstack([np.hstack(faces[:3]), np.hstack(faces[3:])])
+cv2.imwrite(sys.argv[2], montage, [cv2.IMWRITE_JPEG_QUALITY, 92])
+END
+
+"$python" benchmarks/page_answers.py --repeats 1 --picture docs/figures/page.png

@@ -110,11 +110,11 @@ class View:
         return points
 
 
-def centred_view(pose: Pose, box: tuple[float, float, float, float]) -> View:
+def centred_view(pose: Pose, box: tuple[float, float, float, float], size: int) -> View:
     """The view that puts a face box (left, top, width, height; projected, unit scale) in the
-    canvas's middle."""
+    middle of a canvas of size x size pixels."""
     left, top, width, height = box
-    scale = BOX_SIDE / max(width, height)
+    scale = BOX_SIDE * (size / CANVAS) / max(width, height)
     middle = np.array([left + width / 2, top + height / 2])
 
-    return View(pose, middle - (CANVAS - 1) / 2 / scale, scale)
+    return View(pose, middle - (size - 1) / 2 / scale, scale)

@@ -42,7 +42,7 @@ _HEAD, _BODY = 0, 1  # owners of pixels; what is worn follows
 
 @dataclass(frozen=True)
 class Rendering:
-    """picture: (CANVAS, CANVAS, 3) float32 BGR, black where nothing is; mask: (CANVAS, CANVAS)
+    """picture: (size, size, 3) float32 BGR, black where nothing is; mask: (size, size)
     bool; landmarks: (98, 2) px; box: (left, top, width, height) px, float; hidden: (98,) bool,
     covered by something worn; facts for the attributes; tone: (3,) BGR of the skin under its
     light; skin: (3,) BGR of the bare skin."""
@@ -64,10 +64,11 @@ class _Canvas:
     """The picture in the making, flat: colours, depth, and the number of the piece each pixel shows
     (-1: none)."""
 
-    def __init__(self) -> None:
-        self.picture = np.zeros((CANVAS * CANVAS, 3), np.float32)
-        self.depth = np.full(CANVAS * CANVAS, -np.inf, np.float32)
-        self.owner = np.full(CANVAS * CANVAS, -1, np.int32)
+    def __init__(self, size: int) -> None:
+        self.shape = size, size
+        self.picture = np.zeros((size * size, 3), np.float32)
+        self.depth = np.full(size * size, -np.inf, np.float32)
+        self.owner = np.full(size * size, -1, np.int32)
 
     def draw(self, pieces: list[tuple[np.ndarray, ...]], atlas: np.ndarray) -> None:
         """Render (points on canvas, triangles, uv, shading) of the head, the body and what is worn,
@@ -79,7 +80,7 @@ class _Canvas:
         )
         closed = np.repeat(np.arange(len(pieces)) == _HEAD, sizes)
         seen = rasterise(
-            np.concatenate([points for points, *_ in pieces]), mesh, (CANVAS, CANVAS), closed
+            np.concatenate([points for points, *_ in pieces]), mesh, self.shape, closed
         )
         values = np.concatenate(
             [np.concatenate((uv, shading), axis=1) for _, _, uv, shading in pieces]
@@ -94,7 +95,7 @@ class _Canvas:
         """Render one piece over the picture, where it is nearer, letting some of the picture
         through."""
         points, triangles, uv, shading = piece
-        over = rasterise(points, triangles, (CANVAS, CANVAS), np.zeros(len(triangles), bool))
+        over = rasterise(points, triangles, self.shape, np.zeros(len(triangles), bool))
         near = over.depth > self.depth[over.pixel]
         over = Fragments(
             over.pixel[near], over.triangle[near], over.weights[near], over.depth[near]
@@ -110,8 +111,11 @@ def _scalp() -> Scalp:
     return build_scalp(load_head())
 
 
-def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset()) -> Rendering:
-    """Draw and render one random head, its face box centred on the canvas."""
+def render_head(
+    rng: np.random.Generator, without: frozenset[str] = frozenset(), *, size: int = CANVAS
+) -> Rendering:
+    """Draw and render one random head, its face box centred on a canvas of size x size pixels; the
+    same head in all sizes."""
     head = load_head()
     person, expression = draw_person(head, rng), draw_expression(head, rng)
     pose, light = draw_pose(rng, "pose" not in without), draw_light(rng, "lighting" not in without)
@@ -127,7 +131,7 @@ def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset())
     pupils = project(pupils @ rotation.T, pose.distance)[:, :2]
     landmarks = visible_landmarks(head, flat, brows, pupils, rotation[:2, 1] * [1, -1])
     box = draw_box(landmarks, rng)
-    view = centred_view(pose, box)
+    view = centred_view(pose, box, size)
     landmarks = view.on_canvas(landmarks)
 
     cover = "occluders" not in without
@@ -137,7 +141,7 @@ def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset())
     surface = _grow_beard(head, vertices, skin, rng)
     shading = shade_head(head, surface, light, rotation, skin.shine)
     uv = _head_uv(head, vertices, eyes, expression.gaze)
-    canvas = _Canvas()
+    canvas = _Canvas(size)
     drawn = [(view.see(surface @ rotation.T), head.triangles, uv, shading)]
     drawn += [_ready(body, body_turn, view, light)]
     drawn += [_ready(piece, rotation, view, light) for piece in pieces]
@@ -146,14 +150,14 @@ def render_head(rng: np.random.Generator, without: frozenset[str] = frozenset())
         canvas.draw_glass(_ready(glasses.lenses, rotation, view, light), atlas, glasses.opacity)
 
     _expose(canvas, light)
-    cell = np.rint(landmarks).astype(int).clip(0, CANVAS - 1)
+    cell = np.rint(landmarks).astype(int).clip(0, size - 1)
 
     return Rendering(
-        picture=canvas.picture.reshape(CANVAS, CANVAS, 3),
-        mask=(canvas.owner >= 0).reshape(CANVAS, CANVAS),
+        picture=canvas.picture.reshape(size, size, 3),
+        mask=(canvas.owner >= 0).reshape(size, size),
         landmarks=landmarks,
         box=(*view.on_canvas(np.array(box[:2])).tolist(), box[2] * view.scale, box[3] * view.scale),
-        hidden=canvas.owner[cell[:, 1] * CANVAS + cell[:, 0]] > _BODY,
+        hidden=canvas.owner[cell[:, 1] * size + cell[:, 0]] > _BODY,
         large_pose=pose.large,
         expression=expression.strong,
         illumination=light.remarkable,

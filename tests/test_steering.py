@@ -158,7 +158,7 @@ def test_a_network_without_sepbn_has_nothing_to_steer(tmp_path):
 def test_the_shift_in_words():
     before = np.zeros((98, 2))
     after = before.copy()
-    assert describe_shift(before, after, WFLW_98) == "The landmarks are **not moved**."
+    assert describe_shift(before, after, WFLW_98) == "The landmarks have **not moved**."
 
     after[96] = (3, 4)  # the left pupil alone
     said = describe_shift(before, after, WFLW_98)
