@@ -25,6 +25,9 @@ BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
 # whose squared boxes were measured: 1.229 (quartiles 1.149 and 1.309) and 0.131 (0.089 and 0.174);
 # sideways it is 0.008.
 BOX_SIDE, BOX_RISE = 1.23, 0.13
+# The side over the distance of the outer eye corners, median of the same faces (quartiles 1.95 and
+# 2.56): points of one's own may all lie in the middle of the face.
+BOX_EYES = 2.18
 MIN_IOU = 0.4  # of a detection with the box about the landmarks, for it to be that face's
 
 
@@ -145,25 +148,37 @@ class BoxRule(NamedTuple):
     description: dict[str, Any]  # for meta.json
 
 
-def landmark_box(landmarks: np.ndarray) -> Box:
-    """A square face box about landmarks (P, 2), laid as WFLW lays its own; whole px, inclusive."""
+def landmark_box(landmarks: np.ndarray, eyes: tuple[int, int] | None = None) -> Box:
+    """A square face box about landmarks (P, 2), laid as WFLW lays its own; whole px, inclusive.
+
+    Args:
+        landmarks: image px.
+        eyes: the outer eye points of a scheme whose points may not reach the edges of a face; the
+            side is then at least ``BOX_EYES`` times their distance.
+    """
     low, high = landmarks.min(axis=0), landmarks.max(axis=0)
     extent = float((high - low).max())
     if not extent > 0:
         raise UserError("all landmarks lie in one place, so no face box can be laid about them")
 
-    side = 2 * max(1, round(BOX_SIDE * extent / 2))  # even, so that cutting need not change it
+    length = BOX_SIDE * extent
+    if eyes is not None:
+        one, other = landmarks[list(eyes)]
+        length = max(length, BOX_EYES * float(np.linalg.norm(one - other)))
+
+    side = 2 * max(1, round(length / 2))  # even, so that cutting need not change it
     centre = (low + high) / 2 - (0, BOX_RISE * extent)
     left, top = (round(float(value)) for value in centre - (side - 1) / 2)
 
     return left, top, left + side - 1, top + side - 1
 
 
-def landmark_boxes() -> BoxRule:
-    """Boxes about the landmarks, as WFLW lays its own."""
-    description = {"from": "landmarks", "side": BOX_SIDE, "rise": BOX_RISE}
+def landmark_boxes(eyes: tuple[int, int] | None = None) -> BoxRule:
+    """Boxes about the landmarks; ``eyes`` as for :func:`landmark_box`."""
+    description: dict[str, Any] = {"from": "landmarks", "side": BOX_SIDE, "rise": BOX_RISE}
+    description |= {} if eyes is None else {"eyes": BOX_EYES}
 
-    return BoxRule(lambda face: landmark_box(face.landmarks), description)
+    return BoxRule(lambda face: landmark_box(face.landmarks, eyes), description)
 
 
 def table_boxes(path: Path) -> BoxRule:
@@ -185,15 +200,18 @@ def table_boxes(path: Path) -> BoxRule:
     return BoxRule(box_of, _name_and_digest("table", path))
 
 
-def detected_boxes(path: Path) -> BoxRule:
-    """YuNet's boxes: the one that fits a face's landmarks best, None where none fits."""
+def detected_boxes(path: Path, eyes: tuple[int, int] | None = None) -> BoxRule:
+    """YuNet's boxes: the one that fits a face's landmarks best, None where none fits; ``eyes`` as
+    for :func:`landmark_box`.
+    """
     from dataset.detector import FaceDetector  # brings torch along
 
     detector = FaceDetector(path)
 
     def box_of(face: PtsFace) -> Box | None:
         candidates = detector(read_image(face.picture)).boxes
-        (overlap,) = overlap_ratios(np.array([landmark_box(face.landmarks)]), candidates)
+        expected = landmark_box(face.landmarks, eyes)
+        (overlap,) = overlap_ratios(np.array([expected]), candidates)
         if overlap.max(initial=0) < MIN_IOU:
             return None
 

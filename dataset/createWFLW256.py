@@ -25,21 +25,23 @@ from utils.files import reports_user_errors
 
 if TYPE_CHECKING:
     from dataset.boxes import BoxRule
+    from dataset.landmarks import LandmarkScheme
     from dataset.sources import Source
 
 DEFAULT_OUT = Path("dataset/WFLW256")
 
 
-def box_rule(args: argparse.Namespace) -> BoxRule:
+def box_rule(args: argparse.Namespace, scheme: LandmarkScheme | None) -> BoxRule:
     """How faces of `.pts` folders get their boxes, as the options ask for."""
     from dataset.boxes import detected_boxes, landmark_boxes, table_boxes
 
+    eyes = None if scheme is None else scheme.outer_eyes
     if args.boxes is not None:
         return table_boxes(args.boxes)
     if args.detector is not None:
-        return detected_boxes(args.detector)
+        return detected_boxes(args.detector, eyes)
 
-    return landmark_boxes()
+    return landmark_boxes(eyes)
 
 
 def read_source(args: argparse.Namespace) -> Source:
@@ -50,7 +52,8 @@ def read_source(args: argparse.Namespace) -> Source:
     scheme = None if args.scheme is None else read_scheme(args.scheme)
 
     if args.pts_train is not None:
-        return read_pts({"train": args.pts_train, "test": args.pts_test}, box_rule(args), scheme)
+        folders = {"train": args.pts_train, "test": args.pts_test}
+        return read_pts(folders, box_rule(args, scheme), scheme)
     if args.wflw is not None:
         return read_lists(*wflw_lists(args.wflw), scheme)
 

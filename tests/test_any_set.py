@@ -596,6 +596,17 @@ def test_own_points_as_pts_files(forty_set, tmp_path, run_script):
     assert_one_line(result, "3.pts: 2 points, but the scheme has 40")
 
 
+def test_points_in_the_middle_of_the_face_get_a_box_about_all_of_it():
+    points = np.array([[50.0, 60.0], [150.0, 60.0], [100.0, 110.0], [70.0, 150.0], [130.0, 150.0]])
+    left, top, right, bottom = landmark_box(points, eyes=(0, 1))
+    # centred as without: 0.13 of 100 px above the middle of the points
+    assert abs((left + right) / 2 - 100) <= 0.5 and abs((top + bottom) / 2 - 92) <= 0.5
+    assert right - left + 1 == bottom - top + 1 == 218
+
+    # where they reach further than their eyes suggest, nothing changes
+    assert landmark_box(points * (1, 3), eyes=(0, 1)) == landmark_box(points * (1, 3))
+
+
 def test_the_wrong_points_are_one_line(forty_set, prepared_set, tmp_path, run_script):
     folder, options = forty_set
     data = tmp_path / "data"
