@@ -10,7 +10,7 @@ is w - 1 - x.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,15 @@ class LandmarkScheme:
         outer_eyes: the two landmarks whose distance normalises the NME: the outer eye corners in
             the built-in schemes. Whoever changes them changes every NME that is reported.
         contours: groups of landmarks, together all P of them.
+        same_as: name of another scheme -> P of its landmarks that are the same points of a face;
+            None where it has none. Fine-tuning starts from them.
     """
 
     name: str
     mirror: tuple[int, ...]
     outer_eyes: tuple[int, int]
     contours: tuple[Contour, ...]
+    same_as: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     @property
     def num_points(self) -> int:
@@ -95,6 +98,16 @@ WFLW_98 = LandmarkScheme(
     ),
 )
 
+# iBUG landmark -> the WFLW landmark that is the same point of a face. WFLW's face contour is twice
+# as dense; its lids have three points between the corners, iBUG's two, and none of these agree.
+WFLW_OF_IBUG = (
+    {i: 2 * i for i in _run(0, 16)}
+    | dict(zip(_run(17, 26), (*_run(33, 37), *_run(42, 46)), strict=True))
+    | dict(zip(_run(27, 35), _run(51, 59), strict=True))
+    | {36: 60, 39: 64, 42: 68, 45: 72}
+    | dict(zip(_run(48, 67), _run(76, 95), strict=True))
+)
+
 IBUG_68 = LandmarkScheme(
     name="iBUG-68",
     mirror=_mirror(
@@ -120,19 +133,10 @@ IBUG_68 = LandmarkScheme(
         Contour("outer lip", _run(48, 59), closed=True),
         Contour("inner lip", _run(60, 67), closed=True),
     ),
+    same_as={"WFLW-98": tuple(WFLW_OF_IBUG.get(i) for i in range(68))},
 )
 
 SCHEMES = {scheme.num_points: scheme for scheme in (WFLW_98, IBUG_68)}
-
-# iBUG landmark -> the WFLW landmark that is the same point of a face. WFLW's face contour is twice
-# as dense; its lids have three points between the corners, iBUG's two, and none of these agree.
-WFLW_OF_IBUG = (
-    {i: 2 * i for i in _run(0, 16)}
-    | dict(zip(_run(17, 26), (*_run(33, 37), *_run(42, 46)), strict=True))
-    | dict(zip(_run(27, 35), _run(51, 59), strict=True))
-    | {36: 60, 39: 64, 42: 68, 45: 72}
-    | dict(zip(_run(48, 67), _run(76, 95), strict=True))
-)
 
 # The WFLW landmarks of each lid, from corner to corner, and the two iBUG landmarks on it, which lie
 # at a third and at two thirds of the way.
@@ -186,6 +190,18 @@ def points_within(scheme: LandmarkScheme, wanted: LandmarkScheme) -> tuple[int, 
     return None
 
 
+def counterparts(scheme: LandmarkScheme, source: LandmarkScheme) -> tuple[int | None, ...]:
+    """For every landmark of ``scheme`` the one of ``source`` that is the same point of a face;
+    None where there is none.
+    """
+    if source.name in scheme.same_as:
+        return scheme.same_as[source.name]
+
+    back = source.same_as.get(scheme.name, ())
+
+    return tuple(back.index(i) if i in back else None for i in range(scheme.num_points))
+
+
 def to_ibug_68(points: np.ndarray) -> np.ndarray:
     """iBUG's 68 landmarks of WFLW's 98, (..., 98, 2) -> (..., 68, 2).
 
@@ -225,7 +241,11 @@ def define(scheme: LandmarkScheme) -> dict[str, Any]:
     contours = [asdict(contour) | {"points": list(contour.points)} for contour in scheme.contours]
     lists = {"mirror": list(scheme.mirror), "outer_eyes": list(scheme.outer_eyes)}
 
-    return {"name": scheme.name, **lists, "contours": contours}
+    same = {name: list(points) for name, points in scheme.same_as.items()}
+
+    return {"name": scheme.name, **lists, "contours": contours} | (
+        {"same_as": same} if same else {}
+    )
 
 
 def definition_to_keep(scheme: LandmarkScheme) -> dict[str, Any] | None:
@@ -277,7 +297,10 @@ def read_scheme(path: str | Path) -> LandmarkScheme:
 
 def scheme_from_definition(content: Any) -> LandmarkScheme:
     """The inverse of :func:`define`, for content that may be wrong anywhere."""
-    fields = ("name", "mirror", "outer_eyes", "contours")
+    if isinstance(content, dict):
+        content = {"same_as": {}} | content
+
+    fields = ("name", "mirror", "outer_eyes", "contours", "same_as")
     _require_fields(content, fields, "the scheme")
     name, mirror = content["name"], content["mirror"]
     _require_name(name, "name")
@@ -303,11 +326,28 @@ def scheme_from_definition(content: Any) -> LandmarkScheme:
     if eyes[0] == eyes[1]:
         raise UserError(f"outer_eyes names point {eyes[0]} twice; it must be two points")
 
-    scheme = LandmarkScheme(name, tuple(mirror), tuple(eyes), _contours(content["contours"], count))
+    contours, same_as = _contours(content["contours"], count), _same_as(content["same_as"], count)
+    scheme = LandmarkScheme(name, tuple(mirror), tuple(eyes), contours, same_as)
     if scheme.name in {known.name for known in (*SCHEMES.values(), COMMON_60)}:
         raise UserError(f"name {name!r} is that of a built-in scheme; choose another")
 
     return scheme
+
+
+def _same_as(content: Any, count: int) -> dict[str, tuple[int | None, ...]]:
+    """For each of some built-in schemes, the landmarks that ``count`` points are the same as."""
+    known = {scheme.name: scheme for scheme in SCHEMES.values()}
+    if not isinstance(content, dict) or not content.keys() <= known.keys():
+        raise UserError(f"same_as must be an object; its names may be {', '.join(known)}")
+
+    for name, points in content.items():
+        if not isinstance(points, list) or len(points) != count:
+            raise UserError(f"same_as.{name} must be a list of {count} points, null where none is")
+
+        named = [point for point in points if point is not None]
+        _require_points(named, known[name].num_points, f"same_as.{name}")
+
+    return {name: tuple(points) for name, points in content.items()}
 
 
 def _contours(content: Any, count: int) -> tuple[Contour, ...]:

@@ -15,10 +15,10 @@ SEPBN_SIZE = ("sets", "groups", "attention_grid")  # fields of Architecture that
 
 # What `describe` says of the norms without options: the arm, and whether it is published
 PLAIN_ARMS = {
-    "none": ("Vanilla CNN without normalisation: the released baseline", "published NME 5.70"),
+    "none": ("Vanilla CNN without normalisation: the released baseline", "a published network"),
     "bn": (
         "Vanilla CNN with BatchNorm: the plain counterpart of SepBN",
-        "not published; the published 5.70 has no normalisation, --norm none",
+        "not published; the published baseline has no normalisation, --norm none",
     ),
 }
 
@@ -114,9 +114,9 @@ class Architecture:
             text += f", attention on a {grid} grid: a reconstruction of the paper's diagram"
             return text, "not a published setting"
         if (self.sets, self.groups) == (3, 1):
-            return text + ": as in the released code", "published NME 5.48"
+            return text + ": as in the released code", "a published network"
         if (self.sets, self.groups) == (3, 2):
-            published = "the released code behind the published 5.48 has G = 1"
+            published = "the released code has G = 1"
             return text + ": as the method is described", published
 
         return text, "not a published setting"

@@ -83,8 +83,7 @@ class VanillaCNN(nn.Module):
         return self.fc2(x)  # (N, 2P)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # DataParallel, with which the released weights were saved, puts "module." in front of every
-        # name.
+        # A network that was saved while DataParallel held it has "module." in front of every name.
         wrapped = prefix + "module."
         for name in [name for name in state_dict if name.startswith(wrapped)]:
             state_dict[prefix + name[len(wrapped) :]] = state_dict.pop(name)

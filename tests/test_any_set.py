@@ -8,6 +8,7 @@ import csv
 import functools
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -23,8 +24,11 @@ from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, WFLW_OF_IBUG, define,
 from dataset.pts import parse_pts
 from evaluation import evaluate
 from evaluation.cost import measure_speed
+from models.architecture import Architecture
 from models.checkpoint import load_model, read
 from prediction.outputs import write_pts
+from training.config import TrainConfig
+from training.initial import settings_of_file, start_from
 from utils.files import UserError
 from utils.metrics import nme
 
@@ -596,6 +600,30 @@ def test_own_points_as_pts_files(forty_set, tmp_path, run_script):
     assert_one_line(result, "3.pts: 2 points, but the scheme has 40")
 
 
+def test_a_network_of_own_points_starts_from_the_same_points(forty_set, tmp_path, run_script):
+    """39 of the forty come from the file; the network answers them as the file's does."""
+    folder, options = forty_set
+    same = [*FORTY[:-1], None]
+    (tmp_path / "scheme.json").write_text(json.dumps(changed(same_as={"WFLW-98": same})))
+    scheme = ["--scheme", tmp_path / "scheme.json"]
+    assert run_script(PREPARE, *options, "--out", tmp_path / "data", *scheme)[0] == 0
+
+    faces = load_faces(tmp_path / "data", "train")
+    loaded = load_model(write_checkpoint(tmp_path / "points98" / "final.pt"))
+    config = TrainConfig().settled(settings_of_file(loaded))
+    model = Architecture.from_config(asdict(config) | {"num_landmarks": 40}).build()
+    words = start_from(model, loaded, faces, config)
+    assert words == "last layer: 39 points copied, 1 at the mean shape"
+
+    ours, theirs = (
+        evaluate.predict_landmarks(network, faces, device="cpu")
+        for network in (model, loaded.model)
+    )
+    np.testing.assert_allclose(ours[:, :-1], theirs[:, FORTY[:-1]], rtol=0, atol=1e-3)
+    mean = np.broadcast_to(faces.mean_shape()[-1], (len(faces), 2))
+    np.testing.assert_allclose(ours[:, -1], mean, rtol=0, atol=1e-3)
+
+
 def test_points_in_the_middle_of_the_face_get_a_box_about_all_of_it():
     points = np.array([[50.0, 60.0], [150.0, 60.0], [100.0, 110.0], [70.0, 150.0], [130.0, 150.0]])
     left, top, right, bottom = landmark_box(points, eyes=(0, 1))
@@ -662,6 +690,10 @@ def contour(**fields) -> dict:
         (contour(points=[]), "contours[0].points must be a list of points"),
         (contour(closed="yes"), "contours[0].closed is 'yes'"),
         (contour(name=7), "contours[0].name is 7"),
+        (changed(same_as=[1]), "same_as must be an object"),
+        (changed(same_as={"COFW": [None] * 40}), "its names may be WFLW-98, iBUG-68"),
+        (changed(same_as={"WFLW-98": [1]}), "same_as.WFLW-98 must be a list of 40 points"),
+        (changed(same_as={"WFLW-98": [98] * 40}), "same_as.WFLW-98 names point 98"),
         ([1, 2], "holds a list, not an object"),
         ("{", "damaged, not JSON"),
         (None, "does not exist"),

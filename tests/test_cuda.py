@@ -16,7 +16,7 @@ from training.step import TrainingStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-SEPBN = {"sets": 3, "groups": 2}
+SEPBN = {"sets": 3, "groups": 2, "temperature": 30.0}
 PLAIN = {"sets": None, "groups": None, "temperature": None}
 
 

@@ -30,6 +30,15 @@ def test_plain_lines_are_far_apart_and_say_how_far(capfd, monkeypatch):
     assert all(" of 400, " in line and line.endswith(" left") for line in lines)
 
 
+def test_a_bar_that_is_closed_late_prints_nothing_more(capfd, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: now[0])
+    bar = runtime.progress(desc="drawing", total=400, unit="face")
+    now[0] += 60
+    bar.close()
+    assert capfd.readouterr().err == ""
+
+
 def test_short_work_prints_nothing(capfd):
     assert list(runtime.progress(range(1000), desc="quick", unit="face")) == list(range(1000))
     assert capfd.readouterr().err == ""

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_checkpoint, write_official_set
 
 from dataset.faces import load_faces
+from dataset.landmarks import to_ibug_68
 from models.checkpoint import build_model, load_model, read
+from models.vanilla import BaselineSepDyBN, released_state_dict
 from training import loop as training
 from training.config import TrainConfig
 from training.step import TrainingStep
@@ -112,7 +114,9 @@ def test_a_run_leaves_what_it_promises(train, script):
     rows = log("a")
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
     assert [row["test_nme_percent"] != "" for row in rows] == [False, True, False, True]
-    assert rows[0]["temperature"] == ("30.0" if script == "trainBaselineSepDyBN.py" else "")
+    sepbn = script == "trainBaselineSepDyBN.py"
+    assert rows[0]["temperature"] == ("2.0" if sepbn else "")  # half of the epochs, then down to 1
+    assert ("temperature 2 falling by 1 an epoch to 1" in output) == sepbn
 
     config = json.loads(open("checkpoints/a/config.json").read())
     assert config == read("checkpoints/a/final.pt")["config"]
@@ -123,8 +127,8 @@ def test_a_run_leaves_what_it_promises(train, script):
     )
 
     loaded = load_model("checkpoints/a/final.pt")
-    if script == "trainBaselineSepDyBN.py":
-        assert loaded.model.bn1.temperature == 27  # 30 at epoch 0, 27 in the last one
+    if sepbn:
+        assert loaded.model.bn1.temperature == 1
 
 
 def test_a_run_learns(train):
@@ -494,12 +498,18 @@ def test_init_from_weights_of_the_same_and_of_another_number_of_landmarks(train,
 
     assert (
         code == 0
-        and "points68.pth has 68 landmarks, the data 98: the last layer starts anew" in output
+        and "points68.pth: norm bn, last layer: 60 points copied, 38 at the mean shape" in output
     )
     assert torch.allclose(
         weights("other")["conv4.weight"], first["conv4.weight"], rtol=0, atol=1e-6
     )
-    assert weights("other")["fc2.weight"].shape[0] == 196
+    # iBUG's points in WFLW's places, the others at the mean shape
+    theirs, ours = first["fc2.bias"].unflatten(0, (98, 2)), weights("other")["fc2.bias"]
+    ours, mean = ours.unflatten(0, (98, 2)), load_faces(prepared_set, "train").mean_shape()
+    for place, point in ((0, 0), (32, 16), (33, 17), (42, 22), (54, 30), (72, 45), (95, 67)):
+        assert torch.allclose(ours[place], theirs[point], rtol=0, atol=1e-5), place
+    for place in (1, 38, 61, 96):
+        assert torch.allclose(ours[place], mean[place], rtol=0, atol=1e-4), place
 
     code, _, errors = train(
         "--run", "wrong", "--init", "checkpoints/first/final.pt", "--norm", "none"
@@ -512,6 +522,50 @@ def test_init_from_weights_of_the_same_and_of_another_number_of_landmarks(train,
 
     assert code == 1 and "--mean-shape-init has no effect" in errors
     assert train("--run", "shape", "--init", "points68.pth", "--mean-shape-init")[0] == 0
+
+
+def test_init_takes_the_network_from_the_file(run_script, prepared_set):
+    """A released file with nothing that the defaults describe."""
+    released = released_state_dict(BaselineSepDyBN(4, 1, 1.0, width=3))
+    torch.save(released, "released.pth")
+    settings = ["--data", prepared_set, "--epochs", 1, "--batch-size", 4, "--init", "released.pth"]
+    code, output, errors = run_script("trainBaselineSepDyBN.py", *settings)
+    start = next(line for line in output.splitlines() if line.startswith("start "))
+
+    assert (code, errors) == (0, "") and start.endswith(
+        "released.pth: width 3, sets 4, groups 1, temperature 1.0, last layer as it "
+        "is, its patches cut with nearest, box scale 1"
+    )
+    config = read("checkpoints/sepbn/final.pt")["config"]
+    assert [config[name] for name in ("width", "sets", "groups", "temperature")] == [3, 4, 1, 1.0]
+
+    code, _, errors = run_script("trainBaseline.py", *settings, "--norm", "bn")
+    assert code == 1 and errors.count("\n") == 1 and "trainBaselineSepDyBN.py" in errors
+
+
+def test_98_points_become_68(run_script, tmp_path):
+    """Before anything is learnt, the new network answers what `--points 68` would."""
+    official = write_official_set(tmp_path / "official", train=4, test=2, num_points=68)
+    arguments = ["--wflw", official, "--out", "data"]
+    assert run_script("dataset/createWFLW256.py", *arguments)[0] == 0
+
+    path = write_checkpoint(tmp_path / "points98" / "final.pt")
+    settings = ["--data", "data", "--epochs", 1, "--batch-size", 4, "--lr", 0, "--weight-decay", 0]
+    code, output, _ = run_script("trainBaselineSepDyBN.py", *settings, "--init", path)
+    assert code == 0 and "last layer: 60 points copied, 8 interpolated" in output
+    assert "worse than the mean shape's" in output
+
+    ours, theirs = weights("sepbn")["fc2.weight"], read(path)["model"]["fc2.weight"]
+    rows = theirs.unflatten(0, (98, 2)).movedim(-1, 0).numpy()  # (D, 98, 2)
+    expected = torch.from_numpy(to_ibug_68(rows)).movedim(0, -1).flatten(0, 1)
+    assert torch.allclose(ours, expected, rtol=0, atol=1e-6)
+
+
+def test_a_run_that_stays_warm_says_so(train):
+    script = "trainBaselineSepDyBN.py"
+    code, output, errors = train("--temperature", "9", script=script)
+    assert code == 0 and errors.count("\n") == 1
+    assert "after 4 epochs from --temperature 9 the softmax is still at temperature 6" in errors
 
 
 def test_temperature_and_learning_rate_are_read_at_every_step(prepared_set):

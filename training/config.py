@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from utils.files import UserError, wait_for_first_process
 
+TAU = "temperature"
 SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
+
+# What describes a network. Where the user leaves it open, it is that of the file --init names, or
+# else this.
+NETWORK = {"norm": "bn", "width": 64, "sets": 3, "groups": 2, "attention_grid": None}
 
 
 def _option(
@@ -22,36 +28,53 @@ def _option(
 @dataclass(frozen=True)
 class TrainConfig:
     """Every setting of a run; the defaults are the published recipe (except normalisation and
-    groups, see README).
+    groups, see README). :meth:`settled` fills in what is left open with None.
     """
 
     data: str = _option("dataset/WFLW256", "folder prepared by dataset/createWFLW256.py")
     run: str = _option("baseline", "name of the run; its files go to checkpoints/RUN")
-    norm: str = _option(
-        "bn", "normalisation; none is the released baseline", choices=("bn", "none")
+    norm: str | None = _option(
+        None,
+        "normalisation; none is the released baseline (default: that of --init, or bn)",
+        choices=("bn", "none"),
+        type=str,
     )
     sets: int | None = _option(
-        3, "K, mapping sets (scale and shift) of each SepBN module", type=int
+        None,
+        "K, mapping sets (scale and shift) of each SepBN module (default: as --init, or 3)",
+        type=int,
     )
     groups: int | None = _option(
-        2, "G, channel groups with attention of their own; the released code has 1", type=int
+        None,
+        "G, channel groups with attention of their own; the released code has 1 (default: as "
+        "--init, or 2)",
+        type=int,
     )
     attention_grid: int | None = _option(
         None,
         "T, attention on a T x T grid, a reconstruction of the paper's diagram (default: as "
-        "released)",
+        "--init, or as released)",
         type=int,
     )
     temperature: float | None = _option(
-        30.0, "softmax temperature at epoch 0; falls by 1 an epoch, stays at 1", type=float
+        None,
+        "softmax temperature at epoch 0; falls by 1 an epoch, stays at 1 (default: as --init, or "
+        "half of --epochs, at most 30)",
+        type=float,
     )
-    width: int = _option(64, "channels of the first stage; 64 is the published network")
+    width: int | None = _option(
+        None,
+        "channels of the first stage (default: as --init, or 64, the published network)",
+        type=int,
+    )
     epochs: int = _option(2000, "passes over the training faces")
     warmup_epochs: float | None = _option(
         None, "epochs of linear warm-up (default: 0.4 of --epochs)", type=float
     )
     batch_size: int = _option(8, "faces an iteration, over all processes together")
-    lr: float = _option(1e-3, "peak learning rate")
+    lr: float = _option(
+        1e-3, "peak learning rate; the released code has 1e-3 * sqrt(batch size // 8)"
+    )
     momentum: float = _option(0.9, "momentum of SGD")
     weight_decay: float = _option(5e-4, "weight decay on every parameter")
     seed: int = _option(0, "seed of initial weights, order and augmentation")
@@ -62,7 +85,10 @@ class TrainConfig:
     compile: bool = _option(False, "compile the network (needs a C++ compiler)")
     no_graph: bool = _option(False, "on CUDA: launch every step anew instead of replaying a graph")
     init: str | None = _option(
-        None, "start from the weights of this checkpoint (released files too)", type=str
+        None,
+        "start from this checkpoint (released files too), whose network it takes; other landmarks "
+        "start from the same points, or the mean shape",
+        type=str,
     )
     limit: int | None = _option(
         None, "use the first N faces of each split only, for a quick try", type=int
@@ -82,7 +108,7 @@ class TrainConfig:
         False, "also write TensorBoard event files (needs the package tensorboard)"
     )
     released_geometry: bool = _option(
-        False, "labels of the released code: mirrored and rotated off by up to a pixel"
+        False, "labels of the released code: mirrored and rotated off by up to a crop pixel"
     )
 
     # Settings that cannot change the result, so that a run may be resumed with other values of
@@ -98,13 +124,23 @@ class TrainConfig:
         "no_graph",
     )
 
-    def __post_init__(self) -> None:
-        """Leave SepBN's options to SepBN: other normalisations have none of them."""
-        if self.norm != "sepbn":
-            for name in SEPBN_OPTIONS:
-                object.__setattr__(self, name, None)  # the only way into a frozen dataclass
-        elif None in (self.sets, self.groups, self.temperature):
-            raise ValueError("SepBN needs sets, groups and a temperature")
+    def settled(self, source: Mapping[str, Any] | None = None) -> TrainConfig:
+        """The same settings with what is left open filled in.
+
+        Args:
+            source: settings of another network, to be taken where they are not None: ``NETWORK``
+                and the temperature.
+        """
+        known = NETWORK | {TAU: max(2, min(60, self.epochs)) / 2}
+        known |= {name: value for name, value in (source or {}).items() if value is not None}
+        values: dict[str, Any] = {
+            name: known[name] for name in known if getattr(self, name) is None
+        }
+
+        if (self.norm or known["norm"]) != "sepbn":
+            values |= dict.fromkeys(SEPBN_OPTIONS)
+
+        return replace(self, **values)
 
     @property
     def warmup(self) -> float:
@@ -166,7 +202,7 @@ class TrainConfig:
         if self.temperature is not None and self.temperature > 1e6:
             raise UserError(f"--temperature {self.temperature:g}: must be at most 1,000,000")
 
-        if self.groups and self.width % self.groups:
+        if self.groups and self.width and self.width % self.groups:
             raise UserError(
                 f"--groups {self.groups} does not divide --width {self.width}: every group needs "
                 "as many channels"

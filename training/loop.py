@@ -14,17 +14,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed
 from tqdm import tqdm
 
 from dataset.faces import FaceSet, load_faces
-from evaluation.evaluate import face_errors
+from evaluation.evaluate import face_errors, true_landmarks
 from evaluation.figures import save, training_curve
 from models import checkpoint
 from models.architecture import Architecture
+from models.checkpoint import LoadedModel
 from models.vanilla import VanillaCNN
-from training.config import TrainConfig
+from training.config import NETWORK, TAU, TrainConfig
+from training.initial import (
+    describe_start,
+    settings_of_file,
+    start_from,
+)
 from training.run import (
     COLUMNS,
     RUNS,
@@ -36,10 +43,21 @@ from training.run import (
 )
 from training.step import TrainingStep
 from utils.files import UserError
-from utils.runtime import StopRequest, available_memory, keep_freed_memory, process_group, progress
+from utils.metrics import nme
+from utils.runtime import (
+    StopRequest,
+    available_memory,
+    duration,
+    keep_freed_memory,
+    note,
+    process_group,
+    progress,
+)
 from utils.schedule import temperature
 
 LOOK_SECONDS = 30.0  # at least so often, however slow the steps are
+TIMED_STEPS = 5  # that say how long a run will take, after a first one
+LONG_RUN = 600.0  # seconds from which on a run's duration is told
 LOG_EVERY = 50  # steps between two looks at the loss: on CUDA each waits for the device
 
 
@@ -68,8 +86,7 @@ def train(
         UserError: wrong settings, bad data, a run that is in the way, a loss that is no longer
             finite, a full disk.
     """
-    config.check()
-    _require_programs(config)
+    asked = config
     folder = RunFolder(config.run, runs)
 
     if resume and folder.final.exists() and not folder.last.exists():
@@ -77,6 +94,14 @@ def train(
         return 0
 
     with process_group(config.device) as (processes, device), folder:
+        if processes.is_main:
+            folder.lock()
+        saved = folder.saved(resume=resume, overwrite=overwrite)
+        start = checkpoint.load_model(config.init) if config.init and saved is None else None
+        config = _settled(config, saved, start)
+        config.check()
+        _require_programs(config)
+
         train_faces, test_faces = _load_splits(config)
         record = run_record(
             config, train_faces, test_faces, device=device, processes=processes, kind=kind
@@ -87,21 +112,18 @@ def train(
         else:
             keep_freed_memory()
 
-        if processes.is_main:
-            folder.lock()
-        saved = folder.saved(resume=resume, overwrite=overwrite)
-
         if saved is not None:
             refuse_other_settings(saved["config"], record, folder.last)
         elif resume and processes.is_main:
             folder.refuse_other_remains(record)
             print(f"{folder.path}: nothing was saved to resume; the run starts at its first step")
 
-        init = config.init if saved is None else None  # what was saved replaces it
-        architecture = kind.from_config(record)
-        model = _initial_model(
-            config, architecture, train_faces, init=init, announce=processes.is_main
-        )
+        model = _initial_model(config, kind.from_config(record), train_faces)
+        if start is not None:
+            words = start_from(model, start, train_faces, config)
+            if processes.is_main:
+                print(describe_start(config, asked, start, words))
+
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         step = TrainingStep(model, train_faces, config, processes=processes)
 
@@ -115,11 +137,26 @@ def train(
         return fit(step, test_faces, record=record, folder=folder, saved=saved)
 
 
+def _settled(
+    config: TrainConfig, saved: dict[str, Any] | None, start: LoadedModel | None
+) -> TrainConfig:
+    """The settings with what they leave open: of the run that goes on, or of the file of
+    ``--init``.
+    """
+    if start is not None:
+        return config.settled(settings_of_file(start))
+    if saved is not None and config.init:  # the run has taken them from that file
+        return config.settled({name: saved["config"].get(name) for name in (*NETWORK, TAU)})
+
+    return config.settled()
+
+
 def _tell_finished(config: TrainConfig, folder: RunFolder) -> None:
     """Say that there is nothing to do, unless what is finished had other settings."""
     finished = checkpoint.read(folder.final)
     checkpoint.check_own(finished, folder.final)
-    refuse_other_settings(finished["config"], settings_of(config), folder.final)
+    settings = settings_of(_settled(config, finished, None))
+    refuse_other_settings(finished["config"], settings, folder.final)
     print(f"{folder.path} is finished already; nothing to do")
 
 
@@ -147,17 +184,8 @@ def _require_programs(config: TrainConfig) -> None:
         )
 
 
-def _initial_model(
-    config: TrainConfig,
-    architecture: Architecture,
-    faces: FaceSet,
-    *,
-    init: str | None,
-    announce: bool,
-) -> VanillaCNN:
-    """The network before the first step: drawn from the seed, then ``--mean-shape-init`` and the
-    weights ``init``.
-    """
+def _initial_model(config: TrainConfig, architecture: Architecture, faces: FaceSet) -> VanillaCNN:
+    """The network before the first step: drawn from the seed, then ``--mean-shape-init``."""
     _require_memory(architecture)
     torch.manual_seed(config.seed)
     model = architecture.build(config.temperature or 1.0)
@@ -165,28 +193,6 @@ def _initial_model(
     if config.mean_shape_init:
         with torch.no_grad():
             model.fc2.bias.copy_(faces.mean_shape().flatten())
-
-    if init is not None:
-        loaded = checkpoint.load_model(init)
-        weights = loaded.model.state_dict()
-
-        if loaded.config["num_landmarks"] != architecture.num_landmarks:
-            if announce:
-                print(
-                    f"{init} has {loaded.config['num_landmarks']} landmarks, the data "
-                    f"{architecture.num_landmarks}: the last layer starts anew"
-                )
-
-            weights |= {
-                name: value for name, value in model.state_dict().items() if name.startswith("fc2.")
-            }
-        elif config.mean_shape_init:
-            raise UserError(
-                f"--mean-shape-init has no effect: --init {init} has a last bias; leave one of "
-                "them out"
-            )
-
-        checkpoint.load_weights(model, weights, loaded.path)
 
     return model
 
@@ -242,6 +248,7 @@ def fit(
     if step.processes.is_main:
         folder.start_log(record, resumed["log"] if resumed is not None else [])
         print(header(step, record))
+        warn_of_warm_end(step.config)
         loop.report = Report(step.config, folder, iterations=step.iterations, first_epoch=first)
 
     with StopRequest() as stop, loop.report or contextlib.nullcontext():
@@ -257,10 +264,22 @@ def fit(
 
     if step.processes.is_main:
         folder.last.unlink(missing_ok=True)
-        nme = folder.rows[-1]["test_nme_percent"]
-        print(f"test NME {nme:.2f} % after the last epoch; weights in {folder.final}")
+        percent = folder.rows[-1]["test_nme_percent"]
+        mean_shape = _mean_shape_nme(step.faces, test_faces)
+        worse = f", worse than the mean shape's {mean_shape:.2f} %" if percent > mean_shape else ""
+        print(f"test NME {percent:.2f} % after the last epoch{worse}; weights in {folder.final}")
 
     return 0
+
+
+def _mean_shape_nme(train: FaceSet, test: FaceSet) -> float:
+    """Test NME, in percent, of the training faces' mean shape as the answer to every face."""
+    target = true_landmarks(test)
+    answer = train.mean_shape().cpu().numpy()
+
+    return 100 * float(
+        nme(np.broadcast_to(answer, target.shape), target, test.scheme.outer_eyes).mean()
+    )
 
 
 class Loop:
@@ -310,6 +329,8 @@ class Loop:
 
             step()
 
+            if self.report is not None:
+                self.report.tell_duration(epoch * step.iterations + i + 1)
             if (i + 1) % LOG_EVERY == 0 or self._silent_for_long():
                 self._look(epoch, i + 1)
 
@@ -418,6 +439,13 @@ def header(step: TrainingStep, record: dict[str, Any]) -> str:
         else f"{machine['cpu']}, {machine['threads']} threads"
     )
 
+    tau = ""
+    if config.temperature is not None:
+        last = temperature(config.epochs - 1, start=config.temperature)
+        tau = f", temperature {config.temperature:g} falling by 1 an epoch to {last:g}"
+        if config.temperature == 1:
+            tau = ", temperature 1"
+
     precision = config.precision
     if step.device.type == "cuda":
         precision += f", TF32 convolutions {'on' if torch.backends.cudnn.allow_tf32 else 'off'}"
@@ -431,13 +459,27 @@ def header(step: TrainingStep, record: dict[str, Any]) -> str:
             f"schedule  {config.epochs} epochs of {step.iterations} steps of batch "
             f"{config.batch_size} ({step.processes.count} processes), "
             f"warm-up {config.warmup:g} epochs, peak lr {config.lr:g}, "
-            f"momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
+            f"momentum {config.momentum:g}, weight decay {config.weight_decay:g}{tau}",
             f"machine   {device}; {precision}{', compiled' if config.compile else ''}; "
             f"torch {machine['torch']}, Python {machine['python']}",
             f"repeat    seed {config.seed}, commit {record['commit'] or 'unknown'}, command: "
             f"{record['command']}",
         )
     )
+
+
+def warn_of_warm_end(config: TrainConfig) -> None:
+    """Say where the softmax is still flattened when the run ends, and is so in what it leaves."""
+    if config.temperature is None:
+        return
+
+    last = temperature(config.epochs - 1, start=config.temperature)
+    if last > 1:
+        note(
+            f"warning: after {config.epochs} epochs from --temperature {config.temperature:g} the "
+            f"softmax is still at temperature {last:g}, and the network is tested and kept at it; "
+            f"--temperature {config.epochs} or less, or more --epochs, end at 1"
+        )
 
 
 class Report:
@@ -452,6 +494,7 @@ class Report:
         total, first = config.epochs * iterations, first_epoch * iterations
         self.bar = progress(desc=config.run, total=total, initial=first, unit="step")
         self.epochs, self.last_look = config.epochs, time.monotonic()
+        self._timed: list[float] = []  # when each of the first steps was done
         self.writer = None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -469,6 +512,22 @@ class Report:
             f"epoch {epoch + 1} of {self.epochs}, loss {loss:.3f} px, lr {rate:.2e}, "
             f"{speed:.0f} images/s"
         )
+
+    def tell_duration(self, done: int) -> None:
+        """Say how long the run will take, as soon as some steps have shown it.
+
+        Args:
+            done: steps of the run that are done.
+        """
+        if len(self._timed) > TIMED_STEPS:
+            return
+
+        self._timed.append(time.monotonic())
+        if len(self._timed) > TIMED_STEPS:
+            step = (self._timed[-1] - self._timed[0]) / TIMED_STEPS
+            left = (self.bar.total or 0) - done
+            if left * step > LONG_RUN:
+                note(f"{left:,} steps of about {1000 * step:.0f} ms to go: {duration(left * step)}")
 
     def log(self, row: dict[str, Any]) -> None:
         """Add one epoch to the log."""

@@ -94,6 +94,9 @@ class _PlainLines(tqdm):
         super().__init__(*args, **options | {"mininterval": self.SECONDS, "leave": False})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg == "":  # the bar is closed: there is nothing to wipe away
+            return
+
         now = time.monotonic()
         if now - self._last_line < self.SECONDS or self.n == self._last_shown:
             return
@@ -107,19 +110,20 @@ class _PlainLines(tqdm):
             f"{self.desc}: {self.unit} {self.n:,}" + (f" of {self.total:,}" if self.total else "")
         ]
         parts += [str(self.postfix or "") or f"{rate:,.1f} {self.unit}/s"]
-        parts += [] if left is None else [f"{_duration(left)} left"]
+        parts += [] if left is None else [f"{duration(left)} left"]
         print(", ".join(parts), file=sys.stderr, flush=True)
 
     def clear(self, *_: Any, **__: Any) -> None:
         """Nothing to wipe away: what was printed stays."""
 
 
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them: "95 s", "7 min", "3.2 h", "11 days"."""
+    for unit, size, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
 
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return f"{seconds:.0f} s"
 
 
 def available_cores() -> int:

@@ -1,0 +1,136 @@
+"""The weights before the first step: those of another network, also one of other landmarks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.faces import FaceSet
+from dataset.landmarks import (
+    EYELIDS_68,
+    IBUG_68,
+    WFLW_98,
+    LandmarkScheme,
+    counterparts,
+    scheme_of_network,
+    to_ibug_68,
+)
+from models.checkpoint import LoadedModel, load_weights
+from models.sepbn import SepBatchNorm2d
+from models.vanilla import VanillaCNN
+from training.config import NETWORK, TAU, TrainConfig
+from utils.files import UserError
+
+
+def settings_of_file(loaded: LoadedModel) -> dict[str, Any]:
+    """What :meth:`TrainConfig.settled` takes from the file of ``--init``."""
+    temperatures = [
+        module.temperature.item()
+        for module in loaded.model.modules()
+        if isinstance(module, SepBatchNorm2d)
+    ]
+    settings = {name: loaded.config[name] for name in NETWORK}
+
+    return settings | {TAU: temperatures[0] if temperatures else None}
+
+
+def start_from(model: VanillaCNN, loaded: LoadedModel, faces: FaceSet, config: TrainConfig) -> str:
+    """Give a fresh network the weights of a file.
+
+    Points that the file's network has too keep their rows of the last layer (the lids of 68 are
+    interpolated from 98). The others start at the mean shape; all of them do with
+    ``config.mean_shape_init``.
+
+    Returns:
+        What became of the last layer, in words.
+
+    Raises:
+        UserError: the networks differ, or ``config.mean_shape_init`` has no effect.
+    """
+    theirs, norm = loaded.model.state_dict(), loaded.config["norm"]
+
+    if norm != config.norm:
+        raise UserError(
+            f"{loaded.path}: its weights do not fit the network: its normalisation is {norm}, not "
+            f"{config.norm}; trainBaseline.py takes bn and none, trainBaselineSepDyBN.py sepbn"
+        )
+
+    scheme = _scheme_of(loaded, faces.scheme)
+    if scheme == faces.scheme:
+        if config.mean_shape_init:
+            raise UserError(
+                f"--mean-shape-init has no effect: --init {loaded.path} has a last bias; leave one "
+                "of them out"
+            )
+
+        load_weights(model, theirs, loaded.path)
+        return "last layer as it is"
+
+    words = "last layer anew, at the mean shape"
+    weight, bias = model.fc2.weight.detach().clone(), model.fc2.bias.detach().clone()
+
+    if not config.mean_shape_init:
+        weight, bias, words = _other_landmarks(loaded, scheme, faces)
+
+    load_weights(model, theirs | {"fc2.weight": weight, "fc2.bias": bias}, loaded.path)
+
+    return words
+
+
+def _scheme_of(loaded: LoadedModel, wanted: LandmarkScheme) -> LandmarkScheme | None:
+    """The scheme of a file's landmarks; that of the faces where as many points say no other."""
+    own = loaded.config.get("scheme_definition")
+    if own is None and loaded.config["num_landmarks"] == wanted.num_points:
+        return wanted
+
+    try:
+        return scheme_of_network(loaded.config, loaded.path)
+    except UserError:  # so many points have no name
+        return None
+
+
+def _other_landmarks(
+    loaded: LoadedModel, scheme: LandmarkScheme | None, faces: FaceSet
+) -> tuple[Tensor, Tensor, str]:
+    """Weight and bias of a last layer for the faces' landmarks, and what they are in words."""
+    wanted, state = faces.scheme, loaded.model.state_dict()
+    same = counterparts(wanted, scheme) if scheme else (None,) * wanted.num_points
+    known = [i for i, point in enumerate(same) if point is not None]
+
+    # Rows of x and y side by side, the bias as a last column: (2Q, D) -> (D + 1, Q, 2)
+    theirs = torch.cat((state["fc2.weight"], state["fc2.bias"][:, None]), 1).T.unflatten(1, (-1, 2))
+    ours = torch.zeros(len(theirs), wanted.num_points, 2)
+    ours[-1] = faces.mean_shape()
+    ours[:, known] = theirs[:, [same[i] for i in known]]
+    interpolated: tuple[int, ...] = ()
+
+    if (scheme, wanted) == (WFLW_98, IBUG_68):
+        interpolated = EYELIDS_68
+        lids = torch.from_numpy(to_ibug_68(theirs.numpy()))[:, list(interpolated)]
+        ours[:, list(interpolated)] = lids
+
+    rest = wanted.num_points - len(known) - len(interpolated)
+    counts = {
+        "points copied": len(known),
+        "interpolated": len(interpolated),
+        "at the mean shape": rest,
+    }
+    words = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    rows = ours.flatten(1).T  # (D + 1, P, 2) -> (2P, D + 1)
+
+    return rows[:, :-1].contiguous(), rows[:, -1].contiguous(), f"last layer: {words}"
+
+
+def describe_start(config: TrainConfig, asked: TrainConfig, loaded: LoadedModel, words: str) -> str:
+    """One line that says what ``--init`` gave: the settings that ``asked`` left open, the points,
+    and how the patches that the network knows were cut.
+    """
+    names = [name for name in (*NETWORK, TAU) if getattr(asked, name) is None]
+    values = [(name.replace("_", " "), getattr(config, name)) for name in names]
+    taken = [f"{name} {value}" for name, value in values if value is not None]
+    resample, scale = loaded.config["resample"], loaded.config["box_scale"]
+    cut = f"its patches cut with {resample}, box scale {scale:g}"
+
+    return f"start     {loaded.path}: {', '.join([*taken, words, cut])}"
