@@ -10,10 +10,10 @@ patch), then the patch's path, relative to the list or absolute.
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,7 @@ from dataset.landmarks import SCHEMES
 from utils.files import UserError, atomic_write, read_bytes
 
 # order of the list's flags
-ATTRIBUTES = (
-    "largepose",
-    "expression",
-    "illumination",
-    "makeup",
-    "occlusion",
-    "blur",
-)
+ATTRIBUTES = ("largepose", "expression", "illumination", "makeup", "occlusion", "blur")
 LARGEST = 10**6  # px; no picture reaches so far
 _EXTRA_FIELDS = 4 + len(ATTRIBUTES) + 1  # box, attributes, image name
 
@@ -54,8 +47,8 @@ def read_list_bytes(path: str | Path) -> bytes:
 def read_official_list(
     path: str | Path, data: bytes | None = None, *, num_points: int | None = None
 ) -> list[Annotation]:
-    """The faces of an official list, in its order; an empty list, or lines of different kinds, is
-    an UserError.
+    """The faces of an official list, in its order; an empty list, or lines of different kinds, is a
+    UserError.
 
     Args:
         path: the list.
@@ -117,7 +110,7 @@ def read_crop_list(
                     f"{len(fields)} fields, expected {2 * points} coordinates and the patch's path"
                 )
 
-            rows.append(np.array(_numbers(fields[:-1])))
+            rows.append(_numbers(fields[:-1]))
             patch = folder / fields[-1].rstrip()
             if not os.path.isfile(patch):
                 raise UserError(f"patch {patch} does not exist")
@@ -166,47 +159,48 @@ def _lines(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path} is not a text file (expected a list of faces)") from None
 
 
-def _numbers(fields: Sequence[str]) -> list[float]:
-    values = []
-    for field in fields:
-        try:
-            value = float(field)
-        except ValueError:
-            raise UserError(f"{field!r} is not a number") from None
+def _numbers(fields: Sequence[str]) -> np.ndarray:
+    """(N,) float64 coordinates in px."""
+    try:
+        values = np.array(fields, np.float64)
+        wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))  # nan too
+    except ValueError:
+        wrong = np.array([i for i, field in enumerate(fields) if not _is_number(field)])
 
-        if not math.isfinite(value):
-            raise UserError(f"coordinate {field!r} is not finite")
-        if abs(value) > LARGEST:
-            raise UserError(f"coordinate {field!r} lies beyond {LARGEST:,} px")
-
-        values.append(value)
+    if wrong.size:
+        raise UserError(
+            f"{fields[wrong[0]]!r} is no coordinate (expected a number up to {LARGEST:,})"
+        )
 
     return values
 
 
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+
+    return True
+
+
 def _parse_official(text: str, number: int, num_points: int | None) -> Annotation:
     fields = _official_fields(text, num_points)
-    points = (len(fields) - _EXTRA_FIELDS) // 2
+    coordinates = _numbers(fields[:-_EXTRA_FIELDS]).reshape(-1, 2)
+    box, flags = _numbers(fields[-_EXTRA_FIELDS:-7]), fields[-7:-1]
+    if (box % 1).any():
+        raise UserError(f"face box {' '.join(fields[-_EXTRA_FIELDS:-7])} is not in whole pixels")
 
-    coordinates = _numbers(fields[: 2 * points])
-    box = _numbers(fields[2 * points : 2 * points + 4])
-
-    if not all(edge.is_integer() for edge in box):
-        raise UserError(
-            f"face box {' '.join(fields[2 * points : 2 * points + 4])} is not in whole pixels"
-        )
-
-    edges = (int(box[0]), int(box[1]), int(box[2]), int(box[3]))
-    patch_frame(edges)  # refuses a box without area
-    flags = fields[2 * points + 4 : -1]
+    left, top, right, bottom = map(int, box)
+    patch_frame((left, top, right, bottom))  # refuses a box without area
 
     for name, flag in zip(ATTRIBUTES, flags, strict=True):
         if flag not in ("0", "1"):
             raise UserError(f"attribute {name} is {flag!r}, expected 0 or 1")
 
     return Annotation(
-        landmarks=np.array(coordinates, dtype=np.float64).reshape(points, 2),
-        box=edges,
+        landmarks=coordinates,
+        box=(left, top, right, bottom),
         attributes=tuple(flag == "1" for flag in flags),
         image=fields[-1],
         line=number,
@@ -216,7 +210,7 @@ def _parse_official(text: str, number: int, num_points: int | None) -> Annotatio
 def _official_fields(text: str, num_points: int | None) -> list[str]:
     """The fields of an official line; the last, the image's name, may hold spaces."""
     words = len(text.split())
-    counts = {2 * points + _EXTRA_FIELDS: points for points in _possible(num_points)}
+    counts = [2 * points + _EXTRA_FIELDS for points in _possible(num_points)]
     if words in counts:
         return text.split()
 
@@ -225,12 +219,10 @@ def _official_fields(text: str, num_points: int | None) -> list[str]:
     for count in counts:
         fields = text.strip().split(maxsplit=count - 1)
         box, flags = fields[-_EXTRA_FIELDS:-7], fields[-7:-1]
-
-        if words > count and set(flags) <= {"0", "1"} and all(map(_is_whole, box)):
+        if words > count and {*flags} <= {"0", "1"} and all(map(_is_number, box)):
             return fields
 
-    wanted = " or ".join(f"{count} ({points} points)" for count, points in counts.items())
-    raise UserError(f"{words} fields, expected {wanted}")
+    raise UserError(f"{words} fields, expected {_either(num_points, _EXTRA_FIELDS)}")
 
 
 def _possible(num_points: int | None) -> tuple[int, ...]:
@@ -238,27 +230,18 @@ def _possible(num_points: int | None) -> tuple[int, ...]:
     return tuple(SCHEMES) if num_points is None else (num_points,)
 
 
-def _is_whole(field: str) -> bool:
-    try:
-        return float(field).is_integer()
-    except ValueError:
-        return False
+def _either(num_points: int | None, more: int) -> str:
+    """How many fields were expected, in words: two for each landmark, and ``more``."""
+    possible = _possible(num_points)
+    return " or ".join(f"{2 * points + more} ({points} points)" for points in possible)
 
 
 def _count_points(text: str, num_points: int | None) -> int:
     """Number of points of a crop-list line: half the number of leading numbers."""
-    count = 0
-    for field in text.split():
-        try:
-            float(field)
-        except ValueError:
-            break
-
-        count += 1
-
-    possible = _possible(num_points)
-    if count % 2 or count // 2 not in possible:
-        wanted = " or ".join(f"{2 * points} ({points} points)" for points in possible)
-        raise UserError(f"{count} numbers before the patch's path, expected {wanted}")
+    count = sum(1 for _ in takewhile(_is_number, text.split()))
+    if count % 2 or count // 2 not in _possible(num_points):
+        raise UserError(
+            f"{count} numbers before the patch's path, expected {_either(num_points, 0)}"
+        )
 
     return count // 2

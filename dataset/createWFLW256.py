@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # run as a script: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -62,52 +62,43 @@ def read_source(args: argparse.Namespace) -> Source:
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     """The options that say what is prepared."""
-    parser.add_argument(
-        "--wflw", type=Path, metavar="DIR", help="folder with WFLW_images and WFLW_annotations"
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="instead of --wflw: the folder of the images"
-    )
-    parser.add_argument(
-        "--train-list", type=Path, metavar="FILE", help="with --images: official list for training"
-    )
-    parser.add_argument(
-        "--test-list", type=Path, metavar="FILE", help="with --images: official list for testing"
-    )
 
-    parser.add_argument(
+    def folders(name: str, help: str) -> None:
+        parser.add_argument(name, type=Path, nargs="+", metavar="DIR", help=help)
+
+    def path(name: str, metavar: str, help: str, group: Any = parser) -> None:
+        group.add_argument(name, type=Path, metavar=metavar, help=help)
+
+    path("--wflw", "DIR", "folder with WFLW_images and WFLW_annotations")
+    path("--images", "DIR", "instead of --wflw: the folder of the images")
+    path("--train-list", "FILE", "with --images: official list for training")
+    path("--test-list", "FILE", "with --images: official list for testing")
+    folders(
         "--pts-train",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="instead of lists: folders for training whose pictures have a .pts file each (300W)",
+        "instead of lists: folders for training whose pictures have .pts files (300W)",
     )
-    parser.add_argument(
-        "--pts-test", type=Path, nargs="+", metavar="DIR", help="the same for testing"
-    )
+    folders("--pts-test", "the same for testing")
 
     boxes = parser.add_mutually_exclusive_group()
-    boxes.add_argument(
+    path(
         "--boxes",
-        type=Path,
-        metavar="CSV",
-        help="with --pts-train: face boxes, a line a picture, header file,x0,y0,x1,y1 (default: "
-        "laid about the landmarks as WFLW lays its own, side 1.23 of their longer extent, centre "
-        "0.13 of it higher)",
+        "CSV",
+        "with --pts-train: face boxes, one row per face, header file,x0,y0,x1,y1 (default: laid "
+        "about the landmarks as WFLW lays its own, side 1.23 of their longer extent, centre 0.13 "
+        "of it higher)",
+        boxes,
     )
-    boxes.add_argument(
+    path(
         "--detector",
-        type=Path,
-        metavar="ONNX",
-        help="with --pts-train: face boxes from YuNet; faces that it misses are named and left out",
+        "ONNX",
+        "with --pts-train: face boxes from YuNet; faces that it misses are named and left out",
+        boxes,
     )
-
-    parser.add_argument(
+    path(
         "--scheme",
-        type=Path,
-        metavar="JSON",
-        help="landmark scheme of your own, see docs/data.md (default: WFLW's 98 or iBUG's 68 "
-        "points, by their number)",
+        "JSON",
+        "landmark scheme of your own, see docs/data.md (default: WFLW's 98 or iBUG's 68 points, by "
+        "their number)",
     )
 
 
@@ -117,7 +108,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "WFLW's line layout, or from folders of pictures with .pts files."
     )
     _add_sources(parser)
-
     parser.add_argument(
         "--out",
         type=Path,
@@ -125,15 +115,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help=f"output folder, made where missing (default with --wflw: {DEFAULT_OUT}, in the "
         "current folder)",
     )
-
     parser.add_argument(
         "--resample",
         choices=("nearest", "area"),
         default="nearest",
-        help="how patches are resized: nearest as released, or area with pixel centres "
-        "aligned (default: nearest)",
+        help="how patches are resized: nearest as released, or area with pixel centres aligned "
+        "(default: nearest)",
     )
-
     parser.add_argument(
         "--box-scale",
         type=float,
@@ -142,7 +130,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="what the network sees is the squared face box, grown about its centre to S times "
         "its side, from 0.5 to 3 (default: 1.0, as released)",
     )
-
     parser.add_argument(
         "--skip-bad",
         action="store_true",

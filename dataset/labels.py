@@ -203,25 +203,19 @@ def _repeated(source: Source) -> list[str]:
     """Of test faces whose picture is in the training split too, and of faces that come twice."""
     faces = [face for split in SPLITS for face in source.faces[split]]
     content = _contents({source.images / face.annotation.image for face in faces})
-    pictures = {
-        split: [content[source.images / face.annotation.image] for face in source.faces[split]]
-        for split in SPLITS
-    }
-
-    trained = set(pictures["train"])
-    both = [
-        face.name
-        for face, picture in zip(source.faces["test"], pictures["test"], strict=True)
-        if picture in trained
-    ]
-    twice = []
+    both, twice = [], []
+    trained: set[object] = set()
 
     for split in SPLITS:
-        seen: set[tuple] = set()
-        for face, picture in zip(source.faces[split], pictures[split], strict=True):
+        shown: set[tuple] = set()
+        for face in source.faces[split]:
+            picture = content[source.images / face.annotation.image]
             key = picture, face.annotation.box
-            twice += [face.name] if key in seen else []
-            seen.add(key)
+            both += [face.name] if picture in trained else []
+            twice += [face.name] if key in shown else []
+            shown.add(key)
+
+        trained = {picture for picture, _ in shown}
 
     return [
         *_line("the same picture in both splits", both, len(faces)),

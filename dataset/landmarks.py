@@ -302,14 +302,12 @@ def scheme_from_definition(content: Any) -> LandmarkScheme:
 
     fields = ("name", "mirror", "outer_eyes", "contours", "same_as")
     _require_fields(content, fields, "the scheme")
-    name, mirror = content["name"], content["mirror"]
-    _require_name(name, "name")
+    name = _text(content["name"], "name")
+    if name in {known.name for known in (*SCHEMES.values(), COMMON_60)}:
+        raise UserError(f"name {name!r} is that of a built-in scheme; choose another")
 
-    if not isinstance(mirror, list) or len(mirror) < 2:
-        raise UserError("mirror must be a list with an entry for each point, 2 or more")
-
-    count = len(mirror)
-    _require_points(mirror, count, "mirror")
+    count = len(content["mirror"]) if isinstance(content["mirror"], list) else 0
+    mirror = _points(content["mirror"], count, "mirror")
 
     for point, partner in enumerate(mirror):
         if mirror[partner] != point:
@@ -318,20 +316,13 @@ def scheme_from_definition(content: Any) -> LandmarkScheme:
                 f"{mirror[partner]}"
             )
 
-    eyes = content["outer_eyes"]
-    if not isinstance(eyes, list) or len(eyes) != 2:
+    eyes = _points(content["outer_eyes"], count, "outer_eyes")
+    if len(eyes) != 2:
         raise UserError("outer_eyes must be a list of the two points that normalise the NME")
 
-    _require_points(eyes, count, "outer_eyes")
-    if eyes[0] == eyes[1]:
-        raise UserError(f"outer_eyes names point {eyes[0]} twice; it must be two points")
-
     contours, same_as = _contours(content["contours"], count), _same_as(content["same_as"], count)
-    scheme = LandmarkScheme(name, tuple(mirror), tuple(eyes), contours, same_as)
-    if scheme.name in {known.name for known in (*SCHEMES.values(), COMMON_60)}:
-        raise UserError(f"name {name!r} is that of a built-in scheme; choose another")
 
-    return scheme
+    return LandmarkScheme(name, mirror, (eyes[0], eyes[1]), contours, same_as)
 
 
 def _same_as(content: Any, count: int) -> dict[str, tuple[int | None, ...]]:
@@ -345,38 +336,28 @@ def _same_as(content: Any, count: int) -> dict[str, tuple[int | None, ...]]:
             raise UserError(f"same_as.{name} must be a list of {count} points, null where none is")
 
         named = [point for point in points if point is not None]
-        _require_points(named, known[name].num_points, f"same_as.{name}")
+        if named:
+            _points(named, known[name].num_points, f"same_as.{name}")
 
     return {name: tuple(points) for name, points in content.items()}
 
 
 def _contours(content: Any, count: int) -> tuple[Contour, ...]:
     """Contours that together hold all ``count`` points."""
-    if not isinstance(content, list) or not content:
-        raise UserError("contours must be a list of {name, points, closed}, at least one")
+    if not isinstance(content, list):
+        raise UserError("contours must be a list of {name, points, closed}")
 
-    contours: list[Contour] = []
+    contours = []
 
     for number, item in enumerate(content):
         where = f"contours[{number}]"
-        if isinstance(item, dict):
-            item = {"closed": False} | item
+        item = {"closed": False} | item if isinstance(item, dict) else item
         _require_fields(item, ("name", "points", "closed"), where)
-        _require_name(item["name"], f"{where}.name")
-        points = item["points"]
-
-        if not isinstance(points, list) or not points:
-            raise UserError(f"{where}.points must be a list of points, at least one")
-
-        _require_points(points, count, f"{where}.points")
-        twice = next((point for point in points if points.count(point) > 1), None)
-
-        if twice is not None:
-            raise UserError(f"contour {item['name']!r} names point {twice} twice")
         if not isinstance(item["closed"], bool):
             raise UserError(f"{where}.closed is {item['closed']!r}; it must be true or false")
 
-        contours.append(Contour(item["name"], tuple(points), item["closed"]))
+        points = _points(item["points"], count, f"{where}.points")
+        contours.append(Contour(_text(item["name"], f"{where}.name"), points, item["closed"]))
 
     missing = sorted(set(range(count)) - {p for contour in contours for p in contour.points})
     if missing:
@@ -389,21 +370,27 @@ def _require_fields(content: Any, fields: tuple[str, ...], what: str) -> None:
     if not isinstance(content, dict):
         raise UserError(f"{what} must be an object with {', '.join(fields)}")
 
-    for name in fields:
-        if name not in content:
-            raise UserError(f"{what} lacks {name}")
-    for name in content:
-        if name not in fields:
-            raise UserError(f"{what} has an unknown field {name!r}; known: {', '.join(fields)}")
+    for name in {*fields} ^ {*content}:
+        wrong = f"lacks {name}" if name in fields else f"has an unknown field {name!r}"
+        raise UserError(f"{what} {wrong}; its fields are {', '.join(fields)}")
 
 
-def _require_name(name: Any, what: str) -> None:
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise UserError(f"{what} is {name!r}; it must be a text of one line")
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise UserError(f"{what} is {value!r}; it must be a text of one line")
+
+    return value
 
 
-def _require_points(points: list, count: int, what: str) -> None:
-    """Refuse what is no list of landmarks of a scheme with ``count``."""
-    for point in points:
+def _points(value: Any, count: int, what: str) -> tuple[int, ...]:
+    """Landmarks of a scheme with ``count`` of them, each at most once."""
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{what} must be a list of points")
+
+    for point in value:
         if type(point) is not int or not 0 <= point < count:
             raise UserError(f"{what} names point {point!r}; points are 0 to {count - 1}")
+        if value.count(point) > 1:
+            raise UserError(f"{what} names point {point} twice")
+
+    return tuple(value)

@@ -161,8 +161,6 @@ def _decoded(source: Path, paths: list[Path]) -> Iterator[np.ndarray]:
 def _read_patch(path: Path, where: str) -> np.ndarray:
     try:
         pixels = decode(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{where} is missing; prepare the folder again") from None
     except OSError as error:
         raise UserError(f"{where} cannot be read ({error.strerror})") from None
 

@@ -82,7 +82,7 @@ def prepare(
     faces = {s: [f for f in source.faces[s] if f.patch not in bad] for s in SPLITS}
     for split in SPLITS:
         if not faces[split]:
-            raise UserError(f"no {split} face is left: {left_out[split][0]} and all others are bad")
+            raise UserError(f"no {split} face is left to use: each lacks a picture or a box")
 
     members = _with_subsets(faces)
     counts = {name: len(chosen) for name, chosen in members.items()}

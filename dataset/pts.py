@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.pictures import IMAGE_SUFFIXES
-from utils.files import UserError
+from utils.files import UserError, read_bytes
 
 FACE_NUMBER = re.compile(r"_face\d+$")
 
@@ -47,7 +47,7 @@ def read_folders(folders: Sequence[Path], num_points: int | None = None) -> list
         count = Counter(picture for picture, _ in pairs)
 
         for picture, pts in pairs:
-            data = _read_bytes(pts)
+            data = read_bytes(pts)
             landmarks = parse_pts(data, pts)
             like, expected = f"the scheme has {num_points}", num_points
             if num_points is None and faces:
@@ -64,12 +64,7 @@ def read_folders(folders: Sequence[Path], num_points: int | None = None) -> list
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     """(picture, .pts file) of each face of a folder; something without its partner is an error."""
-    try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-    except OSError as error:
-        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
-
-    visible = [path for path in files if not path.name.startswith(".")]
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     points = [path for path in visible if path.suffix.lower() == ".pts"]
     pictures = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
     named: dict[str, list[Path]] = {}
@@ -104,13 +99,6 @@ def _picture_of(path: Path, named: dict[str, list[Path]]) -> Path:
     raise UserError(f"{path}: no picture {path.stem}.jpg, .png, … beside it; add or remove")
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
 def parse_pts(data: bytes, path: Path) -> np.ndarray:
     """Landmarks (P, 2) float64, image px counted from 0, of a .pts file's bytes.
 
@@ -122,59 +110,43 @@ def parse_pts(data: bytes, path: Path) -> np.ndarray:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file (expected lines of x and y)") from None
 
+    texts = [line.split("#")[0].split("//")[0].strip() for line in lines]
+    begin = texts.index("{") + 1 if "{" in texts else 0
+    if begin and "}" not in texts:
+        raise UserError(f"{path}: the closing brace is missing; the file was cut, copy it again")
+
+    end = texts.index("}") if begin else len(texts)
+    after = [number for number, text in enumerate(texts[end + 1 :], start=end + 2) if text]
+    if after:
+        raise UserError(f"{path}, line {after[0]}: {texts[after[0] - 1]!r} after the closing brace")
+
     header: dict[str, str] = {}
     rows: list[list[float]] = []
-    brace = ""  # the latest one
 
-    for number, line in enumerate(lines, start=1):
-        text = line.split("#")[0].split("//")[0].strip()
+    for number, text in enumerate(texts[:end], start=1):
+        key, colon, value = text.partition(":")
+        if colon and not rows:
+            header[key.strip().lower()] = value.strip()
+        elif text and number != begin:
+            rows.append(_coordinates(text, f"{path}, line {number}"))
 
-        try:
-            if not text:
-                continue
-            if brace == "}":
-                raise UserError(f"{text!r} after the closing brace")
-
-            if text in ("{", "}"):
-                if (text == "{") != (brace == "") or (text == "{" and rows):
-                    raise UserError(f"{text!r} out of place")
-                brace = text
-            elif ":" in text and not brace and not rows:
-                key, _, value = text.partition(":")
-                header[key.strip().lower()] = value.strip()
-            else:
-                rows.append(_coordinates(text))
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
-
-    _require_whole(path, header, rows, brace)
-
-    return np.array(rows) - 1.0
-
-
-def _coordinates(text: str) -> list[float]:
-    fields = text.split()
-    if len(fields) != 2:
-        raise UserError(f"{len(fields)} fields, expected x and y")
-
-    try:
-        values = [float(field) for field in fields]
-    except ValueError:
-        raise UserError(f"{text!r} is no pair of numbers") from None
-
-    if not all(map(math.isfinite, values)):
-        raise UserError(f"{text!r} is not finite")
-
-    return values
-
-
-def _require_whole(path: Path, header: dict[str, str], rows: list, brace: str) -> None:
-    """Refuse a file that was cut, or that holds another number of points than it says."""
-    if brace == "{":
-        raise UserError(f"{path}: the closing brace is missing; the file was cut, copy it again")
     if len(rows) < 2:
         raise UserError(f"{path}: {len(rows)} points, expected lines of x and y")
 
     announced = header.get("n_points", str(len(rows)))
     if announced != str(len(rows)):
         raise UserError(f"{path}: n_points is {announced}, but {len(rows)} points follow")
+
+    return np.array(rows) - 1.0
+
+
+def _coordinates(text: str, where: str) -> list[float]:
+    try:
+        x, y = map(float, text.split())
+    except ValueError:
+        raise UserError(f"{where}: {text!r} is no pair of numbers x and y") from None
+
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise UserError(f"{where}: {text!r} is not finite")
+
+    return [x, y]

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from dataset.annotations import (
     ATTRIBUTES,
@@ -18,7 +20,7 @@ from dataset.annotations import (
     read_official_list,
 )
 from dataset.boxes import BoxRule
-from dataset.crop import Box, patch_frame
+from dataset.crop import Box
 from dataset.landmarks import LandmarkScheme, scheme_for
 from dataset.pts import PtsFace, read_folders
 from utils.files import UserError
@@ -69,35 +71,27 @@ def read_lists(
     if not images.is_dir():
         raise UserError(f"image folder {images} does not exist")
 
-    data = {split: read_list_bytes(path) for split, path in lists.items()}
     points = scheme.num_points if scheme else None
-    faces = {
-        split: [
+    faces, origin = {}, {}
+
+    for split, path in lists.items():
+        data = read_list_bytes(path)
+        faces[split] = [
             Face(
                 annotation,
                 f"{path}, line {annotation.line}",
                 f"{split}/WFLW{index:04d}.png",
                 f"{annotation.image} ({split} line {annotation.line})",
             )
-            for index, annotation in enumerate(
-                read_official_list(path, data[split], num_points=points)
-            )
+            for index, annotation in enumerate(read_official_list(path, data, num_points=points))
         ]
-        for split, path in lists.items()
-    }
-
-    _require_same_count(faces, lists["train"], lists["test"])
-
-    origin = {
         # a pipe is called otherwise every time
-        split: {
-            "list": path.name if path.is_file() else "(pipe)",
-            "sha256": hashlib.sha256(data[split]).hexdigest(),
-        }
-        for split, path in lists.items()
-    }
+        name = path.name if path.is_file() else "(pipe)"
+        origin[split] = {"list": name, "sha256": hashlib.sha256(data).hexdigest()}
 
-    return Source(images, faces, scheme or _scheme_of(faces), origin, {"from": "list"})
+    first = {split: faces[split][0].annotation.landmarks for split in SPLITS}
+
+    return Source(images, faces, scheme or _scheme_of(first, lists), origin, {"from": "list"})
 
 
 def require_images(source: Source) -> None:
@@ -111,7 +105,7 @@ def require_images(source: Source) -> None:
 def read_pts(
     folders: dict[str, Sequence[Path]], rule: BoxRule, scheme: LandmarkScheme | None = None
 ) -> Source:
-    """The faces of folders of pictures with a `.pts` file each; they have no attributes.
+    """The faces of folders of pictures with `.pts` files; they have no attributes.
 
     Args:
         folders: of each split.
@@ -120,69 +114,54 @@ def read_pts(
     """
     points = scheme.num_points if scheme else None
     read = {split: read_folders(folders[split], points) for split in SPLITS}
-    faces: dict[str, list[Face]] = {}
-    missed: dict[str, list[str]] = {}
+    faces: dict[str, list[Face]] = {split: [] for split in SPLITS}
+    missed: dict[str, list[str]] = {split: [] for split in SPLITS}
 
     with progress(desc="face boxes", total=sum(map(len, read.values())), unit="face") as bar:
-        for split, found in read.items():
-            boxes = []
-            for face in found:
-                boxes.append(_box_of(face, rule))
+        for split in SPLITS:
+            for face in read[split]:
+                box = _box_of(face, rule)
                 bar.update()
+                if box is None:
+                    missed[split].append(f"{face.picture.parent.name}/{face.picture.name}")
+                else:
+                    faces[split].append(_face_of(face, box, split, len(faces[split])))
 
-            faces[split] = _with_boxes(split, found, boxes)
-            missed[split] = [
-                f"{face.picture.parent.name}/{face.picture.name}"
-                for face, box in zip(found, boxes, strict=True)
-                if box is None
-            ]
-
-    for split in SPLITS:
-        if not faces[split]:
-            raise UserError(f"no face of {folders[split][0]} has a box, so nothing is left to use")
-
-    _require_same_count(faces, folders["train"][0], folders["test"][0])
+    first = {split: read[split][0].landmarks for split in SPLITS}
+    chosen = scheme or _scheme_of(first, {split: folders[split][0] for split in SPLITS})
     origin = {split: {"pts": len(found), "sha256": _digest(found)} for split, found in read.items()}
-    boxes_said = rule.description | ({"missed": missed} if any(missed.values()) else {})
+    boxes = rule.description | ({"missed": missed} if any(missed.values()) else {})
 
-    return Source(Path(), faces, scheme or _scheme_of(faces), origin, boxes_said)
-
-
-def _with_boxes(split: str, found: list[PtsFace], boxes: list[Box | None]) -> list[Face]:
-    """The faces that have a box, numbered in their order."""
-    chosen = [(face, box) for face, box in zip(found, boxes, strict=True) if box is not None]
-    flags = (False,) * len(ATTRIBUTES)
-
-    return [
-        Face(
-            Annotation(face.landmarks, box, flags, str(face.picture), index + 1),
-            str(face.pts),
-            f"{split}/WFLW{index:04d}.png",
-            f"{face.pts.parent.name}/{face.pts.name}",
-        )
-        for index, (face, box) in enumerate(chosen)
-    ]
+    return Source(Path(), faces, chosen, origin, boxes)
 
 
 def _box_of(face: PtsFace, rule: BoxRule) -> Box | None:
     try:
-        box = rule.box_of(face)
-        if box is not None:
-            patch_frame(box)  # refuses a box without area, or a gigantic one
+        return rule.box_of(face)
     except UserError as error:
         raise UserError(f"{face.pts}: {error}") from None
 
-    return box
+
+def _face_of(face: PtsFace, box: Box, split: str, index: int) -> Face:
+    flags = (False,) * len(ATTRIBUTES)
+
+    return Face(
+        Annotation(face.landmarks, box, flags, str(face.picture), index + 1),
+        str(face.pts),
+        f"{split}/WFLW{index:04d}.png",
+        f"{face.pts.parent.name}/{face.pts.name}",
+    )
 
 
-def _require_same_count(faces: dict[str, list[Face]], train: Path, test: Path) -> None:
-    counts = [len(faces[split][0].annotation.landmarks) for split in SPLITS]
-    if counts[0] != counts[1]:
-        raise UserError(f"{train} has {counts[0]} points a face, but {test} has {counts[1]}")
+def _scheme_of(first: dict[str, np.ndarray], where: Mapping[str, Path]) -> LandmarkScheme:
+    """The built-in scheme of the landmarks of each split's first face."""
+    train, test = (len(first[split]) for split in SPLITS)
+    if train != test:
+        raise UserError(
+            f"{where['train']} has {train} points per face, but {where['test']} has {test}"
+        )
 
-
-def _scheme_of(faces: dict[str, list[Face]]) -> LandmarkScheme:
-    return scheme_for(len(faces["train"][0].annotation.landmarks))
+    return scheme_for(train)
 
 
 def _digest(faces: list[PtsFace]) -> str:

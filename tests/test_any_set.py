@@ -134,12 +134,12 @@ def test_pts_files(text):
         ("n_points: 2\n{\n1 2\n3 4\n", "a.pts: the closing brace is missing"),
         ("1 2\n3 nan\n", "a.pts, line 2: '3 nan' is not finite"),
         ("1 2\n3 -inf\n", "line 2: '3 -inf' is not finite"),
-        ("1 2\n3 4 5\n", "line 2: 3 fields, expected x and y"),
-        ("1 2\n3,4\n", "line 2: 1 fields, expected x and y"),
+        ("1 2\n3 4 5\n", "line 2: '3 4 5' is no pair of numbers"),
+        ("1 2\n3,4\n", "line 2: '3,4' is no pair of numbers"),
         ("1 2\n3 four\n", "line 2: '3 four' is no pair of numbers"),
         ("{\n1 2\n3 4\n}\n5 6\n", "line 5: '5 6' after the closing brace"),
-        ("1 2\n{\n3 4\n}\n", "line 2: '{' out of place"),
-        ("1 2\n3 4\n}\n", "line 3: '}' out of place"),
+        ("1 2\n{\n3 4\n5 6\n}\n7 8\n", "line 6: '7 8' after the closing brace"),
+        ("1 2\n3 4\n}\n", "line 3: '}' is no pair of numbers"),
         ("version: 1\n", "a.pts: 0 points"),
         ("", "a.pts: 0 points"),
         (b"\x89PNG\xff\xfe", "a.pts: not a text file"),
@@ -337,7 +337,7 @@ def test_different_points_to_train_and_to_test(pts_set, tmp_path, run_script):
         path.write_text("".join(f"{i} {i * i}\n" for i in range(68)))
 
     result = run_script(PREPARE, *pts_arguments(pts_set, tmp_path / "out"))
-    assert_one_line(result, "has 98 points a face, but", "has 68")
+    assert_one_line(result, "has 98 points per face, but", "has 68")
 
 
 @pytest.mark.parametrize(
@@ -672,7 +672,7 @@ def contour(**fields) -> dict:
         (changed(mirror=[*range(39), 40]), "mirror names point 40; points are 0 to 39"),
         (changed(mirror=[*range(39), 38.5]), "mirror names point 38.5"),
         (changed(mirror=[*range(39), True]), "mirror names point True"),
-        (changed(mirror=[0]), "mirror must be a list"),
+        (changed(mirror=[]), "mirror must be a list"),
         (changed(mirror="ab"), "mirror must be a list"),
         (changed(outer_eyes=[3]), "outer_eyes must be a list of the two points"),
         (changed(outer_eyes=[3, 3]), "outer_eyes names point 3 twice"),
@@ -681,10 +681,11 @@ def contour(**fields) -> dict:
         (changed(name="two\nlines"), "it must be a text of one line"),
         (changed(name="WFLW-98"), "name 'WFLW-98' is that of a built-in scheme"),
         (changed(colour="red"), "unknown field 'colour'"),
-        ({"name": "x"}, "the scheme lacks mirror"),
-        (changed(contours=[]), "contours must be a list"),
+        ({"name": "x", "mirror": [0], "contours": []}, "the scheme lacks outer_eyes"),
+        (changed(contours=[]), "no contour holds point 0"),
+        (changed(contours={}), "contours must be a list"),
         (changed(contours=[5]), "contours[0] must be an object"),
-        (contour(points=[0, 1, 2, 1]), "contour 'face contour' names point 1 twice"),
+        (contour(points=[0, 1, 2, 1]), "contours[0].points names point 1 twice"),
         (contour(points=[0, 1, 2]), "no contour holds point 3"),
         (contour(points=[0, 99]), "contours[0].points names point 99"),
         (contour(points=[]), "contours[0].points must be a list of points"),

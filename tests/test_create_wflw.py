@@ -413,8 +413,8 @@ def test_an_empty_list(own_set, run_script, split):
     ("index", "values", "message"),
     [
         (slice(150, None), [], "line 5: 150 fields, expected 207"),
-        (slice(3, 4), ["1.2.3"], "line 5: '1.2.3' is not a number"),
-        (slice(3, 4), ["nan"], "line 5: coordinate 'nan' is not finite"),
+        (slice(3, 4), ["1.2.3"], "line 5: '1.2.3' is no coordinate"),
+        (slice(3, 4), ["nan"], "line 5: 'nan' is no coordinate"),
         (slice(196, 200), ["5", "5", "4", "9"], "line 5: face box 5 5 4 9 has no area"),
         (slice(203, 204), ["7"], "line 5: attribute makeup is '7'"),
     ],
@@ -428,7 +428,7 @@ def test_lists_with_different_numbers_of_points(own_set, tmp_path, run_script):
     path = official_list(own_set, "test")
     lines = [line.split() for line in path.read_text().splitlines()]
     path.write_text("".join(" ".join(fields[:136] + fields[196:]) + "\n" for fields in lines))
-    assert_refused(run_script, own_set, "has 98 points a face, but")
+    assert_refused(run_script, own_set, "has 98 points per face, but")
 
 
 def test_a_missing_image_stops_before_any_patch(own_set, run_script):
@@ -554,5 +554,5 @@ def test_skip_bad_stops_where_nothing_is_left(own_set, run_script):
 
     out = own_set.parent / "out"
     code, _, errors = run_script(SCRIPT, "--wflw", own_set, "--out", out, "--skip-bad")
-    assert code == 1 and errors.startswith("error: no test face is left: ")
+    assert code == 1 and errors.startswith("error: no test face is left to use: ")
     assert not (out / "meta.json").exists()
