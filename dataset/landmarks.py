@@ -390,7 +390,9 @@ def _points(value: Any, count: int, what: str) -> tuple[int, ...]:
     for point in value:
         if type(point) is not int or not 0 <= point < count:
             raise UserError(f"{what} names point {point!r}; points are 0 to {count - 1}")
-        if value.count(point) > 1:
-            raise UserError(f"{what} names point {point} twice")
+
+    twice = next((point for point in value if value.count(point) > 1), None)
+    if twice is not None:
+        raise UserError(f"{what} names point {twice} twice")
 
     return tuple(value)

@@ -98,7 +98,7 @@ def pack(parameters: dict[str, np.ndarray]) -> torch.Tensor:
 
 
 def apply(crops: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """Change the looks of a batch.
+    """Apply photometric parameters to a batch.
 
     Args:
         crops: (B, 3, 128, 128) float32, grey values 0 to 255.

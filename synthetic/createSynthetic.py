@@ -1,10 +1,10 @@
-"""Draw a synthetic face data set in WFLW's own layout; its landmarks are true by construction.
+"""Make a synthetic face data set in WFLW's own layout; its landmarks are true by construction.
 
     python synthetic/createSynthetic.py --out DIR [--train 2000] [--test 500] [--seed 0]
 
 DIR then holds WFLW_images/ and WFLW_annotations/ as WFLW does, ready for createWFLW256.py --wflw
 DIR. Every face depends on (seed, split, number) only, so the same seed gives the same bytes,
-however many workers draw. The faces are 3-D heads (see synthetic/): no photograph of
+however many workers render. The faces are 3-D heads (see synthetic/): no photograph of
 anybody is involved.
 """
 
@@ -28,12 +28,7 @@ from utils.files import (  # noqa: E402
 )
 
 # as in synthetic/face.py, which takes seconds to import
-SWITCHES = (
-    "pose",
-    "lighting",
-    "occluders",
-    "backgrounds",
-)
+SWITCHES = ("pose", "lighting", "occluders", "backgrounds")
 MOST_FACES = 1_000_000  # of one split
 _STATE = "synthetic.json"  # says which data set a folder holds, or was going to hold
 
@@ -44,13 +39,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
 
     parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder to fill; created when missing",
+        "--out", type=Path, required=True, metavar="DIR", help="folder to fill, made where missing"
     )
-
     parser.add_argument(
         "--train", type=int, default=2000, metavar="N", help="training faces (default: %(default)s)"
     )
@@ -85,7 +75,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _claim(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Make the folder ours; whether it already holds the finished data set. Foreign content is
+    """Make the folder ours; returns whether it holds the finished data set already. Other files are
     never touched.
     """
     make_folder(folder)
@@ -143,24 +133,16 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     args = _parse(argv)
     from dataset.annotations import official_list
-    from synthetic.writing import draw_set, image_folder
+    from synthetic.writing import image_folder, render_set
     from utils.runtime import available_cores, progress
 
+    counts = {"train": args.train, "test": args.test}
     without = sorted(set(args.without))
-
-    content = {
-        "train": args.train,
-        "test": args.test,
-        "seed": args.seed,
-        "without": without,
-        "version": 2,
-    }
+    content = {**counts, "seed": args.seed, "without": without, "version": 2}
 
     if _claim(args.out, content):
         print(f"{args.out}: already holds this data set")
         return 0
-
-    counts = {"train": args.train, "test": args.test}
 
     for split, count in counts.items():
         for index in range(0, count, 1000):
@@ -170,8 +152,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         total = args.train + args.test
-        with progress(desc="drawing faces", total=total, unit="face") as bar:
-            lines = draw_set(
+        with progress(desc="rendering faces", total=total, unit="face") as bar:
+            lines = render_set(
                 args.out / "WFLW_images",
                 counts,
                 args.workers or available_cores(),
@@ -180,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
                 without=frozenset(without),
             )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command draws the set again") from None
+        raise KeyboardInterrupt("interrupted; the same command makes the set again") from None
 
     for split, entries in lines.items():
         with atomic_write(official_list(args.out, split), "w") as file:

@@ -1,4 +1,4 @@
-"""One head in front of a camera: everything that is mesh, drawn, dressed, lit and rendered."""
+"""One head in front of a camera: all that is mesh, drawn at random, dressed, lit and rendered."""
 
 from __future__ import annotations
 

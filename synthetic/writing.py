@@ -1,4 +1,4 @@
-"""Drawing many faces on many cores."""
+"""Rendering many faces on many cores."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import cv2
 from synthetic.face import draw_face
 from utils.files import UserError
 
-_BATCH = 10  # faces a worker draws at a time
+_BATCH = 10  # faces that a worker renders at a time
 
 
-def draw_set(
+def render_set(
     images: Path,
     counts: dict[str, int],
     workers: int,
@@ -30,7 +30,7 @@ def draw_set(
     seed: int,
     without: frozenset[str],
 ) -> dict[str, list[str]]:
-    """Draw and store all faces of a data set.
+    """Render and store all faces of a data set.
 
     Args:
         images: the folder WFLW_images, with the folders of image_folder() in it.
@@ -49,7 +49,7 @@ def draw_set(
         for k in range(0, n, _BATCH)
     ]
 
-    draw = partial(_draw_batch, images=images, seed=seed, without=without)
+    render = partial(_render_batch, images=images, seed=seed, without=without)
     lines: dict[str, list[str]] = {split: [] for split in counts}
 
     try:
@@ -57,19 +57,21 @@ def draw_set(
             min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_end_with_parent
         ) as pool:
             with _inherited_by_workers():
-                results = pool.map(draw, jobs)
+                results = pool.map(render, jobs)
 
             try:
-                for job, drawn in zip(jobs, results, strict=True):
-                    lines[job[0]] += drawn
+                for job, batch in zip(jobs, results, strict=True):
+                    lines[job[0]] += batch
                     done(len(job[1]))
             except BaseException:
-                # Leaving the pool would first draw all the rest. Its thread has to end here: at
+                # Leaving the pool would first render all the rest. Its thread has to end here: at
                 # Python's end it now and then closes a pipe that is being written to.
                 pool.shutdown(cancel_futures=True)
                 raise
     except BrokenProcessPool:
-        raise UserError("a drawing process was killed (out of memory?); try --workers 1") from None
+        raise UserError(
+            "a rendering process was killed (out of memory?); try --workers 1"
+        ) from None
 
     return lines
 
@@ -79,11 +81,12 @@ def image_folder(split: str, index: int) -> str:
     return f"{split}--{index // 1000:02d}"
 
 
-def _draw_batch(
+def _render_batch(
     job: tuple[str, range], images: Path, seed: int, without: frozenset[str]
 ) -> list[str]:
-    """Draw and store the faces of one batch; their list lines. Files are rewritten whole, so a
-    rerun heals them."""
+    """Render and store the faces of one batch; returns their list lines. Files are rewritten whole,
+    so a rerun heals them.
+    """
     cv2.setNumThreads(1)
     split, indices = job
     lines = []

@@ -83,7 +83,7 @@ def write_pts_folders(folder: Path, images: Path, lists: dict[str, Path], step: 
 
 @pytest.fixture
 def pts_set(official_set, tmp_path) -> Path:
-    """The drawn faces as .pts folders, with 98 points."""
+    """The synthetic faces as .pts folders, with 98 points."""
     folder = tmp_path / "pts"
     folder.mkdir()
     lists = {split: official_list(official_set, split) for split in ("train", "test")}
@@ -386,7 +386,7 @@ def test_boxes_from_the_detector(shared_data, tmp_path, run_script):
 
 @pytest.fixture(scope="module")
 def scaled_set(official_set, tmp_path_factory) -> Path:
-    """The drawn faces, prepared with the box half as large again."""
+    """The synthetic faces, prepared with the box half as large again."""
     from conftest import load_script
 
     folder = tmp_path_factory.mktemp("scaled") / "out"
@@ -508,7 +508,7 @@ def forty_points() -> dict:
 
 @pytest.fixture(scope="module")
 def forty_set(official_set, tmp_path_factory) -> tuple[Path, list]:
-    """Lists of the drawn faces with 40 points, the scheme's file, and the options to prepare
+    """Lists of the synthetic faces with 40 points, the scheme's file, and the options to prepare
     them.
     """
     folder = tmp_path_factory.mktemp("forty")
@@ -897,7 +897,7 @@ def test_help_says_what_is_interpolated(run_script):
     assert code == 0 and "interpolated along the network's lids" in " ".join(output.split())
 
 
-def test_the_drawn_set_has_68_points_too(tmp_path, run_script):
+def test_the_synthetic_set_has_68_points_too(tmp_path, run_script):
     """iBUG's own number needs no scheme."""
     official = write_official_set(tmp_path / "drawn", train=3, test=2, num_points=68)
     assert run_script(PREPARE, "--wflw", official, "--out", tmp_path / "out")[0] == 0

@@ -1,4 +1,4 @@
-"""createWFLW256 through its command line: real faces, drawn faces, interruption, and everything
+"""createWFLW256 through its command line: real faces, synthetic faces, interruption, and everything
 that can be wrong.
 """
 
@@ -156,7 +156,7 @@ def test_real_68_point_faces(shared_data, tmp_path, run_script):
     )
 
 
-def test_drawn_faces(official_set, prepared_set):
+def test_synthetic_faces(official_set, prepared_set):
     for split in ("train", "test"):
         check_split(
             prepared_set, split, official_list(official_set, split), official_set / "WFLW_images"
@@ -352,7 +352,7 @@ def test_the_advice_for_a_damaged_meta_file_works(
 
 @pytest.fixture
 def own_set(official_set, tmp_path) -> Path:
-    """A copy of the drawn data set that a test may damage."""
+    """A copy of the synthetic data set that a test may damage."""
     return Path(shutil.copytree(official_set, tmp_path / "own"))
 
 

@@ -213,7 +213,7 @@ def test_points_and_boxes_fit() -> None:
         assert overlap > 0.5 * (right - left) * (bottom - top)
 
 
-def test_attributes_follow_what_was_drawn() -> None:
+def test_attributes_follow_what_is_shown() -> None:
     assert Pose(np.radians(70), 0, 0, 10).large and Pose(0, np.radians(-35), 0, 10).large
     assert not Pose(np.radians(15), np.radians(-10), np.radians(8), 10).large
 
@@ -313,12 +313,12 @@ def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
         errors = process.communicate(timeout=60)[1]
 
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted; the same command draws the set again"
+    assert errors.splitlines()[-1] == "interrupted; the same command makes the set again"
     assert "Traceback" not in errors and not list(tmp_path.rglob("*.txt"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_drawing_leaves_no_process(tmp_path: Path, number: int) -> None:
+def test_a_killed_run_leaves_no_process(tmp_path: Path, number: int) -> None:
     command = [sys.executable, createSynthetic.__file__, "--out", tmp_path]
     command += ["--train", "5000", "--workers", "2"]
 
@@ -337,7 +337,7 @@ def test_a_killed_drawing_leaves_no_process(tmp_path: Path, number: int) -> None
 
 
 @pytest.mark.parametrize("damage", ["picture gone", "picture cut", "list cut", "state a number"])
-def test_a_finished_set_that_was_damaged_is_drawn_again(
+def test_a_finished_set_that_was_damaged_is_made_again(
     tmp_path: Path, run_script, damage: str
 ) -> None:
     arguments = ("--out", tmp_path / "set", "--train", "2", "--test", "1", "--workers", "1")
