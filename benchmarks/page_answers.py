@@ -140,7 +140,7 @@ def keep_picture(page: Page, path: Path) -> None:
     """The whole page with the fourth example at temperature 3, in six bits a colour."""
     import cv2
 
-    from dataset.crop import read_image
+    from dataset.pictures import read_image
 
     page.locator(EXAMPLE).nth(3).click()
     page.get_by_label(SLIDER).fill("3")
