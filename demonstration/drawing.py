@@ -50,11 +50,11 @@ def describe_shift(before: np.ndarray, after: np.ndarray, scheme: LandmarkScheme
 
 
 def attention_html(used: Mapping[str, np.ndarray], trained: Mapping[str, np.ndarray]) -> str:
-    """A bar for each module and group, cut by a face's weights (1, G, K); a thin one as trained."""
+    """A bar for each module and group, cut by the weights (G, K) used; a thin one as trained."""
     rows, keys = [], ""
-    for name, (weights,) in used.items():
+    for name, weights in used.items():
         keys = "".join(f"<b>set {k + 1}</b>" for k in range(weights.shape[1]))
-        for group, (now, before) in enumerate(zip(weights, trained[name][0], strict=True), 1):
+        for group, (now, before) in enumerate(zip(weights, trained[name], strict=True), 1):
             label = f"{name}, group {group}" if len(weights) > 1 else name
             rows.append(f"<dt>{label}</dt><dd>{_bar(now)}{_bar(before)}</dd>")
 

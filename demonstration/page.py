@@ -23,8 +23,7 @@ from utils.files import UserError, write_json
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 KEPT = 900  # s; then a picture and what was made of it are deleted
 TITLE = """# SepBN at work
-Normalise once, then mix K learnt scales and shifts by attention. See the weights for a face, change
-them, watch the landmarks move."""
+See how attention mixes K learnt scales and shifts; change it, and watch the landmarks move."""
 PRIVATE = "Your picture, on this machine only"
 MODULES = """A bar for each SepBN module, **bn1** to **bn6**, one after each convolution: the first
 sees edges and colours, the last the whole face."""
@@ -39,7 +38,7 @@ def build_page(predictors: list[SteeredPredictor], detector: FaceDetector | None
 
     with gr.Blocks(title="SepBN at work", delete_cache=(60, KEPT)) as page:
         gr.Markdown(TITLE)
-        scene = gr.State(time_to_live=KEPT)  # name, image, boxes from the left
+        scene = gr.State(time_to_live=KEPT)  # name, image, faces from the left
 
         with gr.Row():
             with gr.Column(scale=2, min_width=300, elem_id="source"):
@@ -51,8 +50,7 @@ def build_page(predictors: list[SteeredPredictor], detector: FaceDetector | None
                     said = gr.Markdown()
 
                 with gr.Column(min_width=300, elem_id="choices"):
-                    offer = "Fetch YuNet (230 kB) to find faces"
-                    fetch = gr.Button(offer, size="sm", visible=not detector)
+                    fetch = gr.Button("Fetch YuNet to find faces", size="sm", visible=not detector)
                     face = gr.Radio([1], value=1, label="Face, from the left", visible=False)
                     box = gr.Textbox(
                         label="Face box: left, top, right, bottom in px",
@@ -104,8 +102,8 @@ class Finder:
                 self.detector = FaceDetector(yunet_path())
             if picture:
                 image = read_image(path)
-                boxes, said = self._boxes(image, box)
-                scene, said = (name, image, boxes), f"{name}: {said}."
+                found, said = self._faces(image, box)
+                scene, said = (name, image, found), f"{name}: {said}."
         except UserError as error:
             raise gr.Error(str(error).replace(path, name), print_exception=False) from None
 
@@ -114,14 +112,17 @@ class Finder:
 
         return gr.Button(visible=not self.detector), box, scene, faces, said
 
-    def _boxes(self, image: np.ndarray, typed: str) -> tuple[list[list[int]], str]:
+    def _faces(self, image: np.ndarray, typed: str) -> tuple[list[tuple[list[int], float]], str]:
         if typed.strip():
-            return [parse_box(typed)], "the face is where the box says"
-        if self.detector and len(found := self.detector(image)[0]):
-            return sorted(found.tolist()), f"faces found: {len(found)}"
+            return [(parse_box(typed), 0.0)], "the face is where the box says"
+
+        if self.detector:
+            boxes, _, angles = self.detector(image)
+            if faces := sorted(zip(boxes.tolist(), angles.tolist(), strict=True)):
+                return faces, f"faces found: {len(faces)}"
 
         whole = [0, 0, image.shape[1] - 1, image.shape[0] - 1]
-        return [whole], "no face found, so the whole picture is taken for one"
+        return [(whole, 0.0)], "no face found, so the whole picture is taken for one"
 
 
 def parse_box(text: str) -> list[int]:
@@ -138,7 +139,7 @@ def parse_box(text: str) -> list[int]:
 
 def build_panel(predictor: SteeredPredictor, scene: gr.State, face: gr.Radio) -> None:
     """One network: a face with its landmarks, the attention, and what can be chosen there."""
-    names, trained = list(predictor.layers), predictor.temperature
+    names, tau = list(predictor.layers), predictor.temperature
     controls: list[Any] = []
 
     with gr.Column(min_width=320), gr.Row():
@@ -151,14 +152,10 @@ def build_panel(predictor: SteeredPredictor, scene: gr.State, face: gr.Radio) ->
             gr.Markdown(MODULES if names else predictor.config["arm"])
             bars = gr.HTML(elem_classes="attention")
             if names:
-                info = f"τ of training: {trained:g}. High: all sets alike; low: one set takes all."
-                sets = [
-                    (f"only set {k + 1}", k) for k in range(predictor.layers[names[0]].num_sets)
-                ]
+                info = f"τ of training: {tau:g}. High: all sets alike; low: one set takes all."
+                sets = [(f"only set {k + 1}", k) for k in range(predictor.sets)]
                 controls = [
-                    gr.Slider(
-                        0.1, max(30, trained), trained, step=0.1, label="Temperature τ", info=info
-                    ),
+                    gr.Slider(0.1, max(30, tau), tau, step=0.1, label="Temperature τ", info=info),
                     gr.Radio([ATTENTION, ALIKE, *sets], value=ATTENTION, label="Weights"),
                     gr.CheckboxGroup(names, value=names, label="Modules with these weights"),
                 ]
@@ -173,17 +170,17 @@ def show(predictor: SteeredPredictor, scene: tuple | None, face: int, *steering:
     if scene is None:
         return None, f"No picture is here (one is kept for {KEPT // 60} minutes).", "", None
 
-    name, image, boxes = scene
-    box = boxes[face - 1]
-    (before,), trained = predictor.answer(image, [box])
-    (after,), used = predictor.answer(image, [box], steering)
-    drawn = draw_face(image, box, after, before, predictor.scheme)
+    name, image, faces = scene
+    seen = faces[face - 1]
+    before, trained = predictor.answer(image, seen)
+    after, used = predictor.answer(image, seen, steering)
+    drawn = draw_face(image, seen[0], after, before, predictor.scheme)
     shift = describe_shift(before, after, predictor.scheme) if used else ""
 
     # in Gradio's folder, so that Gradio deletes it
     file = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / f"{Path(name).stem}.json"
-    weights = {name: values[0].tolist() for name, values in used.items()}
-    made = {"box": box, "landmarks": after.tolist(), "attention": weights, "steering": steering}
+    weights = {name: values.tolist() for name, values in used.items()}
+    made = {"face": seen, "landmarks": after.tolist(), "attention": weights, "steering": steering}
     write_json(file, {"file": name, "checkpoint": predictor.name, **made}, indent=None)
 
     return drawn, shift, attention_html(used, trained), str(file)

@@ -18,39 +18,41 @@ ATTENTION, ALIKE = "by attention", "all sets alike"
 
 class SteeredPredictor(LandmarkPredictor):
     """A `LandmarkPredictor` whose attention is seen and chosen through `answer`, by one thread;
-    `layers` are its SepBN modules by name, `temperature` is that of training.
+    `layers` are its SepBN modules by name, `temperature` that of training, `sets` is K.
     """
 
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
         self.layers: dict[str, SepBatchNorm2d] = {}
-        self.temperature = 1.0
+        self.temperature, self.sets = 1.0, 0
 
         for path, layer in self._model.named_modules():
             if isinstance(layer, SepBatchNorm2d):
                 name = path.split(".")[0]
-                self.layers[name], self.temperature = layer, layer.temperature.item()
+                self.layers[name] = layer
+                self.temperature, self.sets = layer.temperature.item(), layer.num_sets
                 # an attribute is found before the method of the class
                 vars(layer)["attention"] = partial(self._attention, name, layer)
 
     def answer(
-        self, image: np.ndarray, boxes: Sequence[Sequence[int]], steering: Sequence[Any] = ()
+        self, image: np.ndarray, face: tuple[list[int], float], steering: Sequence[Any] = ()
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Landmarks (N, P, 2) float32, image px, and the weights (N, G, K) that each module used.
+        """Landmarks (P, 2) float32, image px, and the weights (G, K) that each module used.
 
         Args:
+            face: its box, and the angle in degrees that it is turned by.
             steering: nothing, or the temperature of all modules, what the weights are (ATTENTION,
                 ALIKE, or the only set's number, counted from 0), and in which modules.
         """
         temperature, choice, names = steering or (self.temperature, ATTENTION, ())
         self._choices = dict.fromkeys(names, choice)
-        self._used: dict[str, list[Tensor]] = {name: [] for name in self.layers}
+        self._used: dict[str, np.ndarray] = {}
         for layer in self.layers.values():
             layer.temperature.fill_(temperature)
 
-        landmarks = self(image, boxes)
+        (landmarks,) = self(image, [face[0]], angles=[face[1]])
 
-        return landmarks, {name: torch.cat(used).numpy() for name, used in self._used.items()}
+        return landmarks, self._used
 
     def _attention(self, name: str, layer: SepBatchNorm2d, x: Tensor) -> Tensor:
         weights, choice = SepBatchNorm2d.attention(layer, x), self._choices.get(name, ATTENTION)
@@ -60,6 +62,6 @@ class SteeredPredictor(LandmarkPredictor):
             weights = torch.zeros_like(weights)
             weights[..., int(choice)] = 1
 
-        self._used[name].append(weights.float().cpu())
+        self._used[name] = weights[0].float().cpu().numpy()
 
         return weights

@@ -230,7 +230,7 @@ def test_a_picture_of_ones_own_and_a_box_of_two_clicks(served, page, tmp_path):
     page.wait_for_selector("text=mine.jpg: no face found, so the whole picture is taken")
     height, width = cv2.imread(str(mine)).shape[:2]
     eventually(lambda: len(shown_faces(page)) == 2)
-    assert saved(page, tmp_path)["box"] == [0, 0, width - 1, height - 1]
+    assert saved(page, tmp_path)["face"] == [[0, 0, width - 1, height - 1], 0]
 
     picture = page.locator("#picture img").bounding_box()
     x, y, scale = picture["x"], picture["y"], picture["width"] / width
@@ -238,7 +238,7 @@ def test_a_picture_of_ones_own_and_a_box_of_two_clicks(served, page, tmp_path):
     page.wait_for_selector("text=Now click the opposite corner")
     page.mouse.click(x + 40 * scale, y + 30 * scale)
     page.wait_for_selector("text=the face is where the box says")
-    eventually(lambda: np.allclose(saved(page, tmp_path)["box"], [40, 30, 160, 150], atol=2))
+    eventually(lambda: np.allclose(saved(page, tmp_path)["face"][0], [40, 30, 160, 150], atol=2))
 
     page.get_by_label("Face box").fill("40, 30, 40")
     page.get_by_label("Face box").press("Enter")

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, make_sets_differ
 
 from dataset.boxes import BoxTable
+from dataset.detector import Faces
 from dataset.landmarks import WFLW_98
 from demonstration.drawing import attention_html, describe_shift, draw_face
 from demonstration.steering import ALIKE, ATTENTION, SteeredPredictor
@@ -48,12 +49,16 @@ def sepbn_layers(model) -> list[SepBatchNorm2d]:
 
 @pytest.fixture(scope="module")
 def faces(checkpoint):
-    """A steered predictor, and a noisy picture with the boxes of two faces."""
+    """A steered predictor, and a noisy picture with the boxes and angles of two faces."""
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     image[:, 60:] //= 5
-    boxes = [[5, 10, 50, 70], [60, 5, 118, 80]]
+    two = [([5, 10, 50, 70], 0.0), ([60, 5, 118, 80], 40.0)]
 
-    return SteeredPredictor(checkpoint, device="cpu"), image, boxes
+    return SteeredPredictor(checkpoint, device="cpu"), image, two
+
+
+def plain_answer(predictor: LandmarkPredictor, image: np.ndarray, face) -> np.ndarray:
+    return predictor(image, [face[0]], angles=[face[1]])[0]
 
 
 def changed(checkpoint, change) -> LandmarkPredictor:
@@ -67,19 +72,20 @@ def changed(checkpoint, change) -> LandmarkPredictor:
 
 
 def test_as_trained_is_what_the_predictor_says(checkpoint, faces):
-    predictor, image, boxes = faces
-    plain = LandmarkPredictor(checkpoint, device="cpu")(image, boxes)
-    assert predictor.temperature == pytest.approx(TEMPERATURE)
+    predictor, image, two = faces
+    plain = plain_answer(LandmarkPredictor(checkpoint, device="cpu"), image, two[1])
+    assert predictor.temperature == pytest.approx(TEMPERATURE) and predictor.sets == 3
 
     for steering in ((), (0.2, 1, MODULES), (predictor.temperature, ATTENTION, MODULES)):
-        landmarks, _ = predictor.answer(image, boxes, steering)
+        landmarks, _ = predictor.answer(image, two[1], steering)
         assert np.array_equal(landmarks, plain) == (steering[:1] != (0.2,))
 
 
 def test_weights_are_those_of_the_modules(checkpoint, faces):
     """An independent way: hooks on the network that was not folded."""
-    predictor, image, boxes = faces
-    patches, _ = predictor.cut(image, boxes)
+    predictor, image, two = faces
+    boxes, angles = zip(*two, strict=True)
+    patches, _ = predictor.cut(image, boxes, angles)
     model, seen = load_model(checkpoint).model, []
     for layer in sepbn_layers(model):
         layer.register_forward_pre_hook(lambda m, x: seen.append(m.attention(x[0])))
@@ -88,23 +94,23 @@ def test_weights_are_those_of_the_modules(checkpoint, faces):
     with torch.no_grad():
         model(crops)
 
-    _, attention = predictor.answer(image, boxes)
-    assert tuple(attention) == tuple(predictor.layers) == MODULES
+    told = [predictor.answer(image, face)[1] for face in two]
+    assert tuple(told[0]) == tuple(predictor.layers) == MODULES
 
-    for weights, expected in zip(attention.values(), seen, strict=True):
-        np.testing.assert_allclose(weights, expected.numpy(), atol=1e-5)
+    for name, expected in zip(MODULES, seen, strict=True):
+        np.testing.assert_allclose([used[name] for used in told], expected.numpy(), atol=1e-5)
 
-    between_faces = max(np.ptp(weights, axis=0).max() for weights in attention.values())
+    between_faces = max(np.abs(told[0][name] - told[1][name]).max() for name in MODULES)
     assert between_faces > 0.05  # the two faces are told apart
 
 
 def test_alike_is_the_limit_of_a_high_temperature(faces):
-    predictor, image, boxes = faces
-    alike, attention = predictor.answer(image, boxes, (predictor.temperature, ALIKE, MODULES))
+    predictor, image, (face, _) = faces
+    alike, attention = predictor.answer(image, face, (predictor.temperature, ALIKE, MODULES))
     assert all(np.all(weights == np.float32(1 / 3)) for weights in attention.values())
 
     distances = [
-        np.abs(predictor.answer(image, boxes, (high, ATTENTION, ()))[0] - alike).max()
+        np.abs(predictor.answer(image, face, (high, ATTENTION, ()))[0] - alike).max()
         for high in (1e2, 1e4, 1e8)
     ]
 
@@ -112,15 +118,15 @@ def test_alike_is_the_limit_of_a_high_temperature(faces):
 
 
 def test_the_lowest_temperature_leaves_the_strongest_set(faces):
-    predictor, image, boxes = faces
-    trained = predictor.answer(image, boxes)[1]["bn1"]
-    cold = predictor.answer(image, boxes, (1e-12, ATTENTION, ()))[1]["bn1"]
-    np.testing.assert_allclose(cold, np.eye(3)[trained.argmax(2)], atol=1e-6)
+    predictor, image, (face, _) = faces
+    trained = predictor.answer(image, face)[1]["bn1"]
+    cold = predictor.answer(image, face, (1e-12, ATTENTION, ()))[1]["bn1"]
+    np.testing.assert_allclose(cold, np.eye(3)[trained.argmax(1)], atol=1e-6)
 
 
 @pytest.mark.parametrize(("k", "modules"), [(0, MODULES), (2, MODULES), (1, ("bn3",))])
 def test_only_one_set_is_a_network_that_has_no_other_there(checkpoint, faces, k, modules):
-    predictor, image, boxes = faces
+    predictor, image, (face, _) = faces
     names = iter(MODULES)
 
     def keep_one(layer: SepBatchNorm2d) -> None:
@@ -128,27 +134,20 @@ def test_only_one_set_is_a_network_that_has_no_other_there(checkpoint, faces, k,
             layer.weight.copy_(layer.weight[k].clone().expand_as(layer.weight))
             layer.bias.copy_(layer.bias[k].clone().expand_as(layer.bias))
 
-    landmarks, attention = predictor.answer(image, boxes, (predictor.temperature, k, modules))
-    np.testing.assert_allclose(landmarks, changed(checkpoint, keep_one)(image, boxes), atol=1e-3)
+    expected = plain_answer(changed(checkpoint, keep_one), image, face)
+    landmarks, attention = predictor.answer(image, face, (predictor.temperature, k, modules))
+    np.testing.assert_allclose(landmarks, expected, atol=1e-3)
     for name, weights in attention.items():
-        assert np.array_equal(weights, np.eye(3)[np.full((2, 2), k)]) == (name in modules)
-
-
-def test_batches_of_one_keep_all_weights(checkpoint, faces):
-    predictor, image, boxes = faces
-    single = SteeredPredictor(checkpoint, device="cpu", batch_size=1).answer(image, boxes)[1]
-    for name, both in predictor.answer(image, boxes)[1].items():
-        np.testing.assert_allclose(single[name], both, atol=1e-5)
+        assert np.array_equal(weights, np.eye(3)[[k, k]]) == (name in modules)
 
 
 def test_a_network_without_sepbn_has_nothing_to_steer(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "bn.pt"
     torch.save(Baseline("bn", width=2).state_dict(), path)
-    landmarks, attention = SteeredPredictor(path, device="cpu").answer(
-        np.zeros((99, 99, 3), np.uint8), [[0, 0, 98, 98]]
-    )
-    assert landmarks.shape == (1, 98, 2) and attention == {}
+    predictor = SteeredPredictor(path, device="cpu")
+    landmarks, attention = predictor.answer(np.zeros((99, 99, 3), np.uint8), ([0, 0, 98, 98], 0.0))
+    assert landmarks.shape == (98, 2) and attention == {} and predictor.sets == 0
     assert attention_html(attention, attention) == ""
 
 
@@ -182,8 +181,8 @@ def test_a_face_close_up_has_its_landmarks_where_the_picture_has_them(box):
 
 
 def test_a_bar_has_a_part_for_every_set():
-    used = {"bn1": np.array([[[0.2, 0.3, 0.5], [0, 1, 0]]])}
-    html = attention_html(used, {"bn1": np.full((1, 2, 3), 1 / 3)})
+    used = {"bn1": np.array([[0.2, 0.3, 0.5], [0, 1, 0]])}
+    html = attention_html(used, {"bn1": np.full((2, 3), 1 / 3)})
     parts = re.findall(r'flex-grow:([\d.]+)">([\d.]*)<', html)
     now, before = [("0.2000", "0.20"), ("0.3000", "0.30"), ("0.5000", "0.50")], ("0.3333", "0.33")
     assert parts[:6] == [*now, *[before] * 3]
@@ -204,12 +203,14 @@ def page(monkeypatch):
 
 
 def test_faces_are_counted_from_the_left(page):
-    boxes = np.array([[200, 10, 240, 60], [20, 30, 60, 80]])
+    found = Faces(
+        np.array([[200, 10, 240, 60], [20, 30, 60, 80]]), np.array([0.9, 0.8]), np.array([0, 35.0])
+    )
     path = EXAMPLES / "smile.jpg"
     picture = {"path": str(path), "orig_name": "mine.jpg"}
-    button, box, scene, choice, said = page.Finder(lambda image: (boxes, [0.9, 0.8])).find(picture)
+    button, box, scene, choice, said = page.Finder(lambda image: found).find(picture)
 
-    assert scene[2] == [[20, 30, 60, 80], [200, 10, 240, 60]] and box == ""
+    assert scene[2] == [([20, 30, 60, 80], 35), ([200, 10, 240, 60], 0)] and box == ""
     assert [value for _, value in choice.choices] == [1, 2] and choice.visible
     assert said == "mine.jpg: faces found: 2." and not button.visible
     assert np.array_equal(scene[1], cv2.imread(str(path)))
@@ -217,12 +218,12 @@ def test_faces_are_counted_from_the_left(page):
 
 def test_where_no_face_is_found_the_whole_picture_is_one(page):
     picture = {"path": str(EXAMPLES / "smile.jpg"), "orig_name": "mine.jpg"}
-    nobody = np.zeros((0, 4), np.int64), np.zeros(0)
+    nobody = Faces(np.zeros((0, 4), np.int64), np.zeros(0), np.zeros(0))
     height, width = cv2.imread(picture["path"]).shape[:2]
 
     for detector in (None, lambda image: nobody):
         _, _, scene, _, said = page.Finder(detector).find(picture)
-        assert scene[2] == [[0, 0, width - 1, height - 1]] and "no face found" in said
+        assert scene[2] == [([0, 0, width - 1, height - 1], 0)] and "no face found" in said
 
 
 def test_a_typed_box(page):
