@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import sys
 import time
@@ -68,9 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_box_options(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_argument_group(
+    group = parser.add_argument_group(
         "where the faces are", "default: YuNet finds them; its file is fetched once"
-    ).add_mutually_exclusive_group()
+    )
+    source = group.add_mutually_exclusive_group()
 
     source.add_argument(
         "--box",
@@ -99,6 +101,34 @@ def add_box_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="ONNX",
         help="YuNet of the OpenCV Zoo, face_detection_yunet_2023mar.onnx, in a file of your own",
+    )
+
+    group.add_argument(
+        "--angle",
+        type=float,
+        action="append",
+        metavar="DEG",
+        help="how far the head in a --box is turned clockwise in the picture; the box is turned "
+        "with it about its centre; one for each --box (default: upright)",
+    )
+
+    group.add_argument(
+        "--min-face",
+        type=float,
+        metavar="PX",
+        help="side of the smallest faces that YuNet searches for; half of it may take four times "
+        "as long (default: 32, or 1/64 of the longer side of a picture of more than 2,048 px)",
+    )
+
+    group.add_argument(
+        "--score",
+        type=float,
+        metavar="S",
+        help="of YuNet's faces, 0 to 1, at least (default: 0.6)",
+    )
+
+    group.add_argument(
+        "--largest", action="store_true", help="only the largest of YuNet's faces in each picture"
     )
 
 
@@ -158,8 +188,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--batch-size must be at least 1")
     if args.detect_every < 1:
         parser.error("--detect-every must be at least 1")
-    if args.detect_every > 1 and (args.box or args.boxes or args.whole):
-        parser.error("--detect-every is for a detector's boxes; leave out --box, --boxes, --whole")
+    if args.box or args.boxes or args.whole:
+        searching = {
+            "--detect-every": args.detect_every > 1,
+            "--min-face": args.min_face is not None,
+            "--score": args.score is not None,
+            "--largest": args.largest,
+        }
+        for option in (option for option, given in searching.items() if given):
+            parser.error(f"{option} is for a detector's boxes; leave out --box, --boxes, --whole")
+
+    if args.min_face is not None and not 8 <= args.min_face < LARGEST_EDGE:
+        parser.error("--min-face must be at least 8 px")
+    if args.score is not None and not 0 < args.score < 1:
+        parser.error("--score must lie between 0 and 1")
+    if args.angle and len(args.angle) != len(args.box or []):
+        parser.error("--angle: give one for each --box, in the same order")
+    if not all(map(math.isfinite, args.angle or [])):
+        parser.error("--angle must be a number of degrees")
 
     for index, box in enumerate(args.box or []):
         if not all(abs(edge) < LARGEST_EDGE for edge in box):
@@ -181,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
 
     gc.disable()  # imports make many objects and no garbage; a third of their time
     from models.checkpoint import SHIPPED
-    from prediction.inputs import find_inputs
+    from prediction.inputs import Detected, find_inputs
     from prediction.outputs import Results
     from prediction.predictor import LandmarkPredictor
     from utils.runtime import keep_freed_memory
@@ -214,6 +260,8 @@ def main(argv: list[str] | None = None) -> int:
     predict_all(args, predictor, inputs, boxes_of, results)
     write_summary(results, checkpoint, predictor)
     report(results, time.perf_counter() - started, args.batch_size)
+    for note in boxes_of.notes() if isinstance(boxes_of, Detected) else ():
+        print(f"note: {note}")
 
     return 1 if results.errors else 0
 
@@ -233,11 +281,11 @@ def refuse_usage(args: argparse.Namespace, inputs: Inputs) -> None:
 
 def box_source(args: argparse.Namespace, paths: list[Path]) -> BoxSource:
     """Boxes and scores as the options ask for."""
-    from dataset.detector import FaceDetector, yunet_path
-    from prediction.inputs import table_source, whole_pictures
+    from dataset.detector import MIN_SCORE, FaceDetector, yunet_path
+    from prediction.inputs import Detected, table_source, whole_pictures
 
     if args.box:
-        return lambda path, image: (args.box, None)
+        return lambda path, image: (args.box, None, args.angle)
     if args.whole:
         return whole_pictures
     if args.boxes:
@@ -246,9 +294,10 @@ def box_source(args: argparse.Namespace, paths: list[Path]) -> BoxSource:
             print(f"note: {note}")
         return source
 
-    detector = FaceDetector(args.detector or yunet_path())
+    score = MIN_SCORE if args.score is None else args.score
+    detector = FaceDetector(args.detector or yunet_path(), min_score=score, min_face=args.min_face)
 
-    return lambda path, image: tuple(result.tolist() for result in detector(image))
+    return Detected(detector, largest=args.largest)
 
 
 def predict_all(

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from dataset.boxes import BoxTable
-from dataset.detector import overlaps
+from dataset.detector import MIN_FACE, FaceDetector, Faces, overlaps
 from dataset.pictures import IMAGE_SUFFIXES, is_heic
 from utils.files import UserError, is_utf8
 
@@ -146,6 +146,45 @@ def open_video(path: Path) -> cv2.VideoCapture:
     # by FFmpeg alone: OpenCV would take picture001.jpg for the first one of a sequence; by its
     # whole path, since FFmpeg would take a:b.mp4 for an address
     return cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+
+
+class Detected:
+    """A ``BoxSource``: the faces that a detector finds.
+
+    Args:
+        detector: it may say how small the faces are that it searches for.
+        largest: only the largest face of each picture.
+    """
+
+    def __init__(self, detector: FaceDetector, *, largest: bool = False) -> None:
+        self._detector, self._largest = detector, largest
+        self._unsearched: dict[Path, float] = {}  # px
+
+    def __call__(self, path: Path, image: np.ndarray) -> tuple[list, list, list]:
+        smallest = self._detector.smallest(image)
+        if self._detector.min_face is None and smallest > MIN_FACE:
+            self._unsearched[path] = smallest
+
+        faces = self._detector(image)
+        if self._largest and len(faces.boxes):
+            sides = (faces.boxes[:, 2:] - faces.boxes[:, :2]).max(axis=1)
+            faces = Faces(*(values[[sides.argmax()]] for values in faces))
+
+        return faces.boxes.tolist(), faces.scores.tolist(), faces.angles.tolist()
+
+    def notes(self) -> list[str]:
+        """What was not searched for, without a limit of the user's own."""
+        if not self._unsearched:
+            return []
+
+        path, smallest = max(self._unsearched.items(), key=lambda item: item[1])
+        count = len(self._unsearched)
+        where = str(path) if count == 1 else f"{count} large pictures, {path} among them"
+
+        return [
+            f"{where}: faces of less than {smallest:.0f} px were not searched for; --min-face "
+            f"{MIN_FACE} finds smaller ones, and takes longer"
+        ]
 
 
 def whole_pictures(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:

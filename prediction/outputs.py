@@ -31,7 +31,8 @@ def draw_faces(
     landmarks: np.ndarray,
     scheme: LandmarkScheme,
     *,
-    boxes: Sequence[Sequence[int]] | None = None,
+    boxes: Sequence[Sequence[int]] = (),
+    angles: Sequence[float] = (),
     ids: Sequence[int] = (),
 ) -> np.ndarray:
     """Return a copy of `image` with points, contours (one colour a group) and boxes drawn on it.
@@ -41,15 +42,19 @@ def draw_faces(
         landmarks: (N, P, 2) x, y in image pixels; integer coordinates are pixel centres.
         scheme: names the contours of the P points.
         boxes: N boxes (left, top, right, bottom), edges inclusive, image pixels.
+        angles: degrees by which the N boxes are turned clockwise about their centres; none: 0.
         ids: numbers to write at the N boxes.
     """
     canvas = np.ascontiguousarray(image).copy()
-    for box in [] if boxes is None else boxes:
+    for box, angle in zip(boxes, angles or [0.0] * len(boxes), strict=True):
         left, top, right, bottom = (int(edge) for edge in box)
         thickness = _stroke(max(right - left, bottom - top))
-        cv2.rectangle(canvas, (left, top), (right, bottom), _BOX_COLOUR, thickness)
+        centre = (left + right) / 2, (top + bottom) / 2
+        corners = cv2.boxPoints((centre, (right - left, bottom - top), angle))
+        fixed = np.rint(corners).astype(np.int32)
+        cv2.polylines(canvas, [fixed], True, _BOX_COLOUR, thickness)
 
-    for number, (left, top, right, _) in zip(ids, [] if boxes is None else boxes, strict=False):
+    for number, (left, top, right, _) in zip(ids, boxes, strict=False):
         size, stroke = max(0.5, (right - left) / 200), _stroke(right - left)
         font = cv2.FONT_HERSHEY_SIMPLEX
         cv2.putText(canvas, str(number), (left, top - 4), font, size, _BOX_COLOUR, stroke)

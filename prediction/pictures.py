@@ -43,7 +43,8 @@ def predict_pictures(
             tqdm.write(f"{shot.path}: no face")
             continue
 
-        overlay = draw_faces(shot.image, landmarks, results.scheme, boxes=shot.boxes)
+        angles = [frame.angle for frame in shot.frames]
+        overlay = draw_faces(shot.image, landmarks, results.scheme, boxes=shot.boxes, angles=angles)
 
         # The landmarks are there, whatever becomes of the files beside them.
         try:

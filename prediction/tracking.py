@@ -122,6 +122,7 @@ class _Face:
     found: np.ndarray  # (P, 2) landmarks in that box
     box: np.ndarray  # (4,) float64, where it is now
     landmarks: np.ndarray  # (P, 2) in that box
+    angle: float  # degrees by which the box is turned
 
     def carry(self, image: np.ndarray) -> bool:
         """Move and scale the box about as the landmarks did, less what may be trembling; whether
@@ -155,7 +156,7 @@ class FaceTracker:
     every frame is searched.
 
     Args:
-        find: image -> boxes (left, top, right, bottom) and their scores.
+        find: image -> boxes (left, top, right, bottom), their scores and angles.
         every: N.
 
     Call :meth:`boxes` with a frame, then :meth:`update` with what the network made of them.
@@ -166,30 +167,32 @@ class FaceTracker:
         self._every = every
         self._age = 0  # frames since the last search
         self._faces: list[_Face] = []
-        self._searched: Sequence[Sequence[int]] | None = None  # boxes of this frame's search
+        # boxes and angles of this frame's search
+        self._searched: tuple[Sequence[Sequence[int]], Sequence[float]] | None = None
 
-    def boxes(self, image: np.ndarray) -> tuple[list[list[int]], list[float] | None]:
-        """Boxes of the next frame, and scores where they were searched for."""
+    def boxes(self, image: np.ndarray) -> tuple[list[list[int]], list[float] | None, list[float]]:
+        """Boxes of the next frame, scores where they were searched for, and angles."""
         self._age += 1
         if self._age < self._every:
             self._faces = [face for face in self._faces if face.carry(image)]
             if self._faces:
                 self._searched = None
-                return [face.whole_box() for face in self._faces], None
+                angles = [face.angle for face in self._faces]
+                return [face.whole_box() for face in self._faces], None, angles
 
-        boxes, scores = self._find(image)[:2]
-        self._age, self._searched = 0, boxes
+        boxes, scores, angles = self._find(image)
+        self._age, self._searched = 0, (boxes, angles)
 
-        return boxes, scores
+        return boxes, scores, angles
 
     def update(self, landmarks: np.ndarray) -> None:
         """The landmarks (N, P, 2), image px, of the boxes that :meth:`boxes` gave."""
         if self._searched is not None:
+            boxes, angles = self._searched
+            places = np.array(boxes, np.float64).reshape(-1, 4)
             self._faces = [
-                _Face(box, points, box, points)
-                for box, points in zip(
-                    np.array(self._searched, np.float64).reshape(-1, 4), landmarks, strict=True
-                )
+                _Face(box, points, box, points, angle)
+                for box, points, angle in zip(places, landmarks, angles, strict=True)
             ]
 
         for face, points in zip(self._faces, landmarks, strict=True):

@@ -163,7 +163,15 @@ def predict_video(
             time = round(seconds, 4)
             faces = describe_faces(shot, landmarks, ids)
             file.write(json.dumps({"frame": count, "time": time, "faces": faces}) + "\n")
-            sink.write(draw_faces(shot.image, landmarks, results.scheme, boxes=shot.boxes, ids=ids))
+            overlay_frame = draw_faces(
+                shot.image,
+                landmarks,
+                results.scheme,
+                boxes=shot.boxes,
+                angles=[frame.angle for frame in shot.frames],
+                ids=ids,
+            )
+            sink.write(overlay_frame)
             results.count(path, count, time, faces)
             count += 1
             found += len(faces)

@@ -41,7 +41,7 @@ def landmarks_of_video(
     """
     face = draw_face(SEED, "test", number)
     random = np.random.default_rng(number)
-    tracker = FaceTracker(lambda image: ([list(face.box)], None), FRAMES if carried else 1)
+    tracker = FaceTracker(lambda image: ([list(face.box)], None, [0.0]), FRAMES if carried else 1)
     landmarks, boxes = [], []
 
     for _ in range(FRAMES):

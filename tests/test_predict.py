@@ -644,6 +644,14 @@ def test_paths_that_cannot_be_looked_at_and_devices(predict, picture, tmp_path):
         ["--whole", "--batch-size", 0],
         ["--detector", "x.onnx", "--detect-every", 0],
         ["--whole", "--detect-every", 5],
+        ["--whole", "--min-face", 20],
+        ["--box", 1, 1, 9, 9, "--score", 0.5],
+        ["--boxes", "x.csv", "--largest"],
+        ["--detector", "x.onnx", "--min-face", 3],
+        ["--detector", "x.onnx", "--score", 1],
+        ["--box", 1, 1, 9, 9, "--angle", 5, "--angle", 6],
+        ["--box", 1, 1, 9, 9, "--angle", "nan"],
+        ["--angle", 5],
         ["--whole", "--format", "xml"],
         ["--whole", "--unknown"],
     ],
@@ -723,16 +731,23 @@ def test_smooth_lowers_the_trembling_of_a_video(predict, picture, tmp_path):
 
 
 class Finder:
-    """Stands for a face detector: one box, and how often it was asked."""
+    """Stands for a face detector: a box that is turned, and how often it was asked."""
 
     asked = 0
+    boxes = ((20, 20, 99, 99),)
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, min_score: float, min_face: float | None) -> None:
         Finder.asked = 0
+        self.min_face, self.options = min_face, (min_score, min_face)
+
+    def smallest(self, image: np.ndarray) -> float:
+        return self.min_face or 125.0
 
     def __call__(self, image: np.ndarray) -> Faces:
         Finder.asked += 1
-        return Faces(np.array([[20, 20, 99, 99]]), np.array([0.9], np.float32), np.zeros(1))
+        count = len(self.boxes)
+        scores, angles = np.full(count, 0.9, np.float32), np.full(count, 30.0)
+        return Faces(np.array(self.boxes), scores, angles)
 
 
 def test_faces_are_searched_for_in_every_nth_frame(predict, picture, tmp_path, monkeypatch):
@@ -749,3 +764,39 @@ def test_faces_are_searched_for_in_every_nth_frame(predict, picture, tmp_path, m
     # nothing moves: carried boxes stay where they were found, up to what the codec changes
     for row in rows:
         assert np.abs(np.array(row["faces"][0]["box"]) - [20, 20, 99, 99]).max() <= 1
+        assert row["faces"][0]["angle"] == 30
+
+
+def test_the_largest_face_alone_and_what_was_not_searched_for(
+    predict, picture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dataset.detector.FaceDetector", Finder)
+    monkeypatch.setattr(Finder, "boxes", ((20, 20, 39, 39), (50, 10, 99, 69), (0, 0, 9, 9)))
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    found = ["--detector", "x.onnx"]
+    code, output, _, files = predict(tmp_path / "a.png", *found)
+    assert code == 0 and len(files[0]["faces"]) == 3
+    assert "a.png: faces of less than 125 px were not searched for; --min-face" in output
+
+    code, output, _, files = predict(tmp_path / "a.png", *found, "--largest", "--min-face", 50)
+    assert [face["box"] for face in files[0]["faces"]] == [[50, 10, 99, 69]]
+    assert code == 0 and "searched" not in output
+
+
+def test_a_box_may_be_turned(predict, picture, tmp_path, checkpoint):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    boxes = [[30, 20, 99, 90], [40, 20, 109, 90]]
+    options = ["--box", *boxes[0], "--angle", 0, "--box", *boxes[1], "--angle", -75.5]
+    code, _, _, files = predict(tmp_path / "a.png", *options)
+    assert code == 0 and [face["angle"] for face in files[0]["faces"]] == [0, -75.5]
+
+    expected = LandmarkPredictor(checkpoint, device="cpu")(picture, boxes, angles=[0, -75.5])
+    assert np.abs(landmarks_of(files[0]) - expected).max() < 1e-3
+
+    overlay = cv2.imread(str(tmp_path / "out" / files[0]["overlay"])).astype(int)
+    (x, y), turn = (74.5, 55.0), np.deg2rad(-75.5)
+    corner = (
+        x - 34.5 * np.cos(turn) + 35 * np.sin(turn),
+        y - 34.5 * np.sin(turn) - 35 * np.cos(turn),
+    )
+    assert overlay[round(corner[1]), round(corner[0])].min() > 180

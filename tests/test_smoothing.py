@@ -177,10 +177,10 @@ def searching(*answers: list[list[int]]):
     """A detector that gives one answer after the other, and the list of its answers so far."""
     given: list = []
 
-    def find(image: np.ndarray) -> tuple[list, list]:
+    def find(image: np.ndarray) -> tuple[list, list, list]:
         boxes = answers[min(len(given), len(answers) - 1)]
         given.append(boxes)
-        return boxes, [0.9] * len(boxes)
+        return boxes, [0.9] * len(boxes), [30.0] * len(boxes)
 
     return find, given
 
@@ -191,20 +191,20 @@ def test_a_carried_box_moves_and_grows_with_the_landmarks():
     shape = np.random.default_rng(5).normal(0, 10, (98, 2))
     shape -= shape.mean(axis=0)
 
-    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9])
+    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9], [30.0])
     tracker.update((shape + [60, 75])[None])
-    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], None)  # nothing has moved yet
+    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], None, [30.0])  # nothing has moved yet
 
     # moved by (10, -5); 0.04 of the side, 49, is left for trembling, and half of the rest is done
     tracker.update((shape + [70, 70])[None])
-    assert tracker.boxes(IMAGE) == ([[44, 48, 83, 97]], None)
+    assert tracker.boxes(IMAGE) == ([[44, 48, 83, 97]], None, [30.0])
 
     # twice as large, (x - 60) * 2 + 60, (y - 75) * 2 + 75: towards 20 25 98 123
     tracker.update((2 * shape + [60, 75])[None])
-    assert tracker.boxes(IMAGE) == ([[33, 38, 90, 109]], None) and len(given) == 1
+    assert tracker.boxes(IMAGE) == ([[33, 38, 90, 109]], None, [30.0]) and len(given) == 1
 
     tracker.update((shape + [60, 75])[None])
-    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9]) and len(given) == 2
+    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9], [30.0]) and len(given) == 2
 
 
 def test_a_carried_box_stays_near_a_moving_face():
@@ -230,7 +230,7 @@ def test_every_frame_is_searched_while_no_face_is_known():
     find, given = searching([], [], [[10, 10, 50, 50]])
     tracker = FaceTracker(find, 10)
     for count in (1, 2, 3):
-        boxes, _ = tracker.boxes(IMAGE)
+        boxes, *_ = tracker.boxes(IMAGE)
         tracker.update(np.random.default_rng(6).uniform(10, 50, (len(boxes), 98, 2)))
         assert len(given) == count
 
