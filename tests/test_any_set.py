@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import write_checkpoint, write_official_set
 
-from dataset.annotations import read_official_list
+from dataset.annotations import official_list, read_official_list
 from dataset.boxes import landmark_box
 from dataset.crop import CROP_OFFSET, patch_frame
 from dataset.faces import load_faces
@@ -33,7 +33,6 @@ from utils.files import UserError
 from utils.metrics import nme
 
 PREPARE = "dataset/createWFLW256.py"
-LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test"
 # a point every fourth of the contour, the brows' upper edges, nose, eye corners, mouth, pupils
 FORTY = (
     *range(0, 33, 4),
@@ -50,10 +49,6 @@ def quick_timing(monkeypatch):
     """Speed is not the matter here."""
     quick = functools.partial(measure_speed, batch_size=8, seconds=0.0)
     monkeypatch.setattr(evaluate, "measure_speed", quick)
-
-
-def official_list(folder: Path, split: str) -> Path:
-    return folder / LISTS / f"list_98pt_rect_attr_{split}.txt"
 
 
 def write_pts_folders(folder: Path, images: Path, lists: dict[str, Path], step: int = 1) -> Path:
@@ -279,56 +274,49 @@ def test_points_of_wflw_and_ibug_that_differ(shared_data):
     assert np.abs(apart[2:8]).max() < 0.05
 
 
-def spoil(folder: Path, kind: str) -> list[str]:
-    """Make a .pts set wrong in one way; what the one line must say."""
-    pts = folder / "test" / "face0002.pts"
-
-    if kind == "no picture":
-        (folder / "test" / "face0002.png").unlink()
-    elif kind == "no pts":
-        pts.unlink()
-        return ["face0002.png", "no face0002.pts beside it"]
-    elif kind == "count":
-        pts.write_text("1 2\n3 4\n")
-        return ["face0002.pts: 2 points, but", "face0000.pts has 98"]
-    elif kind == "nan":
-        pts.write_text("1 2\n3 nan\n")
-        return ["face0002.pts, line 2", "not finite"]
-    elif kind == "two pictures":
-        shutil.copy(pts.with_suffix(".png"), pts.with_suffix(".JPG"))
-        return ["face0002.png", "face0002.JPG lies beside it"]
-    elif kind == "one place":
-        pts.write_text("5 5\n" * 98)
-        return ["face0002.pts: all landmarks lie in one place"]
-    elif kind == "missing folder":
-        shutil.rmtree(folder / "test")
-        return [str(folder / "test"), "No such file"]
-    elif kind == "empty folder":
-        shutil.rmtree(folder / "test")
-        (folder / "test").mkdir()
-        return [str(folder / "test"), "holds no .pts file"]
-    elif kind == "damaged picture":
-        pts.with_suffix(".png").write_bytes(b"no picture")
-        return ["face0002.pts: image", "damaged"]
-    elif kind == "unknown number":
-        for path in folder.glob("*/*.pts"):
-            path.write_text("1 2\n3 4\n5 6\n")
-        return ["no landmark scheme has 3 points", "--scheme"]
-
-    return ["face0002.pts: no picture"]
+def everywhere(folder: Path, text: str) -> None:
+    for path in folder.glob("*/*.pts"):
+        path.write_text(text)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("no picture", "no pts", "count", "nan", "two pictures", "one place", "missing folder"),
-        *("empty folder", "damaged picture", "unknown number"),
-    ],
-)
+# What is done to a set's folder and to one of its faces, and what the one line must say.
+SPOILED = {
+    "no picture": (lambda _, pts: pts.with_suffix(".png").unlink(), ["face0002.pts: no picture"]),
+    "no pts": (lambda _, pts: pts.unlink(), ["face0002.png", "no face0002.pts beside it"]),
+    "count": (
+        lambda _, pts: pts.write_text("1 2\n3 4\n"),
+        ["face0002.pts: 2 points, but", "face0000.pts has 98"],
+    ),
+    "nan": (lambda _, pts: pts.write_text("1 2\n3 nan\n"), ["face0002.pts, line 2", "not finite"]),
+    "two pictures": (
+        lambda _, pts: shutil.copy(pts.with_suffix(".png"), pts.with_suffix(".JPG")),
+        ["face0002.png", "face0002.JPG lies beside it"],
+    ),
+    "one place": (
+        lambda _, pts: pts.write_text("5 5\n" * 98),
+        ["face0002.pts: all landmarks lie in one place"],
+    ),
+    "missing folder": (lambda folder, _: shutil.rmtree(folder / "test"), ["test", "No such file"]),
+    "empty folder": (
+        lambda folder, _: [path.unlink() for path in (folder / "test").iterdir()],
+        ["test", "holds no .pts file"],
+    ),
+    "damaged picture": (
+        lambda _, pts: pts.with_suffix(".png").write_bytes(b"no picture"),
+        ["face0002.pts: image", "damaged"],
+    ),
+    "unknown number": (
+        lambda folder, _: everywhere(folder, "1 2\n3 4\n5 6\n"),
+        ["no landmark scheme has 3 points", "--scheme"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
 def test_what_is_wrong_with_a_pts_folder_is_one_line(pts_set, tmp_path, run_script, kind):
-    words = spoil(pts_set, kind)
-    result = run_script(PREPARE, *pts_arguments(pts_set, tmp_path / "out"))
-    assert_one_line(result, *words)
+    spoil, words = SPOILED[kind]
+    spoil(pts_set, pts_set / "test" / "face0002.pts")
+    assert_one_line(run_script(PREPARE, *pts_arguments(pts_set, tmp_path / "out")), *words)
     assert not (tmp_path / "out" / "meta.json").exists()
 
 
