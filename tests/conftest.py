@@ -232,11 +232,7 @@ def official_set(tmp_path_factory) -> Path:
 def prepared_set(official_set, tmp_path_factory) -> Path:
     """The drawn data set after ``dataset/createWFLW256.py``. Tests must not write into it."""
     folder = tmp_path_factory.mktemp("prepared") / "WFLW256"
-    assert (
-        load_script("dataset/createWFLW256.py").main(
-            ["--wflw", str(official_set), "--out", str(folder)]
-        )
-        == 0
-    )
+    options = ["--wflw", str(official_set), "--out", str(folder)]
+    assert load_script("dataset/createWFLW256.py").main(options) == 0
 
     return folder

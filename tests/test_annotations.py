@@ -40,12 +40,8 @@ def test_official_list(tmp_path, points):
     assert first.attributes == (False, True, False, False, True, False)
     assert second.attributes == (True, False, True, True, False, True)
 
-    assert (first.image, first.line, second.image, second.line) == (
-        "1--Event/a.jpg",
-        1,
-        "2--Other/b.png",
-        2,
-    )
+    found = [(face.image, face.line) for face in (first, second)]
+    assert found == [("1--Event/a.jpg", 1), ("2--Other/b.png", 2)]
 
 
 def test_order_of_the_attributes():

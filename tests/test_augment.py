@@ -130,13 +130,13 @@ def test_without_draws_the_crop_is_the_central_one_bit_for_bit():
     assert torch.equal(crops, (pixels - 127.5) / 128)
 
 
+def only_flips(count: int, **_: object) -> tuple[np.ndarray, Draws]:
+    return np.arange(count), Draws(**(no_draws(count) | {"flip": np.ones(count, bool)}))
+
+
 def test_flipping_twice_is_the_identity(monkeypatch):
     faces = random_faces()
-    monkeypatch.setattr(
-        augment,
-        "draw",
-        lambda n, **_: (np.arange(n), Draws(**(no_draws(n) | {"flip": np.ones(n, bool)}))),
-    )
+    monkeypatch.setattr(augment, "draw", only_flips)
 
     def flip(faces: FaceSet) -> tuple[torch.Tensor, torch.Tensor]:
         images, targets = batch(faces, draw_epoch(faces, seed=0, epoch=0), torch.arange(len(faces)))
@@ -155,11 +155,7 @@ def test_flipping_twice_is_the_identity(monkeypatch):
 
 def test_flipped_targets_are_mirrored_and_permuted(monkeypatch):
     faces = random_faces()
-    monkeypatch.setattr(
-        augment,
-        "draw",
-        lambda n, **_: (np.arange(n), Draws(**(no_draws(n) | {"flip": np.ones(n, bool)}))),
-    )
+    monkeypatch.setattr(augment, "draw", only_flips)
     targets = draw_epoch(faces, seed=0, epoch=0).targets
     points = faces.crop_landmarks()[:, list(WFLW_98.mirror)]
 

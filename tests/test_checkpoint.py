@@ -17,16 +17,8 @@ from models.checkpoint import build_model, load_model
 from models.vanilla import released_state_dict
 from utils.files import UserError
 
-CONFIG = {
-    "norm": "sepbn",
-    "num_landmarks": 98,
-    "width": 4,
-    "sets": 3,
-    "groups": 2,
-    "resample": "area",
-    "released_geometry": False,
-    "run": "mine",
-}
+CONFIG = {"norm": "sepbn", "num_landmarks": 98, "width": 4, "sets": 3, "groups": 2}
+CONFIG |= {"resample": "area", "released_geometry": False, "run": "mine"}
 
 
 def scramble(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -43,12 +35,8 @@ def scramble(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def own_file(path, config=CONFIG, **changes):
-    content = {
-        "model": scramble(build_model(config)).state_dict(),
-        "config": config,
-        "format": 1,
-    } | changes
-    checkpoint.save(path, content)
+    content = {"model": scramble(build_model(config)).state_dict(), "config": config, "format": 1}
+    checkpoint.save(path, content | changes)
     return path
 
 
@@ -173,12 +161,8 @@ def test_weights_that_do_not_fit(tmp_path):
         assert one_line(error)
 
     with pytest.raises(UserError, match="its config lacks width"):
-        content = {
-            "model": state,
-            "config": {k: v for k, v in CONFIG.items() if k != "width"},
-            "format": 1,
-        }
-
+        config = {name: value for name, value in CONFIG.items() if name != "width"}
+        content = {"model": state, "config": config, "format": 1}
         checkpoint.save(tmp_path / "config.pt", content)
         load_model(tmp_path / "config.pt")
 
@@ -238,34 +222,23 @@ def test_a_bare_state_dict_of_ours_computes_the_same(tmp_path):
             torch.testing.assert_close(loaded.model(faces), model(faces), rtol=1e-4, atol=1e-5)
 
 
-LIES = [
-    ("width", "a"),
-    ("width", 10_000_000),
-    ("width", 4.0),
-    ("sets", -1),
-    ("sets", None),
-    ("sets", True),
-    ("groups", None),
-    ("groups", 4),
-    ("norm", "foo"),
-    ("norm", "bn"),
-    ("norm", ["sepbn"]),
-    ("num_landmarks", 68),
-    ("num_landmarks", torch.tensor([1, 2])),
-    ("resample", torch.zeros(2, 2)),
-    ("attention_grid", 2),
-    ("attention_grid", {}),
-    ("run", 5),
-    ("run", "../elsewhere"),
-    ("resample", "cubic"),
-    ("resample", None),
-    ("resample", ["area"]),
-    ("released_geometry", "no"),
-    ("extra", torch.zeros(2)),
-]
+LIES = {
+    "width": ("a", 10_000_000, 4.0),
+    "sets": (-1, None, True),
+    "groups": (None, 4),
+    "norm": ("foo", "bn", ["sepbn"]),
+    "num_landmarks": (68, torch.tensor([1, 2])),
+    "attention_grid": (2, {}),
+    "run": (5, "../elsewhere"),
+    "resample": (torch.zeros(2, 2), "cubic", None, ["area"]),
+    "released_geometry": ("no",),
+    "extra": (torch.zeros(2),),
+}
 
 
-@pytest.mark.parametrize(("name", "value"), LIES)
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in LIES.items() for value in values]
+)
 def test_a_config_that_lies(tmp_path, monkeypatch, name, value):
     path = own_file(tmp_path / "final.pt")
     content = checkpoint.read(path)

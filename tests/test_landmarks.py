@@ -34,30 +34,8 @@ def test_wflw_mirror_is_the_published_table():
     expected += [51, 52, 53, 54, 59, 58, 57, 56, 55]
     expected += [72, 71, 70, 69, 68, 75, 74, 73, 64, 63, 62, 61, 60, 67, 66, 65]
 
-    expected += [
-        82,
-        81,
-        80,
-        79,
-        78,
-        77,
-        76,
-        87,
-        86,
-        85,
-        84,
-        83,
-        92,
-        91,
-        90,
-        89,
-        88,
-        95,
-        94,
-        93,
-        97,
-        96,
-    ]
+    expected += [*range(82, 75, -1), *range(87, 82, -1), *range(92, 87, -1)]
+    expected += [95, 94, 93, 97, 96]
 
     assert list(WFLW_98.mirror) == expected
 

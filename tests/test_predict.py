@@ -54,13 +54,9 @@ def predict(run_script, checkpoint, tmp_path):
             "predict.py", *arguments, "--checkpoint", checkpoint, "--out", out
         )
         written = out / "landmarks.json"
+        files = json.loads(written.read_text())["files"] if written.exists() else []
 
-        return (
-            code,
-            output,
-            errors,
-            json.loads(written.read_text())["files"] if written.exists() else [],
-        )
+        return code, output, errors, files
 
     return run
 
@@ -122,12 +118,8 @@ def test_predictions_are_those_of_the_test_path_on_real_faces(
 
     prepared = tmp_path / "prepared"
 
-    assert (
-        load_script("dataset/createWFLW256.py").main(
-            ["--wflw", str(official), "--out", str(prepared)]
-        )
-        == 0
-    )
+    options = ["--wflw", str(official), "--out", str(prepared)]
+    assert load_script("dataset/createWFLW256.py").main(options) == 0
 
     compare_with_evaluation(official, prepared, checkpoint, predict)
 
