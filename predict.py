@@ -225,18 +225,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
-    gc.disable()  # imports make many objects and no garbage; a third of their time
+    gc.disable()  # imports make a million objects and hardly any garbage
     from models.checkpoint import SHIPPED
     from prediction.inputs import Detected, find_inputs
     from prediction.outputs import Results
     from prediction.predictor import LandmarkPredictor
     from utils.runtime import keep_freed_memory
 
-    gc.freeze()  # leaving takes no look at them either
+    gc.freeze()  # nor does leaving look through them
     gc.enable()
     keep_freed_memory()
 
-    inputs = find_inputs(args.inputs, recursive=args.recursive, out=args.out)
+    used = [args.out, *([args.boxes] if args.boxes else [])]
+    inputs = find_inputs(args.inputs, recursive=args.recursive, used=used)
     paths = inputs.pictures + inputs.videos
     refuse_usage(args, inputs)
     for note in inputs.notes:

@@ -37,15 +37,15 @@ class Inputs:
         (self.videos if kind == "video" else self.pictures).append(path)
 
 
-def find_inputs(entries: Sequence[Path], *, recursive: bool, out: Path) -> Inputs:
+def find_inputs(entries: Sequence[Path], *, recursive: bool, used: Sequence[Path] = ()) -> Inputs:
     """Files as they are; of folders the pictures and videos in them, sorted by name.
 
     Args:
         entries: files and folders.
         recursive: subfolders of folders too.
-        out: a folder for results, which is never an input.
+        used: for something else, such as the folder for results: in no folder are they inputs.
     """
-    inputs, known = Inputs(), {os.path.realpath(entry) for entry in [*entries, out]}
+    inputs, known = Inputs(), {os.path.realpath(entry) for entry in [*entries, *used]}
 
     for entry in entries:
         try:
@@ -83,7 +83,7 @@ def _add_folder(inputs: Inputs, folder: Path, recursive: bool, known: set[str]) 
     unknown, folders = [], []
 
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or (path.is_dir() and os.path.realpath(path) in known):
+        if path.name.startswith(".") or os.path.realpath(path) in known:
             continue
         if path.is_dir():
             folders.append(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import load_script, write_checkpoint
+from conftest import ROOT, load_script, write_checkpoint
 
 from dataset.annotations import read_official_list
 from dataset.boxes import BoxTable
@@ -480,6 +480,28 @@ def test_rows_of_other_folders_are_not_guessed(predict, picture, tmp_path):
     (tmp_path / "boxes.csv").write_text("file,x0,y0,x1,y1\nz/a.png,1,2,30,40\n")
     code, _, errors, _ = predict(tmp_path / "x", tmp_path / "y", "--boxes", tmp_path / "boxes.csv")
     assert code == 1 and errors.count("no row in the table") == 2
+
+
+def fields_of(value: object) -> set[str]:
+    """All keys of all objects in some JSON."""
+    if isinstance(value, dict):
+        return set(value).union(*map(fields_of, value.values()))
+    return set().union(*map(fields_of, value)) if isinstance(value, list) else set()
+
+
+def test_every_field_is_documented(predict, picture, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    (tmp_path / "bad.png").write_bytes(b"")
+    write_video(tmp_path / "clip.avi", [picture])
+    inputs = [tmp_path / name for name in ("a.png", "bad.png", "clip.avi")]
+    options = ["--format", "pts", "--points", 68]
+    code, _, _, files = predict(*inputs, "--whole", *options)
+    assert code == 1 and len(files) == 3
+
+    content = json.loads((tmp_path / "out/landmarks.json").read_text())
+    found = fields_of(content) | fields_of(rows_of(tmp_path / "out", files[1]))
+    page = (ROOT / "docs/predict.md").read_text()
+    assert len(found) > 20 and not [name for name in found if f"`{name}`" not in page]
 
 
 def test_decimals_of_a_box_are_rounded(predict, picture, tmp_path):
