@@ -7,22 +7,25 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models import SepBatchNorm2d
+from models import SepBatchNorm2d, VanillaCNN
+from models.vanilla import NEGATIVE_SLOPE, NUM_STAGES
 
 
 def fold_normalisation(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode that computes the same with less work.
 
     Every BatchNorm `bnX` goes into the convolution `convX` before it; every SepBN becomes a
-    `FoldedSepBN`.
+    `FoldedSepBN` that pools as well.
     """
     model = copy.deepcopy(model).eval()
     for name, layer in list(model.named_children()):
         if isinstance(layer, SepBatchNorm2d):
-            setattr(model, name, FoldedSepBN(layer))
+            model.__class__ = _PooledByNorms
+            setattr(model, name, FoldedSepBN(layer, pool=2))
         elif isinstance(layer, nn.BatchNorm2d):
             conv = "conv" + name.removeprefix("bn")
             setattr(model, conv, fuse_conv_bn_eval(getattr(model, conv), layer))
@@ -31,9 +34,20 @@ def fold_normalisation(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False)
 
 
+class _PooledByNorms(VanillaCNN):
+    """A VanillaCNN whose normalisation layers pool their maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in range(1, NUM_STAGES + 1):
+            x = getattr(self, f"conv{stage}")(x)
+            x = F.leaky_relu(getattr(self, f"bn{stage}")(x), NEGATIVE_SLOPE)
+
+        return self.fc2(F.leaky_relu(self.fc1(x.flatten(1)), NEGATIVE_SLOPE))
+
+
 class FoldedSepBN(nn.Module):
     r"""SepBN with its running statistics folded into the mapping sets, so that one affine of x
-    remains.
+    remains, and the max-pool that follows it.
 
     With the mean :math:`\mu`, the deviation :math:`\sigma = \sqrt{\mathrm{var} + \epsilon}` and the
     attention p,
@@ -42,25 +56,52 @@ class FoldedSepBN(nn.Module):
               + \sum_k p_{gk} \Bigl(\beta_{kc} - \frac{\gamma_{kc} \mu_c}{\sigma_c}\Bigr), \qquad g
               = g(c).
 
-    The sums over k are one matrix product each: row g·K + k of the matrices is zero outside of
-    group g. (`einsum` would do as well, but OpenCV's importer cannot change its batch size.)
+    Both sums over k are one matrix product: row g·K + k of the matrix is zero outside of group g.
+    (`einsum` would do as well, but OpenCV's importer cannot change its batch size.)
+
+    Where no scale of x is negative the affine map keeps the order of the pixels, so that pooling
+    may come first: the same values from a quarter of the work.
     """
 
-    scale: Tensor
-    shift: Tensor
+    sets: Tensor
+    squeeze: Tensor
+    expand: Tensor
 
-    def __init__(self, layer: SepBatchNorm2d) -> None:
+    def __init__(self, layer: SepBatchNorm2d, pool: int = 1) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.pool = layer, pool
         scale = layer.weight / (layer.running_var + layer.eps).sqrt()  # (K, C)
-        shift = layer.bias - scale * layer.running_mean
-        self.register_buffer("scale", _by_group(scale.detach(), layer.groups))  # (G * K, C)
-        self.register_buffer("shift", _by_group(shift.detach(), layer.groups))
+        bias = torch.zeros_like(scale) if layer.bias is None else layer.bias
+        shift = bias - scale * layer.running_mean
+        self.may_be_negative = bool((scale < 0).any())
+        sets = [_by_group(each.detach(), layer.groups) for each in (scale, shift)]
+        self.register_buffer("sets", torch.cat(sets, 1))  # (G * K, 2 C)
+        self.register_buffer("squeeze", layer.fc1.weight.detach().flatten(1))
+        self.register_buffer("expand", (layer.fc2.weight.detach() / layer.temperature).flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        p = self.layer.attention(x).flatten(1)  # (N, G, K) -> (N, G * K)
-        scale, shift = p @ self.scale, p @ self.shift  # (N, C)
-        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
+        maps = self._attention(x) @ self.sets
+        scale, shift = maps.view(-1, 2, x.shape[1], 1, 1).unbind(1)
+        if self._may_pool_first(scale):
+            return torch.addcmul(shift, F.max_pool2d(x, self.pool), scale)
+        return F.max_pool2d(torch.addcmul(shift, x, scale), self.pool)
+
+    def _may_pool_first(self, scale: Tensor) -> bool:
+        if not self.may_be_negative:
+            return True
+        if scale.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False  # to look would make others wait, or fix what must stay open
+        return not (scale < 0).any()
+
+    def _attention(self, x: Tensor) -> Tensor:
+        """Attention weights, (N, G * K)."""
+        if self.layer.attention_grid is not None:
+            return self.layer.attention(x).flatten(1)
+        hidden = F.leaky_relu(F.linear(x.mean((2, 3)), self.squeeze), 0.01)
+        logits = F.linear(hidden, self.expand)
+        if self.layer.groups == 1:
+            return torch.softmax(logits, 1)
+        return torch.softmax(logits.unflatten(1, (self.layer.groups, -1)), 2).flatten(1)
 
 
 def _by_group(sets: Tensor, groups: int) -> Tensor:
