@@ -9,7 +9,7 @@
 # spares the disk) and is removed. Needs torch, numpy, opencv, tqdm, matplotlib and pytest; no network.
 # PYTHON names the interpreter (default: python3). --quick tries everything on the CPU with tiny networks.
 #
-# The plan for 9 minutes, in seconds from the start, on 16 cores (a core renders 48 faces a second):
+# The plan for 9 minutes, in seconds from the start, on 16 cores (one renders about 45 faces a second):
 #
 #       0 -  20   the card; about 2,000 faces, to learn how many a second are rendered and prepared
 #      20 - 185   meanwhile, on all cores but two: about 60,000 faces
