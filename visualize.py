@@ -65,8 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         print("no SepBN modules in this checkpoint: drawing its landmarks on faces only")
 
     errors = nme(prediction, faces.crop_landmarks().double().numpy(), faces.scheme.outer_eyes)
-    half = -(-len(shown) // 2)
-    rows = [("", shown[:half]), ("", shown[half:])]
+    rows = [("", shown[start : start + 4]) for start in range(0, len(shown), 4)]
     title = f"{loaded.name}: faces evenly spaced over the test set (dashed: what the network sees)"
     drawn["faces"] = figures.face_gallery(faces, prediction, errors, rows=rows, title=title)
     for name, figure in drawn.items():
