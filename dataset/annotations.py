@@ -131,9 +131,6 @@ def write_crop_list(path: str | Path, landmarks: np.ndarray, patches: Sequence[s
     Numbers are written so that reading them gives back the same float64. The file appears whole or
     not at all.
     """
-    if len(landmarks) != len(patches):
-        raise ValueError(f"{len(landmarks)} landmark sets for {len(patches)} patches")
-
     with atomic_write(path) as file:
         for points, patch in zip(landmarks, patches, strict=True):
             # (P, 2) -> x0 x1 ... y0 y1 ...

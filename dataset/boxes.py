@@ -32,8 +32,8 @@ MIN_IOU = 0.4  # of a detection with the box about the landmarks, for it to be t
 
 
 class BoxTable:
-    """Face boxes from a CSV file with the header `file,x0,y0,x1,y1` (more columns do no harm), a
-    line a face; semicolons or tabs may stand for the commas.
+    """Face boxes from a CSV file with the header `file,x0,y0,x1,y1` (more columns do no harm), one
+    row per face; semicolons or tabs may stand for the commas.
 
     Edges are image px, inclusive; decimals are rounded. `file` is a picture's path, or any tail of
     it (`a.jpg`, `party/a.jpg`, `party\\a.jpg`), however its accents are composed.

@@ -45,10 +45,7 @@ def doubtful_labels(source: Source) -> list[str]:
     faces = [face for split in SPLITS for face in source.faces[split]]
     points = np.array([face.annotation.landmarks for face in faces])
     boxes = np.array([face.annotation.box for face in faces], np.float64)
-    turned = (
-        "labels as the picture is stored, though its EXIF entry turns it (they belong to the "
-        "upright picture)"
-    )
+    turned = "labels in stored pixels, though the picture's EXIF entry turns it upright"
     doubts = {turned: _as_stored(faces, points, source)} | _doubts(points, boxes, source.scheme)
 
     return _lines(doubts, [face.name for face in faces]) + _repeated(source)

