@@ -1,4 +1,4 @@
-"""What several tests share: scripts run in process, a tiny drawn data set, the real faces where
+"""What several tests share: scripts run in process, a tiny data set, the real faces where
 they are.
 """
 
@@ -224,13 +224,13 @@ def write_official_set(
 
 @pytest.fixture(scope="session")
 def official_set(tmp_path_factory) -> Path:
-    """A tiny drawn data set in WFLW's layout: 12 train and 8 test faces with 98 points."""
+    """A tiny data set in WFLW's layout: 12 train and 8 test faces with 98 points."""
     return write_official_set(tmp_path_factory.mktemp("official"))
 
 
 @pytest.fixture(scope="session")
 def prepared_set(official_set, tmp_path_factory) -> Path:
-    """The drawn data set after ``dataset/createWFLW256.py``. Tests must not write into it."""
+    """The tiny data set after ``dataset/createWFLW256.py``. Tests must not write into it."""
     folder = tmp_path_factory.mktemp("prepared") / "WFLW256"
     options = ["--wflw", str(official_set), "--out", str(folder)]
     assert load_script("dataset/createWFLW256.py").main(options) == 0

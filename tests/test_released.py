@@ -219,7 +219,7 @@ def test_released_prints_errors_with_intervals_by_set_and_attribute(
     run, prepared_set, run_script, tmp_path
 ):
     other = write_checkpoint(tmp_path / "other" / "final.pt", seed=1)
-    sets = ["--set", "drawn", prepared_set, "test", "--set", "more", prepared_set, "train"]
+    sets = ["--set", "some", prepared_set, "test", "--set", "more", prepared_set, "train"]
     code, output, errors = run_script("research/released.py", run / "final.pt", other, *sets)
     assert code == 0 and not errors
 
@@ -228,7 +228,7 @@ def test_released_prints_errors_with_intervals_by_set_and_attribute(
         100 * face_errors(load_model(p).model, faces, device="cpu")
         for p in (run / "final.pt", other)
     ]
-    line = next(line for line in output.splitlines() if line.startswith("| drawn |"))
+    line = next(line for line in output.splitlines() if line.startswith("| some |"))
     assert "| 8 |" in line
 
     found = numbers(line)
@@ -237,7 +237,7 @@ def test_released_prints_errors_with_intervals_by_set_and_attribute(
     assert found[1] < found[0] < found[2] and found[7] < found[6] < found[8]
 
     blur = faces.attributes[:, 5]
-    line = next(line for line in output.splitlines() if line.startswith("| drawn, blur |"))
+    line = next(line for line in output.splitlines() if line.startswith("| some, blur |"))
     assert f"| {blur.sum()} |" in line
 
     if blur.any():
@@ -288,7 +288,7 @@ def test_released_tries_98_points_on_the_60_that_68_share(run, run_script, tmp_p
     assert numbers(line)[0] == round(float(np.mean(errors)), 2)
 
 
-def test_released_sorts_drawn_faces_by_their_skin(run, run_script):
+def test_released_sorts_synthetic_faces_by_their_skin(run, run_script):
     code, output, _ = run_script("research/released.py", run / "final.pt", "--tones", 12)
     assert code == 0
     counts = [
