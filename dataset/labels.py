@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dataset.crop import CROP_SIZE
+from dataset.crop import CROP_SIZE, Box, overlap_ratios
 from dataset.landmarks import COMMON_60, SCHEMES, LandmarkScheme
 from dataset.sources import SPLITS, Face, Source
 from utils.files import UserError
@@ -30,6 +30,7 @@ EXTENT = (0.45, 2.0)  # of the points: 0.57 and 1.17
 OWN_EXTENT = (0.1, 2.0)  # the same where a scheme of one's own may cover little of the face
 LEAST_PARALLEL = 0.6  # of the ways from points to their mirror partners, see `_parallel`: 0.88
 LONGEST_STEP = 0.42  # within a contour, as a share of the points' extent: 0.34
+SAME = 0.7  # overlap (IoU) of boxes in a picture above which they are one face's
 LARGEST_ROLL = 70.0  # degrees that the line of the eyes is turned: 51
 BUILT_IN = (*SCHEMES.values(), COMMON_60)
 EXIF_ORIENTATION, SIDEWAYS, UPSIDE_DOWN = 274, (5, 6, 7, 8), (3, 4)
@@ -204,15 +205,18 @@ def _repeated(source: Source) -> list[str]:
     trained: set[object] = set()
 
     for split in SPLITS:
-        shown: set[tuple] = set()
+        shown: dict[object, list[Box]] = {}
         for face in source.faces[split]:
-            picture = content[source.images / face.annotation.image]
-            key = picture, face.annotation.box
-            both += [face.name] if picture in trained else []
-            twice += [face.name] if key in shown else []
-            shown.add(key)
+            picture, box = content[source.images / face.annotation.image], face.annotation.box
+            earlier = shown.setdefault(picture, [])
+            if picture in trained:
+                both.append(face.name)
+            if earlier and overlap_ratios(np.array(box), np.array(earlier)).max() > SAME:
+                twice.append(face.name)
 
-        trained = {picture for picture, _ in shown}
+            earlier.append(box)
+
+        trained = set(shown)
 
     return [
         *_line("the same picture in both splits", both, len(faces)),
