@@ -73,15 +73,8 @@ def open_patches(
 def _digest(source: Path, paths: list[Path]) -> bytes:
     """Of the list, and of the size and time of change of every patch that it names."""
     digest = blake2b(source.read_bytes(), digest_size=DIGEST_BYTES)
-
-    for number, path in enumerate(paths, start=1):
-        try:
-            state = path.stat()
-        except OSError:
-            raise UserError(
-                f"{source}:{number}: patch {path} is missing; prepare the folder again"
-            ) from None
-
+    for path in paths:
+        state = path.stat()
         digest.update(f"{state.st_size} {state.st_mtime_ns};".encode())
 
     return digest.digest()
