@@ -48,7 +48,6 @@ SURROUNDINGS: dict[str, Callable[[], None]] = {
     "output to a full device": lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 1) and None,
     "an ASCII terminal": lambda: sys.stdout.reconfigure(encoding="ascii", errors="strict"),
     "files of 8 KiB at most": lambda: _limit(resource.RLIMIT_FSIZE, 8 << 10),
-    "1 GB of address space": lambda: _limit(resource.RLIMIT_AS, 10**9),
     "20 open files": lambda: _limit(resource.RLIMIT_NOFILE, 20),
 }
 
