@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     out = make_folder(arguments.out) if arguments.out else None
 
     protocol, warnings = tell_protocol(arguments.data, faces, models)
-    results = [evaluate.evaluate(loaded, name, faces, **run) for name, loaded in models.items()]
+    results = evaluate.evaluate_all(models, faces, **run)
     pairs = evaluate.differences(results, masks) if len(results) > 1 else []
     points = tables.count_points(faces.scheme)
 

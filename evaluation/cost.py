@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset.crop import CROP_SIZE
+from models.folding import fold_normalisation
 
 
 @torch.no_grad()
@@ -32,45 +34,58 @@ def model_cost(model: nn.Module, device: torch.device) -> dict[str, int]:
 
 @torch.no_grad()
 def measure_speed(
-    model: nn.Module, device: torch.device, *, batch_size: int = 64, seconds: float = 1.0
-) -> dict[str, Any]:
+    models: Sequence[nn.Module],
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+    seconds: float = 1.0,
+) -> list[dict[str, Any]]:
     """Time of the forward pass alone (input already on the device), after warm-up, synchronised
     around each call.
 
+    The models are folded, as predict.py uses them, and run in turn, so that what else the machine
+    does meets all of them alike.
+
     Returns:
-        latency of one face in milliseconds (median and 95th percentile) and throughput in faces per
-        second.
+        for each model, latency of one face in milliseconds (median and 95th percentile) and
+        throughput in faces per second.
     """
-    crops = torch.zeros(batch_size, 3, CROP_SIZE, CROP_SIZE, device=device)
-    crops = crops.to(memory_format=torch.channels_last)
-    single = _timings(model, crops[:1], seconds, at_least=20)
-    batch = _timings(model, crops, seconds, at_least=3)
+    folded = [
+        fold_normalisation(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for model in models
+    ]
+    crops = torch.zeros(batch_size, 3, CROP_SIZE, CROP_SIZE, device=device).to(
+        memory_format=torch.channels_last
+    )
+    single = _timings(folded, crops[:1], seconds, at_least=20)
+    batch = _timings(folded, crops, seconds, at_least=3)
     name, precision = f"cpu, {torch.get_num_threads()} threads", "fp32"
 
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         precision += ", TF32 convolutions allowed" if torch.backends.cudnn.allow_tf32 else ""
 
-    return {
-        "device": name,
-        "precision": precision,
-        "latency_ms_median": 1000 * float(np.median(single)),
-        "latency_ms_p95": 1000 * float(np.percentile(single, 95)),
-        "throughput_batch_size": batch_size,
-        "throughput_faces_per_second": batch_size / float(np.median(batch)),
-    }
+    return [
+        {
+            "device": name,
+            "precision": precision,
+            "latency_ms_median": 1000 * float(np.median(one)),
+            "latency_ms_p95": 1000 * float(np.percentile(one, 95)),
+            "throughput_batch_size": batch_size,
+            "throughput_faces_per_second": batch_size / float(np.median(many)),
+        }
+        for one, many in zip(single, batch, strict=True)
+    ]
 
 
 def _timings(
-    model: nn.Module, crops: torch.Tensor, seconds: float, *, at_least: int
-) -> list[float]:
-    """Seconds of each forward pass, after a quarter of that time to warm up.
-
-    Passes are made for about ``seconds`` in all, but not fewer than ``at_least`` and not more than
-    1,000.
+    models: Sequence[nn.Module], crops: torch.Tensor, seconds: float, *, at_least: int
+) -> list[list[float]]:
+    """Seconds of each model's forward passes: ``at_least`` so many of them, and for about
+    ``seconds`` a model (1,000 passes at most).
     """
 
-    def one_pass() -> float:
+    def one_pass(model: nn.Module) -> float:
         start = time.perf_counter()
         model(crops)
         if crops.is_cuda:
@@ -78,13 +93,14 @@ def _timings(
             torch.cuda.synchronize(crops.device)
         return time.perf_counter() - start
 
-    def passes(seconds: float, at_least: int) -> list[float]:
-        timings: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(timings) < at_least or (time.perf_counter() < end and len(timings) < 1000):
-            timings.append(one_pass())
+    def rounds(seconds: float, at_least: int) -> list[list[float]]:
+        begin, timings = time.perf_counter(), [[one_pass(model) for model in models]]
+        while len(timings) < at_least or (
+            time.perf_counter() - begin < seconds * len(models) and len(timings) < 1000
+        ):
+            turn = -1 if len(timings) % 2 else 1  # every other round the other way round
+            timings.append([one_pass(model) for model in models[::turn]][::turn])
         return timings
 
-    passes(seconds / 4, 1)
-
-    return passes(seconds, at_least)
+    rounds(seconds / 4, at_least=1)
+    return [list(own) for own in zip(*rounds(seconds, at_least), strict=True)]

@@ -322,15 +322,29 @@ def load_models(paths: list[Path], faces: FaceSet, *, asked_for: bool) -> dict[s
     return {name + note: model for name, note, model in zip(names, unfinished, models, strict=True)}
 
 
+def evaluate_all(
+    models: dict[str, LoadedModel], faces: FaceSet, *, device: torch.device, batch_size: int
+) -> list[Evaluation]:
+    """Predict and measure every model, then time all of them in turn."""
+    results = [
+        evaluate(loaded, name, faces, device=device, batch_size=batch_size)
+        for name, loaded in models.items()
+    ]
+    speeds = measure_speed([result.loaded.model for result in results], device)
+    for result, speed in zip(results, speeds, strict=True):
+        result.cost.update(speed)
+    return results
+
+
 def evaluate(
     loaded: LoadedModel, name: str, faces: FaceSet, *, device: torch.device, batch_size: int
 ) -> Evaluation:
-    """Predict, measure and time one model."""
+    """Predict and measure one model."""
     prediction = predict_landmarks(
         loaded.model, faces, device=device, batch_size=batch_size, progress=True
     )
     errors = nme(prediction, faces.crop_landmarks().cpu().numpy(), faces.scheme.outer_eyes)
-    cost = model_cost(loaded.model, device) | measure_speed(loaded.model, device)
+    cost = model_cost(loaded.model, device)
 
     others = other_conventions(errors, faces)
     summary = summarize(errors, subsets(faces))

@@ -276,11 +276,12 @@ def test_cost_counts_the_attention(groups):
 
 
 def test_speed_says_what_it_measures():
-    speed = measure_speed(
-        Baseline("none", width=2).eval(), torch.device("cpu"), batch_size=4, seconds=0.02
-    )
-    assert 0 < speed["latency_ms_median"] <= speed["latency_ms_p95"] < 5000
-    assert speed["throughput_faces_per_second"] > 0 and speed["throughput_batch_size"] == 4
+    models = [Baseline("none", width=2).eval(), BaselineSepDyBN(width=4).eval()]
+    speeds = measure_speed(models, torch.device("cpu"), batch_size=4, seconds=0.02)
+    assert len(speeds) == 2
+    for speed in speeds:
+        assert 0 < speed["latency_ms_median"] <= speed["latency_ms_p95"] < 5000
+        assert speed["throughput_faces_per_second"] > 0 and speed["throughput_batch_size"] == 4
 
 
 # --- test.py ------------------------------------------------------------------------------------
