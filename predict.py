@@ -103,6 +103,10 @@ def add_box_options(parser: argparse.ArgumentParser) -> None:
         help="YuNet of the OpenCV Zoo, face_detection_yunet_2023mar.onnx, in a file of your own",
     )
 
+    add_detector_options(group)
+
+
+def add_detector_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--angle",
         type=float,

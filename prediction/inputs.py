@@ -18,6 +18,7 @@ from utils.files import UserError, is_utf8
 
 HEAD = 1 << 16  # bytes of a file that are looked at
 NAMED = 3  # files that a note names
+MOTION_JPEG = (".mjpeg", ".mjpg")  # JPEGs one after the other: told by the suffix alone
 
 # (path, image) -> boxes [[left, top, right, bottom], ...], their scores or None, and their angles
 # in degrees where they have any
@@ -121,7 +122,7 @@ def kind_of(path: Path) -> str | None:
             return "picture"
         if is_animated(head):
             return "video" if cv2.imcount(str(path)) > 1 else "picture"
-        if cv2.haveImageReader(str(path)):
+        if cv2.haveImageReader(str(path)) and path.suffix.lower() not in MOTION_JPEG:
             return "picture"
         # FFmpeg shows text as a terminal would
         if b"\0" in head and open_video(path).isOpened():
