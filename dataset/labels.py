@@ -32,6 +32,7 @@ LEAST_PARALLEL = 0.6  # of the ways from points to their mirror partners, see `_
 LONGEST_STEP = 0.42  # within a contour, as a share of the points' extent: 0.34
 SAME = 0.7  # overlap (IoU) of boxes in a picture above which they are one face's
 LARGEST_ROLL = 70.0  # degrees that the line of the eyes is turned: 51
+AT_ONCE = 10_000  # faces, whose arrays take some 60 MB
 BUILT_IN = (*SCHEMES.values(), COMMON_60)
 EXIF_ORIENTATION, SIDEWAYS, UPSIDE_DOWN = 274, (5, 6, 7, 8), (3, 4)
 
@@ -44,12 +45,19 @@ def doubtful_labels(source: Source) -> list[str]:
     """
     _require_eyes(source)
     faces = [face for split in SPLITS for face in source.faces[split]]
+    starts = range(0, len(faces), AT_ONCE)
+    parts = [_doubts_of(faces[start : start + AT_ONCE], source) for start in starts]
+    doubts = {what: np.concatenate([part[what] for part in parts]) for what in parts[0]}
+
+    return _lines(doubts, [face.name for face in faces]) + _repeated(source)
+
+
+def _doubts_of(faces: list[Face], source: Source) -> dict[str, np.ndarray]:
     points = np.array([face.annotation.landmarks for face in faces])
     boxes = np.array([face.annotation.box for face in faces], np.float64)
     turned = "labels in stored pixels, though the picture's EXIF entry turns it upright"
-    doubts = {turned: _as_stored(faces, points, source)} | _doubts(points, boxes, source.scheme)
 
-    return _lines(doubts, [face.name for face in faces]) + _repeated(source)
+    return {turned: _as_stored(faces, points, source)} | _doubts(points, boxes, source.scheme)
 
 
 def doubtful_crops(faces: FaceSet) -> list[str]:

@@ -127,6 +127,10 @@ def read_pts(
                 else:
                     faces[split].append(_face_of(face, box, split, len(faces[split])))
 
+    for split in SPLITS:
+        if not faces[split]:
+            raise UserError(f"no face of {folders[split][0]} has a box, so none is left to use")
+
     first = {split: read[split][0].landmarks for split in SPLITS}
     chosen = scheme or _scheme_of(first, {split: folders[split][0] for split in SPLITS})
     origin = {split: {"pts": len(found), "sha256": _digest(found)} for split, found in read.items()}

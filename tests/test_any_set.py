@@ -368,6 +368,13 @@ def test_boxes_from_the_detector(shared_data, tmp_path, run_script):
     centres = faces.crop_landmarks().double().numpy().mean(axis=1)
     assert np.abs(centres - 64).max() < 30
 
+    for picture in (folder / "test").glob("*.jpg"):
+        cv2.imwrite(str(picture), np.full((300, 300, 3), 120, np.uint8))
+
+    arguments = [*pts_arguments(folder, tmp_path / "none"), "--detector", yunet]
+    assert_one_line(run_script(PREPARE, *arguments), "no face of", "none is left to use")
+    assert not (tmp_path / "none").exists()
+
 
 # --- box scale ----------------------------------------------------------------------------------
 
