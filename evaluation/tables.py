@@ -177,8 +177,8 @@ def cost_table(evaluations: list[Evaluation]) -> str:
 
     return (
         markdown_table(header, rows)
-        + "\n\nSpeed of the forward pass alone, with normalisation folded as in predict.py, the models "
-        + f"in turn, on {first['device']} ({first['precision']})."
+        + "\n\nSpeed of the forward pass alone, with normalisation folded as in predict.py, the "
+        + f"models in turn, on {first['device']} ({first['precision']})."
     )
 
 
