@@ -126,11 +126,6 @@ class FaceDetector:
     def __init__(
         self, path: str | Path, *, min_score: float = MIN_SCORE, min_face: float | None = None
     ) -> None:
-        if not hasattr(cv2, "FaceDetectorYN"):
-            raise UserError(
-                "this OpenCV has no FaceDetectorYN; pip install 'opencv-python-headless>=4.8'"
-            )
-
         if not Path(path).is_file() or not is_utf8(path):
             raise UserError(
                 f"no face detector at {path}; fetch face_detection_yunet_2023mar.onnx from the "
@@ -138,6 +133,8 @@ class FaceDetector:
             )
 
         self.min_face = min_face
+        # OpenCV 5 warns of its own engine
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
         try:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), min_score)
@@ -147,6 +144,8 @@ class FaceDetector:
             raise UserError(
                 f"{path} is not a YuNet model that OpenCV {cv2.__version__} can run"
             ) from error
+        finally:
+            cv2.utils.logging.setLogLevel(level)
 
     def __call__(self, image: np.ndarray) -> Faces:
         faces = [self._upright(image, face) for face in self._search(image)]
