@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_EDGE = 10**9  # px; no picture is as large
+MOST_VIEWS = 14  # of dataset/views.py, which brings torch along
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     add_box_options(parser)
+    add_look_options(parser)
     add_video_options(parser)
     add_output_options(parser)
 
@@ -136,6 +138,27 @@ def add_detector_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_look_options(parser: argparse.ArgumentParser) -> None:
+    looks = parser.add_argument_group("how often the network looks at a face")
+
+    looks.add_argument(
+        "--refine",
+        action="store_true",
+        help="predict, lay a new box about the landmarks as WFLW lays its own, and predict again: "
+        "for boxes that fit badly; YuNet's do well without",
+    )
+
+    looks.add_argument(
+        "--views",
+        type=int,
+        default=1,
+        metavar="N",
+        help="slightly different crops of each face, up to 14: landmarks are their mean, and "
+        "landmarks.json gets their spread in px and says which faces are doubtful "
+        "(default: %(default)s)",
+    )
+
+
 def add_video_options(parser: argparse.ArgumentParser) -> None:
     videos = parser.add_argument_group("videos")
 
@@ -190,6 +213,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error("--batch-size must be at least 1")
+    if not 1 <= args.views <= MOST_VIEWS:
+        parser.error(f"--views must be from 1 to {MOST_VIEWS}")
     if args.detect_every < 1:
         parser.error("--detect-every must be at least 1")
     if args.box or args.boxes or args.whole:
@@ -253,7 +278,12 @@ def main(argv: list[str] | None = None) -> int:
     boxes_of = box_source(args, paths)
     checkpoint = args.checkpoint or SHIPPED
     predictor = LandmarkPredictor(
-        checkpoint, device=args.device, batch_size=args.batch_size, points=args.points
+        checkpoint,
+        device=args.device,
+        batch_size=args.batch_size,
+        points=args.points,
+        views=args.views,
+        refine=args.refine,
     )
     print(f"checkpoint {checkpoint}: {predictor.config['arm']}; {predictor.scheme.name}")
 
@@ -367,6 +397,13 @@ def report(results: Results, seconds: float, batch_size: int) -> None:
         f"pictures or frames: {results.frames}, faces: {results.faces}, "
         f"seconds: {seconds:.1f}{rate}; results in {results.folder}"
     )
+
+    if results.doubtful:
+        first = next(iter(results.doubtful))
+        print(
+            f"note: {sum(results.doubtful.values())} faces, the first in {first}, are doubtful: "
+            "their views differ more than those of faces do"
+        )
 
     if others := results.others():
         print(

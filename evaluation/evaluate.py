@@ -26,6 +26,7 @@ from dataset.landmarks import (
     pupils,
     scheme_of_network,
 )
+from dataset.views import make_views, mean_and_spread
 from evaluation.cost import measure_speed, model_cost
 from models.checkpoint import LoadedModel, load_model
 from utils.files import UserError
@@ -351,6 +352,34 @@ def evaluate(
     summary = {subset: row | others[subset] for subset, row in summary.items()}
 
     return Evaluation(name, loaded, prediction, errors, summary, cost)
+
+
+def with_views(
+    evaluation: Evaluation, faces: FaceSet, count: int, *, device: torch.device, batch_size: int
+) -> Evaluation:
+    """The same model's mean over ``count`` views of each face; not the published protocol."""
+    model, config = evaluation.loaded.model, evaluation.loaded.config
+    views = make_views(count, released_geometry=config["released_geometry"])
+    predicted = predict_crops(
+        model,
+        faces,
+        lambda patches, rows: views.crops(patches),
+        device=device,
+        batch_size=max(1, batch_size // count),
+        bar=None,
+    )
+
+    # (N · V, P, 2) -> (N, V, P, 2), V views
+    each = predicted.reshape(len(faces), count, *predicted.shape[1:]).astype(np.float64)
+    mean, _ = mean_and_spread(views.back(each, faces.scheme.mirror))
+    errors = nme(mean, true_landmarks(faces), faces.scheme.outer_eyes)
+
+    return replace(
+        evaluation,
+        prediction=mean.astype(np.float32),
+        errors=errors,
+        summary=summarize(errors, subsets(faces)),
+    )
 
 
 def mean_shape_summary(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dataset.boxes import BOX_COLUMNS
 from dataset.landmarks import LandmarkScheme
+from dataset.views import is_doubtful
 from prediction.predictor import Shot
 from utils.files import UserError, atomic_write, make_folder
 
@@ -136,6 +137,11 @@ def describe_faces(
     for index, (box, score, frame) in enumerate(zip(shot.boxes, scores, shot.frames, strict=True)):
         points = landmarks[index].astype(float).round(4).tolist()
         face = {"box": box, "score": score, "angle": round(frame.angle, 2), "landmarks": points}
+        if shot.spread is not None:
+            spread = shot.spread[index].astype(float)
+            face["spread"] = spread.round(4).tolist()
+            face |= {"doubtful": True} if is_doubtful(spread, box) else {}
+
         faces.append(face if ids is None else {"id": ids[index]} | face)
 
     return faces
@@ -171,6 +177,7 @@ class Results:
         entries: what landmarks.json says about each input.
         errors: what is wrong with an input.
         frames, faces: pictures and frames of videos so far, and their faces.
+        doubtful: how many faces of an input are doubtful, where there are any.
     """
 
     def __init__(self, folder: Path, paths: Sequence[Path], scheme: LandmarkScheme) -> None:
@@ -178,6 +185,7 @@ class Results:
         self.entries: list[dict[str, Any]] = []
         self.errors: dict[Path, str] = {}
         self.frames = self.faces = 0
+        self.doubtful: dict[Path, int] = {}
         self._names = output_names(paths)
         self._written: set[Path] = set()
         self._table: Any = None
@@ -205,6 +213,8 @@ class Results:
         """Count a picture or a frame; its faces are rows of the table, if there is one."""
         self.frames += 1
         self.faces += len(faces)
+        if doubtful := sum("doubtful" in face for face in faces):
+            self.doubtful[path] = self.doubtful.get(path, 0) + doubtful
 
         for index, face in enumerate(faces if self._table else ()):
             score = "" if face["score"] is None else face["score"]

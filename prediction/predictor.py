@@ -11,20 +11,23 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import cv2
 import numpy as np
 import torch
 
-from dataset.crop import CROP_OFFSET, PATCH_SIZE, PatchFrame, face_patch
-from dataset.detector import FaceDetector, yunet_path
-from dataset.faces import central_crops
+from dataset.boxes import landmark_box
+from dataset.crop import CROP_OFFSET, PATCH_SIZE, Box, PatchFrame, face_patch
+from dataset.detector import MIN_TURN, FaceDetector, yunet_path
 from dataset.landmarks import IBUG_68, WFLW_98, LandmarkScheme, scheme_of_network, to_ibug_68
 from dataset.pictures import read_image
+from dataset.views import Views, make_views, mean_and_spread
 from models.checkpoint import SHIPPED, LoadedModel, load_model
 from models.folding import fold_normalisation
 from utils.files import UserError
@@ -36,8 +39,11 @@ HELD_BYTES = 256 << 20  # decoded pictures that may wait for a full batch
 # Smaller batches use one thread of the CPU: threads that wait for each other in so short
 # operations cost more than they save, ten times as much where other programs keep the cores busy.
 SMALL_BATCH = 8
+MIN_EYES = 0.3  # of the face: eye corners that are nearer in the picture tell no turn
 
+Picture = np.ndarray | str | Path
 Boxes = Sequence[Sequence[float]] | np.ndarray
+Angles = Sequence[float] | np.ndarray
 
 
 @dataclass
@@ -47,9 +53,10 @@ class Shot:
     path: Path
     image: np.ndarray  # (H, W, 3) uint8 BGR
     boxes: list[list[int]]  # N times left, top, right, bottom
-    scores: list[float] | None  # the detector's; None for boxes that were given
+    scores: Sequence[float | None] | None  # the detector's; None for boxes that were given
     patches: np.ndarray  # (N, 256, 256, 3) uint8 RGB
     frames: list[PatchFrame]  # where the N patches lie in the image
+    spread: np.ndarray | None = None  # (N, P) px, of landmarks that several views gave
 
 
 class LandmarkPredictor:
@@ -62,6 +69,10 @@ class LandmarkPredictor:
         batch_size: faces that go through the network at once.
         points: 68 makes iBUG's 68 landmarks of WFLW's 98: 60 are the same points, the eyelids are
             interpolated along the lids.
+        views: slightly different crops of each face, of whose landmarks the mean is the answer; up
+            to 14.
+        refine: lay a new box about the landmarks, as WFLW lays its own, and predict again. It pays
+            for boxes that fit badly, not for YuNet's; needs WFLW's 98 points or iBUG's 68.
 
     Attributes:
         scheme: the meaning of the P landmarks; `scheme.name` is "WFLW-98", "iBUG-68", or that of a
@@ -86,6 +97,8 @@ class LandmarkPredictor:
         device: str = "auto",
         batch_size: int = 64,
         points: int | None = None,
+        views: int = 1,
+        refine: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -107,28 +120,59 @@ class LandmarkPredictor:
         self.box_scale: float = loaded.config["box_scale"]
         self.network_scheme = scheme_of_network(loaded.config, loaded.path)
         self.scheme = _scheme_of_answer(self.network_scheme, points, loaded.path)
+        self.refine = refine
+        self._views = self._make_views(views)
+        if refine and self.network_scheme not in (WFLW_98, IBUG_68):
+            raise UserError(
+                f"{loaded.path}: a second look needs the points of {WFLW_98.name} or "
+                f"{IBUG_68.name}, which tell where the face ends; it has {self.network_scheme.name}"
+            )
+
+    def _make_views(self, count: int) -> Views:
+        return make_views(count, released_geometry=self.config["released_geometry"])
+
+    @overload
+    def __call__(
+        self, picture: Picture, boxes: Boxes | None = None, *, angles: Angles | None = None
+    ) -> np.ndarray: ...
+
+    @overload
+    def __call__(
+        self,
+        picture: Picture,
+        boxes: Boxes | None = None,
+        *,
+        angles: Angles | None = None,
+        views: int,
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def __call__(
         self,
-        picture: np.ndarray | str | Path,
+        picture: Picture,
         boxes: Boxes | None = None,
         *,
-        angles: Sequence[float] | np.ndarray | None = None,
-    ) -> np.ndarray:
+        angles: Angles | None = None,
+        views: int | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         image = read_image(picture) if isinstance(picture, (str, Path)) else picture
         _require_image(image)
+        scores = None
 
         if boxes is None:
             self._detector = self._detector or FaceDetector(yunet_path())
-            boxes, _, angles = self._detector(image)
+            boxes, scores, angles = (values.tolist() for values in self._detector(image))
 
-        return self.predict_patches(*self.cut(image, boxes, angles))
+        shot = Shot(Path(), image, _whole_boxes(boxes), scores, *self.cut(image, boxes, angles))
+        chosen = self._views if views is None else self._make_views(views)
+        landmarks, spread = self._predict_shots([shot], chosen)
+
+        return landmarks if views is None else (landmarks, spread)
 
     def cut(
         self,
         image: np.ndarray,
         boxes: Boxes,
-        angles: Sequence[float] | np.ndarray | None = None,
+        angles: Angles | None = None,
     ) -> tuple[np.ndarray, list[PatchFrame]]:
         """Face patches (N, 256, 256, 3) uint8 in **RGB**, and where they lie, for
         `predict_patches`.
@@ -152,26 +196,39 @@ class LandmarkPredictor:
 
         return patches, frames
 
-    @torch.inference_mode()
     def predict_patches(self, patches: np.ndarray, frames: Sequence[PatchFrame]) -> np.ndarray:
         """Landmarks (N, P, 2) float32 in the pixels of the image (or images) that `cut` took the N
-        patches from.
+        patches from: the mean of all views.
         """
+        return self._predict(patches, frames, self._views)[0]
+
+    @torch.inference_mode()
+    def _predict(
+        self, patches: np.ndarray, frames: Sequence[PatchFrame], views: Views
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks (N, P, 2) and their spread (N, P) over the views, float32, image px."""
         landmarks = np.empty((len(patches), self.scheme.num_points, 2), np.float32)
+        spread = np.empty(landmarks.shape[:2], np.float32)
+        step = max(1, self.batch_size // len(views))
 
-        for start in range(0, len(patches), self.batch_size):
-            batch = torch.from_numpy(patches[start : start + self.batch_size]).to(self.device)
-            small = self.device.type == "cpu" and len(batch) < SMALL_BATCH
+        for start in range(0, len(patches), step):
+            batch = torch.from_numpy(patches[start : start + step]).to(self.device)
+            small = self.device.type == "cpu" and len(batch) * len(views) < SMALL_BATCH
             with _one_thread() if small else nullcontext():
-                crop_px = self._model(central_crops(batch)).double().cpu().numpy()
+                crop_px = self._model(views.crops(batch)).double().cpu().numpy()
 
-            crop_px = crop_px.reshape(len(batch), -1, 2)  # (B, 2P) -> (B, P, 2)
+            # (B · N, 2P) -> (B, N, P, 2), N views
+            crop_px = crop_px.reshape(len(batch), len(views), -1, 2)
+            crop_px = views.back(crop_px, self.network_scheme.mirror)
             if self.scheme != self.network_scheme:
                 crop_px = to_ibug_68(crop_px)
-            for index, points in enumerate(crop_px, start):
-                landmarks[index] = frames[index].to_image(points + CROP_OFFSET)
 
-        return landmarks
+            means, spreads = mean_and_spread(crop_px)
+            for index, (points, lengths) in enumerate(zip(means, spreads, strict=True), start):
+                landmarks[index] = frames[index].to_image(points + CROP_OFFSET)
+                spread[index] = lengths * frames[index].side / PATCH_SIZE
+
+        return landmarks, spread
 
     def stream(self, shots: Iterable[Shot]) -> Iterator[tuple[Shot, np.ndarray]]:
         """Each shot with its landmarks (N, P, 2) in image px, in their order; a batch takes the
@@ -189,10 +246,68 @@ class LandmarkPredictor:
             yield from self._predict_held(held)
 
     def _predict_held(self, held: list[Shot]) -> Iterator[tuple[Shot, np.ndarray]]:
-        frames = [frame for shot in held for frame in shot.frames]
-        landmarks = self.predict_patches(np.concatenate([shot.patches for shot in held]), frames)
-        ends = np.cumsum([len(shot.frames) for shot in held])
-        yield from zip(held, np.split(landmarks, ends[:-1]), strict=True)
+        landmarks, spread = self._predict_shots(held, self._views)
+        if len(self._views) > 1:
+            for shot, lengths in zip(held, _by_shot(spread, held), strict=True):
+                shot.spread = lengths
+
+        yield from zip(held, _by_shot(landmarks, held), strict=True)
+
+    def _predict_shots(self, shots: list[Shot], views: Views) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks and spread of all faces of the shots, after a second look where it is due."""
+        frames = [frame for shot in shots for frame in shot.frames]
+        patches = np.concatenate([shot.patches for shot in shots])
+        if self.refine:
+            images = [shot.image for shot in shots for _ in shot.frames]
+            first, _ = self._predict(patches, frames, self._make_views(1))
+            for index, (image, points) in enumerate(zip(images, first, strict=True)):
+                again = self._second_patch(image, points, frames[index])
+                if again is not None:
+                    patches[index], frames[index] = again
+
+        return self._predict(patches, frames, views)
+
+    def _second_patch(
+        self, image: np.ndarray, landmarks: np.ndarray, frame: PatchFrame
+    ) -> tuple[np.ndarray, PatchFrame] | None:
+        """The patch that landmarks (P, 2), image px, ask for, and its frame; None where they cannot
+        be a face's.
+        """
+        if not (np.abs(landmarks) < LARGEST_EDGE).all():
+            return None
+
+        try:
+            box, angle = box_about(landmarks, self.scheme.outer_eyes, frame.angle)
+            patches, frames = self.cut(image, [box], [angle])
+        except UserError:  # all points in one place, or far from the picture
+            return None
+
+        return patches[0], frames[0]
+
+
+def _by_shot(values: np.ndarray, shots: list[Shot]) -> list[np.ndarray]:
+    """Values of all faces (N, …), split by shots."""
+    return np.split(values, np.cumsum([len(shot.frames) for shot in shots])[:-1])
+
+
+def box_about(landmarks: np.ndarray, eyes: tuple[int, int], angle: float) -> tuple[Box, float]:
+    """The box about landmarks (P, 2) as WFLW lays its own, and its angle: that of the outer eye
+    corners ``eyes`` where they differ from ``angle`` by more than the network is used to.
+    """
+    x, y = (landmarks[eyes[1]] - landmarks[eyes[0]]).tolist()
+    tilt = math.degrees(math.atan2(y, x))
+    apart = math.hypot(x, y) > MIN_EYES * float(np.ptp(landmarks, axis=0).max())
+    if apart and abs((tilt - angle + 180) % 360 - 180) > MIN_TURN:
+        angle = tilt if abs(tilt) > MIN_TURN else 0.0
+
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    turn, middle = np.array([[cos, -sin], [sin, cos]]), landmarks.mean(axis=0)
+    left, top, right, bottom = landmark_box((landmarks - middle) @ turn)  # turned back
+    centre = middle + turn @ ((left + right) / 2, (top + bottom) / 2)
+    side = right - left + 1
+    left, top = np.rint(centre - (side - 1) / 2).astype(int).tolist()
+
+    return (left, top, left + side - 1, top + side - 1), angle
 
 
 @contextmanager

@@ -170,15 +170,15 @@ class FaceTracker:
         # boxes and angles of this frame's search
         self._searched: tuple[Sequence[Sequence[int]], Sequence[float]] | None = None
 
-    def boxes(self, image: np.ndarray) -> tuple[list[list[int]], list[float] | None, list[float]]:
-        """Boxes of the next frame, scores where they were searched for, and angles."""
+    def boxes(self, image: np.ndarray) -> tuple[list[list[int]], list[float | None], list[float]]:
+        """Boxes of the next frame, their scores, None where they were carried, and angles."""
         self._age += 1
         if self._age < self._every:
             self._faces = [face for face in self._faces if face.carry(image)]
             if self._faces:
                 self._searched = None
                 angles = [face.angle for face in self._faces]
-                return [face.whole_box() for face in self._faces], None, angles
+                return [face.whole_box() for face in self._faces], [None] * len(angles), angles
 
         boxes, scores, angles = self._find(image)
         self._age, self._searched = 0, (boxes, angles)

@@ -228,6 +228,6 @@ def _carried(
 
     for frame in frames:
         shot = cut_faces(predictor, path, frame, lambda _, image: tracker.boxes(image))
-        landmarks = predictor.predict_patches(shot.patches, shot.frames)
+        ((shot, landmarks),) = predictor.stream([shot])
         tracker.update(landmarks)
         yield shot, landmarks

@@ -17,6 +17,7 @@ from conftest import write_checkpoint
 from torch import nn
 
 from dataset.annotations import ATTRIBUTES
+from dataset.crop import PatchFrame
 from dataset.faces import central_crops, load_faces
 from evaluation import evaluate, tables
 from evaluation.cost import measure_speed, model_cost
@@ -32,6 +33,7 @@ from evaluation.evaluate import (
 from evaluation.robustness import SCALES, SHIFTS, perturbed_crops, robustness, to_nominal_crop
 from models import Baseline, BaselineSepDyBN, released_state_dict
 from models.checkpoint import load_model
+from prediction.predictor import LandmarkPredictor
 from utils.metrics import nme
 
 
@@ -390,6 +392,27 @@ def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
         == {"ced.png", "nme_by_landmark.png", "nme_by_subset.png", "robustness.png"} | galleries
     )
     assert all(cv2.imread(str(out / name)).std() > 5 for name in pictures)
+
+
+def test_views_stand_beside_the_published_protocol(run_script, prepared_set, faces, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "a" / "final.pt", norm="bn")
+    arguments = [checkpoint, "--data", prepared_set, "--batch-size", 20]
+    _, plain, _ = run_script("test.py", *arguments, "--out", tmp_path / "plain")
+    code, output, _ = run_script("test.py", *arguments, "--views", 14, "--out", tmp_path / "views")
+    assert code == 0 and "not the published protocol" in output
+
+    plain, views = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "views")
+    )
+    assert plain["models"]["a"]["subsets"] == views["models"]["a"]["subsets"]
+    assert plain["protocol"] == views["protocol"] and "with_views" not in plain
+
+    # as the predictor's mean, which cuts the views in the same patches
+    predictor = LandmarkPredictor(checkpoint, device="cpu", views=14)
+    frames = [PatchFrame(0, 0, 256, "nearest")] * len(faces)
+    prediction = predictor.predict_patches(faces.patches.numpy(), frames)
+    expected = 100 * nme(prediction, faces.landmarks.numpy(), faces.scheme.outer_eyes).mean()
+    assert views["with_views"]["a"]["full"]["nme_percent"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_mean_shape_needs_the_training_list(prepared_set, faces, tmp_path):

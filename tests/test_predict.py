@@ -656,6 +656,8 @@ def test_paths_that_cannot_be_looked_at_and_devices(predict, picture, tmp_path):
         ["--box", 9, 9, 1, 1],
         ["--box", 1, 2, 3],
         ["--whole", "--batch-size", 0],
+        ["--whole", "--views", 0],
+        ["--whole", "--views", 15],
         ["--detector", "x.onnx", "--detect-every", 0],
         ["--whole", "--detect-every", 5],
         ["--whole", "--min-face", 20],
@@ -795,6 +797,48 @@ def test_the_largest_face_alone_and_what_was_not_searched_for(
     code, output, _, files = predict(tmp_path / "a.png", *found, "--largest", "--min-face", 50)
     assert [face["box"] for face in files[0]["faces"]] == [[50, 10, 99, 69]]
     assert code == 0 and "searched" not in output
+
+
+def test_views_tell_their_spread_and_which_faces_are_doubtful(
+    predict, picture, tmp_path, checkpoint
+):
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    box = [30, 20, 99, 90]
+    options = ["--box", *box, "--views", 4, "--batch-size", 6]
+    code, output, _, files = predict(tmp_path / "a.png", *options)
+    (face,) = files[0]["faces"]
+    points, spread = LandmarkPredictor(checkpoint, device="cpu")(picture, [box], views=4)
+    assert code == 0 and np.abs(np.array(face["landmarks"]) - points[0]).max() < 1e-3
+    assert np.abs(np.array(face["spread"]) - spread[0]).max() < 1e-3
+
+    # a network that nobody trained answers one place, wherever the face is
+    assert face["doubtful"] is True and "1 faces, the first in" in output and "doubtful" in output
+    _, output, _, files = predict(tmp_path / "a.png", "--box", *box)
+    assert not {"spread", "doubtful"} & files[0]["faces"][0].keys() and "doubtful" not in output
+
+
+def test_boxes_are_refined_where_asked_for(predict, picture, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr("dataset.detector.FaceDetector", Finder)
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    found = [tmp_path / "a.png", "--detector", "x.onnx"]
+    given = [tmp_path / "a.png", "--box", 20, 20, 99, 99, "--angle", 30]
+    plain, refined = (
+        LandmarkPredictor(checkpoint, device="cpu", refine=refine)(
+            picture, [[20, 20, 99, 99]], angles=[30]
+        )
+        for refine in (False, True)
+    )
+    assert np.abs(plain - refined).max() > 1
+
+    for arguments, expected in (
+        (found, plain),
+        ([*found, "--refine"], refined),
+        (given, plain),
+        ([*given, "--refine"], refined),
+    ):
+        _, _, _, files = predict(*arguments)
+        assert np.abs(landmarks_of(files[0]) - expected).max() < 1e-3
+        assert files[0]["faces"][0]["box"] == [20, 20, 99, 99]
 
 
 def test_a_box_may_be_turned(predict, picture, tmp_path, checkpoint):

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_sets_differ
+from conftest import ROOT, make_sets_differ, symmetric_shape
 from torch import nn
 
+from dataset.boxes import landmark_box
 from dataset.crop import face_patch, patch_frame
 from dataset.detector import Faces
 from dataset.landmarks import scheme_for
@@ -22,7 +23,7 @@ from models import SepBatchNorm2d
 from models.checkpoint import LoadedModel, build_model
 from models.folding import FoldedSepBN, fold_normalisation
 from prediction.outputs import draw_faces
-from prediction.predictor import SMALL_BATCH, LandmarkPredictor, Shot
+from prediction.predictor import SMALL_BATCH, LandmarkPredictor, Shot, box_about
 from utils.files import UserError
 
 ARMS = [("none", None, None), ("bn", None, None), ("sepbn", 3, 1), ("sepbn", 3, 2)]
@@ -50,6 +51,7 @@ def predictor_of(
     model: nn.Module, resample: str = "nearest", box_scale: float = 1.0, **options
 ) -> LandmarkPredictor:
     config = {"num_landmarks": 98, "resample": resample, "box_scale": box_scale}
+    config |= {"released_geometry": False}
     return LandmarkPredictor(
         LoadedModel(model.eval(), config, Path("fake.pt"), "fake"), device="cpu", **options
     )
@@ -152,6 +154,60 @@ def test_a_turned_box_shows_the_turned_picture():
     for angles in ([1.0], [0.0, float("nan"), 0.0]):
         with pytest.raises(ValueError, match="angles must be 3 numbers"):
             predictor(image, boxes, angles=angles)
+
+
+def test_several_views_agree_on_a_dot_and_tell_their_spread():
+    image = np.zeros((300, 400, 3), np.uint8)
+    cv2.circle(image, (190, 120), 4, (255, 255, 255), -1)
+    boxes = [[130, 90, 229, 189], [100, 60, 259, 219]]
+    predictor = predictor_of(BrightestPoint(), "area")
+    points, spread = predictor(image, boxes, angles=[0, 50], views=14)
+    assert points.shape == (2, 98, 2) and np.abs(points - (190, 120)).max() < 0.5
+    assert spread.shape == (2, 98) and spread.max() < 0.3
+
+    # of a network that answers one place in its crop, whatever it sees, the views are told apart
+    for views, low, high in ((1, 0, 0), (2, 40, 60), (14, 40, 60)):
+        _, spread = predictor_of(MeanColour(), "area")(image, boxes[:1], views=views)
+        assert low <= spread.min() <= spread.max() <= high
+
+    always = predictor_of(BrightestPoint(), "area", views=14, batch_size=3)
+    assert np.abs(always(image, boxes, angles=[0, 50]) - points).max() < 1e-3
+
+
+def test_a_second_look_is_a_look_at_the_box_about_the_landmarks():
+    image = np.random.default_rng(2).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+    model = random_model("sepbn", 3, 2)
+    predictor = predictor_of(model, refine=True)
+    once = predictor_of(model)
+    first = once(image, BOXES, angles=[10.0 * i for i in range(len(BOXES))])
+    eyes = once.scheme.outer_eyes
+    boxes, angles = zip(*(box_about(p, eyes, 10.0 * i) for i, p in enumerate(first)), strict=True)
+    expected = once(image, boxes, angles=angles)
+    answer = predictor(image, BOXES, angles=[10.0 * i for i in range(len(BOXES))])
+    assert np.abs(answer - expected).max() < 1e-3 and np.abs(answer - first).max() > 1
+
+    nonsense = predictor_of(MeanColour(), refine=True)  # all points in one place
+    assert np.array_equal(nonsense(image, BOXES), predictor_of(MeanColour())(image, BOXES))
+
+
+@pytest.mark.parametrize("angle", [0, 15, -60, 170])
+def test_the_box_about_landmarks_turns_with_them(angle):
+    shape = 100 * symmetric_shape(98) * (1, -1)
+    eyes = scheme_for(98).outer_eyes
+    flip = np.sign(shape[eyes[1], 0] - shape[eyes[0], 0])
+    upright = shape * (flip, 1) + (300, 200)
+    radians = np.deg2rad(angle)
+    turn = np.array([[np.cos(radians), np.sin(radians)], [-np.sin(radians), np.cos(radians)]])
+    box, told = box_about((upright - (300, 200)) @ turn + (300, 200), eyes, 0.0)
+
+    assert told == pytest.approx(angle if abs(angle) > 20 else 0, abs=1e-6)
+    plain = np.array(landmark_box(upright))
+    if abs(angle) > 20:
+        assert abs((box[2] - box[0]) - (plain[2] - plain[0])) <= 2
+        centre, expected = ((np.array(b[:2]) + b[2:]) / 2 - (300, 200) for b in (box, plain))
+        assert np.abs(centre - expected @ turn).max() <= 2
+    if angle == 0:
+        assert np.abs(np.array(box) - plain).max() <= 1
 
 
 def test_no_boxes_give_no_landmarks():

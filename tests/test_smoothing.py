@@ -193,15 +193,15 @@ def test_a_carried_box_moves_and_grows_with_the_landmarks():
 
     assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9], [30.0])
     tracker.update((shape + [60, 75])[None])
-    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], None, [30.0])  # nothing has moved yet
+    assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [None], [30.0])  # nothing has moved yet
 
     # moved by (10, -5); 0.04 of the side, 49, is left for trembling, and half of the rest is done
     tracker.update((shape + [70, 70])[None])
-    assert tracker.boxes(IMAGE) == ([[44, 48, 83, 97]], None, [30.0])
+    assert tracker.boxes(IMAGE) == ([[44, 48, 83, 97]], [None], [30.0])
 
     # twice as large, (x - 60) * 2 + 60, (y - 75) * 2 + 75: towards 20 25 98 123
     tracker.update((2 * shape + [60, 75])[None])
-    assert tracker.boxes(IMAGE) == ([[33, 38, 90, 109]], None, [30.0]) and len(given) == 1
+    assert tracker.boxes(IMAGE) == ([[33, 38, 90, 109]], [None], [30.0]) and len(given) == 1
 
     tracker.update((shape + [60, 75])[None])
     assert tracker.boxes(IMAGE) == ([[40, 50, 79, 99]], [0.9], [30.0]) and len(given) == 2

@@ -1,0 +1,76 @@
+"""Views of a face: what a network sees of a painted dot comes back to one place."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dataset.faces import central_crops
+from dataset.landmarks import WFLW_98
+from dataset.views import MOST_VIEWS, make_views, mean_and_spread
+
+
+def painted(x: float, y: float) -> torch.Tensor:
+    """A patch (1, 256, 256, 3) with a bright dot."""
+    rows, columns = np.mgrid[:256, :256]
+    light = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 3**2))
+
+    return torch.from_numpy(np.repeat(np.rint(light).astype(np.uint8)[None, ..., None], 3, -1))
+
+
+def test_every_view_brings_a_dot_back_to_its_place():
+    views = make_views(MOST_VIEWS, released_geometry=False)
+    crops = views.crops(painted(120.0, 141.5))
+    light = (crops.double() + 127.5 / 128).mean(1).numpy()  # (N, 128, 128), black is 0
+    ramp, total = np.arange(128), light.sum((1, 2))
+    seen = (
+        np.stack([(light.sum(1) * ramp).sum(1), (light.sum(2) * ramp).sum(1)], 1) / total[:, None]
+    )
+
+    assert np.linalg.norm(seen - seen[0], axis=1)[1:].min() > 0.2  # no two views alike
+    found = views.back(np.tile(seen[None, :, None], (1, 1, 98, 1)), WFLW_98.mirror)
+    np.testing.assert_allclose(found, np.broadcast_to([56.0, 77.5], found.shape), atol=0.03)
+
+
+def test_one_view_is_the_plain_crop_and_the_first_of_many():
+    patches = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+    )
+    plain = central_crops(patches)
+    assert torch.equal(make_views(1, released_geometry=False).crops(patches), plain)
+    many = make_views(5, released_geometry=False).crops(patches)
+    assert torch.equal(many[::5], plain)
+
+    turned = cv2.warpAffine(
+        patches[0].numpy(), cv2.getRotationMatrix2D((127.5, 127.5), 7, 1), (256, 256)
+    )[64:192, 64:192]
+    assert np.abs(many[2].permute(1, 2, 0).numpy() * 128 + 127.5 - turned).max() < 6
+
+
+def test_mirrored_views_swap_left_and_right():
+    views = make_views(2, released_geometry=False)
+    points = np.random.default_rng(1).uniform(0, 127, (98, 2))
+    mirrored = (points * (-1, 1) + (127, 0))[list(WFLW_98.mirror)]
+    found = views.back(np.stack([points, mirrored])[None], WFLW_98.mirror)
+    np.testing.assert_allclose(found, np.broadcast_to(points, (1, 2, 98, 2)), atol=1e-9)
+
+    # the released code mirrors landmarks about 64 and pixels about 63.5
+    released = make_views(2, released_geometry=True).back(
+        np.stack([points, mirrored + (1, 0)])[None], WFLW_98.mirror
+    )
+    np.testing.assert_allclose(released, found, atol=1e-9)
+
+
+def test_the_spread_is_the_root_mean_square_distance():
+    landmarks = np.zeros((1, 4, 2, 2))
+    landmarks[0, :, 1] = [[3, 0], [-3, 0], [0, 4], [0, -4]]
+    mean, spread = mean_and_spread(landmarks)
+    assert (mean == 0).all() and spread.tolist() == [[0, np.sqrt(12.5)]]
+
+
+@pytest.mark.parametrize("count", [0, -1, MOST_VIEWS + 1])
+def test_other_numbers_of_views_are_refused(count):
+    with pytest.raises(ValueError, match="views must be from 1 to 14"):
+        make_views(count, released_geometry=False)
