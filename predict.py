@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     from prediction.inputs import Detected, find_inputs
     from prediction.outputs import Results
     from prediction.predictor import LandmarkPredictor
-    from utils.runtime import keep_freed_memory
+    from utils.device import keep_freed_memory
 
     gc.freeze()  # nor does leaving look through them
     gc.enable()

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     from evaluation import evaluate, tables
     from evaluation.evaluate import subsets
     from evaluation.robustness import ROBUSTNESS_FACES, robustness
-    from utils.runtime import describe_machine, keep_freed_memory, select_device
+    from utils.device import describe_machine, keep_freed_memory, select_device
 
     keep_freed_memory()
     run = {"device": select_device(arguments.device), "batch_size": arguments.batch_size}

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-from training.config import parse_arguments
+from training.config import TrainConfig, parse_arguments
 from utils.files import reports_user_errors
+
+if TYPE_CHECKING:
+    from models import VanillaCNN
+
+
+def build(config: TrainConfig, num_landmarks: int) -> VanillaCNN:
+    """The network to train."""
+    from models import Baseline
+
+    return Baseline(config.norm, num_landmarks, config.width)
 
 
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
-    config, resume, overwrite = parse_arguments(argv, sepbn=False)
-    from training.loop import train
-    from utils.runtime import exit_code
+    config, existing = parse_arguments(argv, sepbn=False)
+    from training.recipe import train
 
-    return exit_code(train(config, resume=resume, overwrite=overwrite))
+    return train(config, build, **existing)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     from evaluation import attention, figures
     from evaluation.evaluate import predict_landmarks, require_same_points, spread
     from models.checkpoint import SHIPPED, load_model
+    from utils.device import keep_freed_memory, select_device
     from utils.metrics import nme
-    from utils.runtime import keep_freed_memory, select_device
 
     keep_freed_memory()
     device = select_device(arguments.device)

@@ -22,8 +22,8 @@ from benchmarks.paired import Run, machine, middle, paired_ratio, take_turns
 from benchmarks.straightforward import augmented_sample
 from dataset.augment import batch, draw_epoch
 from dataset.faces import FaceSet, load_faces
+from utils.device import keep_freed_memory
 from utils.files import reports_user_errors
-from utils.runtime import keep_freed_memory
 
 BATCH, BATCHES = 8, 20  # faces in a batch, batches in a turn
 

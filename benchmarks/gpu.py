@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,14 +24,16 @@ import torch
 from torch import nn
 
 from benchmarks.sepbn import ManyBatchNorms, seconds
+from dataset.augment import draw_epoch
 from dataset.faces import FaceSet, load_faces
 from models import SepBatchNorm2d, VanillaCNN
 from models.checkpoint import read, save
 from research.pack import pack
-from training.config import TrainConfig
-from training.step import TrainingStep
+from training.graph import CapturedStep
+from training.processes import Processes
+from training.recipe import eager_step
+from utils.device import available_cores, describe_machine
 from utils.files import UserError, reports_user_errors
-from utils.runtime import available_cores, describe_machine
 
 BEGAN, ROOT = time.monotonic(), Path(__file__).resolve().parent.parent
 PIECE = 15 * 2**20  # bytes of a file that is left behind
@@ -103,19 +105,24 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 TIMED = {"compiled graph": 2, "graph": 3, "eager": 4}  # norms; the released way waits for the host
 
 
-def make_step(faces: FaceSet, how: str, norm: str, width: int, **settings) -> Callable[[], None]:
+def make_step(
+    faces: FaceSet, how: str, norm: str, *, width: int, batch: int, precision: str
+) -> Callable[[], None]:
     """A training step of the recipe on faces that lie on the device."""
     with faces.patches.device:
         model = VanillaCNN(NORMS[norm], faces.scheme.num_points, width)
 
-    config = TrainConfig(**settings, compile="compiled" in how, lr=1e-6)
     model = model.to(memory_format=torch.channels_last)
-    step = TrainingStep(model, faces, config, graph="graph" in how)
-    step.start_epoch(0)
+    rate = torch.zeros((), device=faces.patches.device)
+    decay: dict[str, Any] = {"momentum": 0.9, "weight_decay": 5e-4}
+    optimizer = torch.optim.SGD(model.parameters(), rate, fused=True, **decay)
+    network = Processes().network(model, compiled="compiled" in how, bf16=precision == "bf16")
+    step: Any = eager_step(network, optimizer, faces)
+    step = CapturedStep(step, model, optimizer) if "graph" in how else step
+    draws = draw_epoch(faces, seed=0, epoch=0)
 
-    def call() -> None:
-        step.position.zero_()  # the epoch's first batch, each time
-        step()
+    def call() -> None:  # the epoch's first batch, each time
+        step(draws, draws.order[:batch], 1e-6)
 
     return call
 
@@ -133,7 +140,7 @@ def measure(faces: FaceSet, how: str, precision: str, batch: int, width: int) ->
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
 
-        steps[norm] = make_step(faces, how, norm, width, batch_size=batch, precision=precision)
+        steps[norm] = make_step(faces, how, norm, width=width, batch=batch, precision=precision)
         milliseconds(norm, 3)
         peaks[norm] = (torch.cuda.max_memory_allocated() - before) // 2**20 if on_cuda else ""
 

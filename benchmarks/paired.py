@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.runtime import describe_machine
+from utils.device import describe_machine
 
 Run = Callable[[], Any]
 

@@ -27,8 +27,8 @@ import numpy as np
 from benchmarks.paired import machine, middle, paired_ratio, take_turns
 from dataset.prepare import Cut, prepare
 from dataset.sources import SPLITS, Face, read_lists, wflw_lists
+from utils.device import available_cores
 from utils.files import UserError, reports_user_errors
-from utils.runtime import available_cores
 
 
 def straightforward(faces: list[Face], images: Path, out: Path) -> None:

@@ -31,7 +31,7 @@ from benchmarks.paired import machine
 from dataset.annotations import official_list
 from evaluation.tables import markdown_table
 from utils.files import UserError, reports_user_errors
-from utils.runtime import note
+from utils.progress import note
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK_SECONDS = 0.05

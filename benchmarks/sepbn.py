@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 from benchmarks.kernels import load_layer_file
 from models import SepBatchNorm2d, VanillaCNN, sepbn
+from utils.device import describe_machine, keep_freed_memory, select_device
 from utils.files import reports_user_errors
-from utils.runtime import describe_machine, keep_freed_memory, select_device
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

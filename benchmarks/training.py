@@ -17,8 +17,10 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,33 +34,41 @@ from benchmarks.straightforward import augmented_sample
 from dataset.augment import batch, draw_epoch
 from dataset.faces import FaceSet, load_faces
 from evaluation.cost import model_cost
-from models import VanillaCNN
-from models.checkpoint import build_model
-from training.config import TrainConfig
-from training.step import TrainingStep
+from models import BaselineSepDyBN, VanillaCNN
+from training.graph import CapturedStep
+from training.processes import Processes
+from training.recipe import eager_step
+from utils.device import keep_freed_memory
 from utils.files import reports_user_errors
-from utils.runtime import keep_freed_memory
 
-SEPBN = {"norm": "sepbn", "sets": 3, "groups": 2, "temperature": 30.0}
 PARTS = ("overhead", "speed", "cuda")
 PUBLISHED_STEPS = 2000 * 937
 PEAK_BF16 = 989e12  # dense bf16 FLOP/s of an H100 or H200 SXM by its data sheet
 
 
 def our_step(
-    faces: FaceSet, width: int, *, device: str = "cpu", graph: bool | None = None, **settings
+    faces: FaceSet,
+    width: int,
+    batch_size: int,
+    *,
+    device: str = "cpu",
+    graph: bool = False,
+    precision: str = "fp32",
 ) -> Run:
     """A step of our training with SepBN; after an epoch's last one comes its first one again."""
-    config = TrainConfig(width=width, **SEPBN, **settings)
-    model = build_model({"num_landmarks": faces.scheme.num_points, "width": width, **SEPBN})
-    model = model.to(device, memory_format=torch.channels_last)
-    step = TrainingStep(model, faces, config, graph=graph)
-    step.start_epoch(0)
+    faces = faces.to(device)
+    model = BaselineSepDyBN(num_landmarks=faces.scheme.num_points, width=width)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rate = torch.zeros((), device=device)
+    settings: dict[str, Any] = {"momentum": 0.9, "weight_decay": 5e-4, "fused": True}
+    optimizer = torch.optim.SGD(model.parameters(), rate, **settings)
+    step: Any = eager_step(Processes().network(model, bf16=precision == "bf16"), optimizer, faces)
+    step = CapturedStep(step, model, optimizer) if graph else step
+    draws, batches = draw_epoch(faces, seed=0, epoch=0), count(0)
 
     def call() -> None:
-        if int(step.position) == step.iterations:
-            step.position.zero_()
-        step()
+        i = next(batches) % (len(faces) // batch_size)
+        step(draws, Processes().rows(draws.order, i, batch_size), 1e-6)
 
     return call
 
@@ -98,7 +108,7 @@ def overhead(faces: FaceSet, width: int, pairs: int) -> None:
     for size, repeats in ((width, 2), (width // 4, 12)):
         runs = {
             "batch": lambda: batch(faces, epoch, rows),
-            "step": our_step(faces, size, batch_size=8),
+            "step": our_step(faces, size, 8),
         }
         times = take_turns(runs, pairs, repeats=repeats)
         report(f"overhead, width {size}, batch 8", "batch", "step", times)
@@ -112,7 +122,7 @@ def step_in_a_process(
 
     if ours:  # the straightforward loop has the system's allocator
         keep_freed_memory()
-        step = our_step(faces, width, batch_size=batch_size, precision=precision)
+        step = our_step(faces, width, batch_size, precision=precision)
     else:
         step = straightforward_step(faces, width, batch_size)
 
@@ -151,7 +161,9 @@ def cuda(faces: FaceSet, width: int, pairs: int) -> None:
     for precision in ("fp32", "bf16"):
         runs = {
             name: synchronised(
-                our_step(faces, width, device="cuda", graph=name == "graph", precision=precision),
+                our_step(
+                    faces, width, 8, device="cuda", graph=name == "graph", precision=precision
+                ),
                 device,
             )
             for name in ("eager", "graph")
@@ -161,9 +173,9 @@ def cuda(faces: FaceSet, width: int, pairs: int) -> None:
         minutes = np.median(times["graph"]) * PUBLISHED_STEPS / 60
         print(f"cuda, {precision}: the {PUBLISHED_STEPS:,} published steps take {minutes:.0f} min")
 
-    step = our_step(faces, width, device="cuda", batch_size=256, precision="bf16")
+    step = our_step(faces, width, 256, device="cuda", graph=True, precision="bf16")
     seconds = np.median(take_turns({"step": synchronised(step, device)}, pairs, repeats=20)["step"])
-    network = build_model({"num_landmarks": faces.scheme.num_points, "width": width, **SEPBN})
+    network = BaselineSepDyBN(num_landmarks=faces.scheme.num_points, width=width)
     flops = (
         3 * 2 * 256 * model_cost(network, torch.device("cpu"))["macs"]
     )  # backward: twice forward

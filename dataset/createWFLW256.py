@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     from dataset.labels import doubtful_labels
     from dataset.prepare import Cut, prepare
     from dataset.sources import require_images
-    from utils.runtime import available_cores
+    from utils.device import available_cores
 
     out = args.out or DEFAULT_OUT
 

@@ -21,8 +21,9 @@ from filelock import FileLock
 
 from dataset.crop import PATCH_SIZE
 from dataset.pictures import decode
+from utils.device import available_cores
 from utils.files import UserError, describe_os_error
-from utils.runtime import available_cores, note, progress
+from utils.progress import note, progress
 
 SHAPE = (PATCH_SIZE, PATCH_SIZE, 3)
 PATCH_BYTES = PATCH_SIZE * PATCH_SIZE * 3

@@ -21,7 +21,7 @@ from dataset.landmarks import definition_to_keep
 from dataset.pictures import read_image
 from dataset.sources import SPLITS, Face, Source
 from utils.files import UserError, describe_os_error, make_folder, read_json, write_json
-from utils.runtime import progress
+from utils.progress import progress
 
 # From this patch side (image px) on, PNGs are stored, not deflated: with it 463 WFLW faces take
 # 1.21 times the space of OpenCV's default compression; a set of large faces only would take about

@@ -24,7 +24,7 @@ from dataset.crop import Box
 from dataset.landmarks import LandmarkScheme, scheme_for
 from dataset.pts import PtsFace, read_folders
 from utils.files import UserError
-from utils.runtime import progress
+from utils.progress import progress
 
 SPLITS = ("train", "test")
 

@@ -31,7 +31,7 @@ from evaluation.cost import measure_speed, model_cost
 from models.checkpoint import LoadedModel, load_model
 from utils.files import UserError
 from utils.metrics import STRICTER, auc, failure_rate, nme, normalisers
-from utils.runtime import progress as progress_bar
+from utils.progress import progress as progress_bar
 
 RESAMPLES = 10_000  # of the bootstrap
 

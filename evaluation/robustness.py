@@ -11,7 +11,7 @@ from dataset.crop import CROP_SIZE, PATCH_SIZE
 from dataset.faces import FaceSet, scale_pixels
 from evaluation.evaluate import predict_crops, spread, true_landmarks
 from utils.metrics import nme
-from utils.runtime import progress as progress_bar
+from utils.progress import progress as progress_bar
 
 SHIFTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the box side, in a random direction
 

@@ -9,18 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from models.vanilla import NUM_STAGES, Baseline, BaselineSepDyBN, VanillaCNN
+from models.vanilla import NORMS, NUM_STAGES, Baseline, BaselineSepDyBN, VanillaCNN
 
 SEPBN_SIZE = ("sets", "groups", "attention_grid")  # fields of Architecture that SepBN alone has
-
-# What `describe` says of the norms without options: the arm, and whether it is published
-PLAIN_ARMS = {
-    "none": ("Vanilla CNN without normalisation: the released baseline", "a published network"),
-    "bn": (
-        "Vanilla CNN with BatchNorm: the plain counterpart of SepBN",
-        "not published; the published baseline has no normalisation, --norm none",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -28,7 +19,7 @@ class Architecture:
     """All that the shapes of a network's weights follow from.
 
     Args:
-        norm: one of ``PLAIN_NORMS``, or ``"sepbn"``.
+        norm: one of ``NORMS``.
         num_landmarks: number of points P.
         width: channels of the first stage.
         sets: K of SepBN; None for other normalisations, like the two below.
@@ -74,10 +65,12 @@ class Architecture:
         layer = f"bn{NUM_STAGES}"
         size: dict[str, Any] = {"num_landmarks": coordinates // 2, "width": width}
 
-        if f"{layer}.fc1.weight" in state:
-            return cls("sepbn", **size, **_sepbn_size(state, layer, width))
+        norms = NORMS.items()
+        name = next(n for n, norm in norms if not norm.entry or f"{layer}.{norm.entry}" in state)
+        if name == "sepbn":
+            size |= _sepbn_size(state, layer, width)
 
-        return cls("bn" if any(name.startswith("bn") for name in state) else "none", **size)
+        return cls(name, **size)
 
     def build(self, temperature: float = 1.0) -> VanillaCNN:
         """A freshly initialised network; ``temperature`` is SepBN's softmax temperature."""
@@ -97,17 +90,22 @@ class Architecture:
 
     def describe(self) -> str:
         """Which arm of the comparison this is, in words, and whether it is the published one."""
-        is_sepbn = self.norm == "sepbn"
-        text, published = self._describe_sepbn() if is_sepbn else PLAIN_ARMS[self.norm]
+        norm = NORMS.get(self.norm)
+        if norm is None:  # a layer of an experiment
+            return f"Vanilla CNN with {self.norm} after each convolution"
+
+        text, published = norm.words, norm.published
+        if self.norm == "sepbn":
+            text, published = self._describe_sepbn(text)
 
         if self.width != 64:
             published = f"width {self.width}, not the published 64"
 
         return f"{text} ({published})"
 
-    def _describe_sepbn(self) -> tuple[str, str]:
+    def _describe_sepbn(self, text: str) -> tuple[str, str]:
         plural = "" if self.groups == 1 else "s"
-        text = f"Vanilla CNN with SepBN, K = {self.sets} sets, G = {self.groups} group{plural}"
+        text += f", K = {self.sets} sets, G = {self.groups} group{plural}"
 
         if self.attention_grid:
             grid = f"{self.attention_grid} x {self.attention_grid}"

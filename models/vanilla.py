@@ -5,6 +5,8 @@ normalisation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +16,32 @@ from models.sepbn import SepBatchNorm2d
 NUM_STAGES = 6
 NEGATIVE_SLOPE = 0.01
 
-# --norm of trainBaseline.py -> what makes the layer after each convolution from its channels
-PLAIN_NORMS: dict[str, Callable[[int], nn.Module] | None] = {"bn": nn.BatchNorm2d, "none": None}
+
+class Norm(NamedTuple):
+    """A normalisation after each convolution: all that the code knows of it."""
+
+    layer: Callable[..., nn.Module] | None  # makes it for a number of channels; None: there is none
+    words: str  # what a network with it is
+    published: str  # whether that is a published one
+    entry: str  # of the layer's state_dict, which no norm below has
+
+
+# --norm -> what it is. A file's norm is the first whose entry its last stage has.
+NORMS = {
+    "sepbn": Norm(SepBatchNorm2d, "Vanilla CNN with SepBN", "", "fc1.weight"),
+    "bn": Norm(
+        nn.BatchNorm2d,
+        "Vanilla CNN with BatchNorm: the plain counterpart of SepBN",
+        "not published; the published baseline has no normalisation, --norm none",
+        "running_mean",
+    ),
+    "none": Norm(
+        None,
+        "Vanilla CNN without normalisation: the released baseline",
+        "a published network",
+        "",
+    ),
+}
 
 
 class VanillaCNN(nn.Module):
@@ -94,9 +120,9 @@ def Baseline(norm: str = "bn", num_landmarks: int = 98, width: int = 64) -> Vani
     """The Vanilla CNN with BatchNorm (``norm="bn"``) or, as in the released baseline, without any
     (``norm="none"``).
     """
-    if norm not in PLAIN_NORMS:
-        raise ValueError(f"norm must be one of {', '.join(PLAIN_NORMS)}, got {norm!r}")
-    return VanillaCNN(PLAIN_NORMS[norm], num_landmarks, width)
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    return VanillaCNN(NORMS[norm].layer, num_landmarks, width)
 
 
 def BaselineSepDyBN(
@@ -111,13 +137,22 @@ def BaselineSepDyBN(
     """The Vanilla CNN with SepBN after each convolution; ``groups=1`` is the released code, 2 the
     published figures.
     """
-
-    def norm(channels: int) -> nn.Module:
-        return SepBatchNorm2d(
-            channels, num_sets, groups, attention_grid=attention_grid, temperature=temperature
-        )
+    norm = partial(
+        SepBatchNorm2d,
+        num_sets=num_sets,
+        groups=groups,
+        attention_grid=attention_grid,
+        temperature=temperature,
+    )
 
     return VanillaCNN(norm, num_landmarks, width)
+
+
+def set_temperature(model: nn.Module, temperature: float) -> None:
+    """Set the softmax temperature of every SepBN in a network; others have none."""
+    for module in model.modules():
+        if isinstance(module, SepBatchNorm2d):
+            module.temperature.fill_(temperature)
 
 
 def released_state_dict(model: VanillaCNN) -> dict[str, Tensor]:

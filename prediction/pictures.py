@@ -12,7 +12,7 @@ from prediction.inputs import BoxSource
 from prediction.outputs import Results, describe_faces, draw_faces, write_jpeg, write_pts
 from prediction.predictor import LandmarkPredictor, Shot, cut_faces
 from utils.files import UserError
-from utils.runtime import progress
+from utils.progress import progress
 
 
 def predict_pictures(

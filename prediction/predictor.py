@@ -30,8 +30,8 @@ from dataset.pictures import read_image
 from dataset.views import Views, make_views, mean_and_spread
 from models.checkpoint import SHIPPED, LoadedModel, load_model
 from models.folding import fold_normalisation
+from utils.device import select_device
 from utils.files import UserError
-from utils.runtime import select_device
 
 LARGEST_EDGE = 10**9  # px; no picture is as large
 MOST_BOXES = 10_000  # in one picture; their patches take 2 GB

@@ -24,7 +24,7 @@ from utils.files import (
     describe_os_error,
     require_file_or_nothing,
 )
-from utils.runtime import progress
+from utils.progress import progress
 
 RATE = 25.0  # frames a second where a file does not say
 

@@ -23,12 +23,13 @@ from dataset.annotations import read_crop_list, write_crop_list
 from dataset.faces import FaceSet, list_path, load_faces, read_meta
 from evaluation.evaluate import face_errors, summarize
 from research.differences import column
-from research.relatives import kind_of, load_network
+from research.relatives import build, load_network
 from training.config import SEPBN_OPTIONS, TrainConfig
-from training.loop import train
-from training.run import RUNS, run_record
+from training.recipe import train
+from training.record import run_record
+from training.run import RUNS, Diverged
+from utils.device import select_device
 from utils.files import UserError, atomic_write, make_folder, write_json
-from utils.runtime import Processes, select_device
 
 HOLD_OUT = 0.25  # share of the training faces
 COLUMNS = tuple(
@@ -186,9 +187,7 @@ def _record(config: TrainConfig) -> dict[str, Any]:
     faces = [load_faces(config.data, split, limit=config.limit) for split in ("train", "test")]
     device = select_device(config.device)
 
-    return run_record(
-        config, *faces, device=device, processes=Processes(), kind=kind_of(config.norm)
-    )
+    return run_record(config.settled(), *faces, device=device)
 
 
 def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
@@ -197,11 +196,9 @@ def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
 
     with redirect_stdout(sys.stderr):
         try:
-            code = train(config, resume=True, runs=runs, kind=kind_of(config.norm))
-        except UserError as error:
-            if "the loss is no longer finite" in str(error):
-                return None
-            raise
+            code = train(config, build, resume=True, runs=runs)
+        except Diverged:
+            return None
 
     if code:
         raise Stopped(code)

@@ -92,8 +92,8 @@ from research.experiment_tables import arm_errors, overview, table
 from research.liveness import liveness, separation
 from research.mixtures import mixture, synthetic_and_real
 from training.run import RUNS
+from utils.device import select_device
 from utils.files import reports_user_errors
-from utils.runtime import select_device
 
 THREE_ARMS = ("none", "bn", "sepbn-g1k3")
 MAIN_ARMS = (*THREE_ARMS, "sepbn-g2k3")

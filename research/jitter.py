@@ -23,7 +23,7 @@ from prediction.smoothing import LandmarkSmoother
 from prediction.tracking import FaceTracker
 from synthetic.face import draw_face
 from utils.files import reports_user_errors
-from utils.runtime import progress
+from utils.progress import progress
 
 FRAMES, SETTLED, RATE = 60, 10, 25.0
 SEED = 20_261_125  # of faces made for nothing else

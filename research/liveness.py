@@ -27,9 +27,9 @@ from evaluation.evaluate import bootstrap_means, face_errors, paired_difference,
 from evaluation.tables import markdown_table
 from models.checkpoint import LoadedModel, load_model
 from models.vanilla import NUM_STAGES, VanillaCNN
+from utils.device import select_device
 from utils.files import UserError, atomic_write, reports_user_errors
 from utils.metrics import nme
-from utils.runtime import select_device
 
 COLUMNS = (
     *("checkpoint", "seed", "n_test", "module", "scale_distance", "shift_distance"),

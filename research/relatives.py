@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from models import checkpoint
 from models.architecture import Architecture
 from models.vanilla import VanillaCNN
+from training.config import TrainConfig
 
 SE_REDUCTION = 16  # as published
 
@@ -98,31 +100,25 @@ def layer_of(norm: str) -> Callable[[int], nn.Module] | None:
     return match and partial(AttentiveNorm2d, num_sets=int(match[1]))
 
 
-class Relative(Architecture):
-    """A network with a layer of this module; ``norm`` is the arm's name."""
+def build(config: TrainConfig, num_landmarks: int) -> VanillaCNN:
+    """The network of an arm, of this module or of the project."""
+    layer = layer_of(config.norm)
+    if layer is not None:
+        return VanillaCNN(layer, num_landmarks, config.width)
 
-    def build(self, temperature: float = 1.0) -> VanillaCNN:
-        """A freshly initialised network; there is no temperature in it."""
-        return VanillaCNN(layer_of(self.norm), self.num_landmarks, self.width)
-
-    def describe(self) -> str:
-        return f"Vanilla CNN with {self.norm} after each convolution (a relative of SepBN)"
-
-
-def kind_of(norm: str) -> type[Architecture]:
-    """What makes networks of an arm, of this module or of the project."""
-    return Architecture if layer_of(norm) is None else Relative
+    settings = asdict(config) | {"num_landmarks": num_landmarks}
+    return Architecture.from_config(settings).build(config.temperature or 1.0)
 
 
 def load_network(path: Path) -> nn.Module:
     """A trained network of any arm, in evaluation mode, on the CPU."""
     content = checkpoint.read(path)
     config = content["config"]
-    kind = kind_of(config["norm"])
-    if kind is Architecture:
+    layer = layer_of(config["norm"])
+    if layer is None:
         return checkpoint.load_model(path).model
 
-    model = kind.from_config(config).build()
+    model = VanillaCNN(layer, config["num_landmarks"], config["width"])
     checkpoint.load_weights(model, content["model"], path)
 
     return model.to(memory_format=torch.channels_last).eval()

@@ -39,7 +39,7 @@ from prediction.predictor import LandmarkPredictor
 from synthetic.face import draw_face
 from utils.files import UserError, reports_user_errors
 from utils.metrics import nme
-from utils.runtime import progress
+from utils.progress import progress
 
 # Individual typology angle of the skin, degrees: lower ends of the usual classes, light to dark.
 TONES = {"very light": 55, "light": 41, "intermediate": 28, "tan": 10, "brown": -30, "dark": -90}

@@ -134,7 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     from dataset.annotations import official_list
     from synthetic.writing import image_folder, render_set
-    from utils.runtime import available_cores, progress
+    from utils.device import available_cores
+    from utils.progress import progress
 
     counts = {"train": args.train, "test": args.test}
     without = sorted(set(args.without))

@@ -6,15 +6,15 @@ from dataclasses import fields
 
 import pytest
 
-from models.architecture import PLAIN_ARMS, Architecture
-from models.vanilla import PLAIN_NORMS
+from models.architecture import Architecture
+from models.vanilla import NORMS
 from training.config import TrainConfig, parse_arguments
 from utils.files import UserError
 from utils.schedule import temperature
 
 
 def test_defaults_are_the_published_recipe():
-    config, resume, overwrite = parse_arguments([], sepbn=True)
+    config, existing = parse_arguments([], sepbn=True)
     config = config.settled()
 
     assert (config.norm, config.sets, config.groups, config.temperature, config.run) == (
@@ -27,7 +27,7 @@ def test_defaults_are_the_published_recipe():
 
     assert (config.epochs, config.warmup, config.batch_size, config.lr) == (2000, 800, 8, 1e-3)
     assert (config.momentum, config.weight_decay, config.width) == (0.9, 5e-4, 64)
-    assert not resume and not overwrite
+    assert existing == {"resume": False, "overwrite": False}
 
     config.check()
     baseline = parse_arguments([], sepbn=False)[0].settled()
@@ -41,7 +41,7 @@ def test_defaults_are_the_published_recipe():
 
 
 def test_every_option_reaches_the_config():
-    config, resume, _ = parse_arguments(
+    config, existing = parse_arguments(
         "--norm none --width 8 --epochs 50 --lr 2e-2 --mean-shape-init --limit 20 --resume".split(),
         sepbn=False,
     )
@@ -55,7 +55,7 @@ def test_every_option_reaches_the_config():
         limit=20,
     )
 
-    assert resume and config.warmup == 20
+    assert existing["resume"] and config.warmup == 20
 
 
 @pytest.mark.parametrize("norm", ["bn", "none"])
@@ -148,4 +148,4 @@ def test_the_arm_in_words(settings, words):
 
 def test_every_norm_that_may_be_chosen_has_layers_and_words():
     (choices,) = (s.metadata["choices"] for s in fields(TrainConfig) if s.name == "norm")
-    assert set(choices) == PLAIN_NORMS.keys() == PLAIN_ARMS.keys()
+    assert {"sepbn", *choices} == NORMS.keys()

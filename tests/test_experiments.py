@@ -101,9 +101,9 @@ def test_a_stopped_suite_goes_on_where_it_was(run_script, prepared_set, tmp_path
     suite = command("real98", prepared_set, tmp_path, f"{SMALL} --rates 0.01 --seeds 2 --arms bn")
     train, calls = runs.train, []
 
-    def stops_in_the_second_run(config, *, resume, **options):
+    def stops_in_the_second_run(config, build, *, resume, **options):
         calls.append((config.run, resume))
-        return 143 if len(calls) == 2 else train(config, resume=resume, **options)
+        return 143 if len(calls) == 2 else train(config, build, resume=resume, **options)
 
     monkeypatch.setattr(runs, "train", stops_in_the_second_run)
     assert run_script(SCRIPT, *suite)[:2] == (143, "")

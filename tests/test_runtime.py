@@ -11,14 +11,15 @@ import pytest
 import torch
 from conftest import ROOT
 
-from utils import runtime
+from training.processes import process_group
+from utils import device, progress
 from utils.files import UserError
 
 
 def test_plain_lines_are_far_apart_and_say_how_far(capfd, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(runtime.time, "monotonic", lambda: now[0])
-    with runtime.progress(desc="drawing", total=400, unit="face") as bar:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.progress(desc="drawing", total=400, unit="face") as bar:
         for _ in range(400):
             now[0] += 0.1
             bar.update()
@@ -32,22 +33,22 @@ def test_plain_lines_are_far_apart_and_say_how_far(capfd, monkeypatch):
 
 def test_a_bar_that_is_closed_late_prints_nothing_more(capfd, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(runtime.time, "monotonic", lambda: now[0])
-    bar = runtime.progress(desc="drawing", total=400, unit="face")
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = progress.progress(desc="drawing", total=400, unit="face")
     now[0] += 60
     bar.close()
     assert capfd.readouterr().err == ""
 
 
 def test_short_work_prints_nothing(capfd):
-    assert list(runtime.progress(range(1000), desc="quick", unit="face")) == list(range(1000))
+    assert list(progress.progress(range(1000), desc="quick", unit="face")) == list(range(1000))
     assert capfd.readouterr().err == ""
 
 
 def test_a_log_gets_a_line_at_least_every_ten_seconds_without_a_terminal(tmp_path):
     code = (
-        "import time; from utils import runtime; runtime._PlainLines.SECONDS = 0.2;"
-        "[time.sleep(0.05) for _ in runtime.progress(range(12), desc='slow', unit='face')]"
+        "import time; from utils import progress; progress._PlainLines.SECONDS = 0.2;"
+        "[time.sleep(0.05) for _ in progress.progress(range(12), desc='slow', unit='face')]"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -57,7 +58,7 @@ def test_a_log_gets_a_line_at_least_every_ten_seconds_without_a_terminal(tmp_pat
 
 
 def test_cpu_with_an_index_is_the_cpu():
-    assert runtime.select_device("cpu:0") == torch.device("cpu")
+    assert device.select_device("cpu:0") == torch.device("cpu")
 
 
 def test_a_gpu_that_cannot_run_a_kernel_is_one_line(monkeypatch):
@@ -69,13 +70,13 @@ def test_a_gpu_that_cannot_run_a_kernel_is_one_line(monkeypatch):
     monkeypatch.setattr(torch, "zeros", no_kernel)
 
     with pytest.raises(UserError, match=r"--device auto: the GPU cannot be used \(CUDA error: no"):
-        runtime.select_device("auto")
+        device.select_device("auto")
 
 
 def test_no_cuda_context_for_runs_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: pytest.fail("asked the GPU"))
 
-    assert runtime.describe_machine(torch.device("cpu"))["cuda"] is None
+    assert device.describe_machine(torch.device("cpu"))["cuda"] is None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_variables_of_torchrun_that_lack_or_contradict_are_one_line(monkeypatch,
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    with pytest.raises(UserError, match="torchrun"), runtime.process_group("cpu"):
+    with pytest.raises(UserError, match="torchrun"), process_group("cpu"):
         pass
 
 
@@ -106,7 +107,7 @@ from torch import distributed
 import torch
 from utils import files
 from utils.files import UserError
-from utils.runtime import process_group
+from training.processes import process_group
 files.PATIENCE = 0.1
 with process_group("cpu") as (processes, device):
     if processes.rank == 1:

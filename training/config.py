@@ -28,23 +28,24 @@ def _option(
 @dataclass(frozen=True)
 class TrainConfig:
     """Every setting of a run; the defaults are the published recipe (except normalisation and
-    groups, see README). :meth:`settled` fills in what is left open with None.
+    groups, see README). :meth:`settled` fills in what is left open with None; SepBN's options stay
+    None where another normalisation is chosen.
     """
 
     data: str = _option("dataset/WFLW256", "folder prepared by dataset/createWFLW256.py")
     run: str = _option("baseline", "name of the run; its files go to checkpoints/RUN")
-    norm: str | None = _option(
+    norm: str = _option(
         None,
         "normalisation; none is the released baseline (default: that of --init, or bn)",
         choices=("bn", "none"),
         type=str,
     )
-    sets: int | None = _option(
+    sets: int = _option(
         None,
         "K, mapping sets (scale and shift) of each SepBN module (default: as --init, or 3)",
         type=int,
     )
-    groups: int | None = _option(
+    groups: int = _option(
         None,
         "G, channel groups with attention of their own; the released code has 1 (default: as "
         "--init, or 2)",
@@ -56,13 +57,13 @@ class TrainConfig:
         "--init, or as released)",
         type=int,
     )
-    temperature: float | None = _option(
+    temperature: float = _option(
         None,
         "softmax temperature at epoch 0; falls by 1 an epoch, stays at 1 (default: as --init, or "
         "half of --epochs, at most 30)",
         type=float,
     )
-    width: int | None = _option(
+    width: int = _option(
         None,
         "channels of the first stage (default: as --init, or 64, the published network)",
         type=int,
@@ -141,6 +142,12 @@ class TrainConfig:
             values |= dict.fromkeys(SEPBN_OPTIONS)
 
         return replace(self, **values)
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """What :func:`dataset.augment.draw_epoch` is told besides the epoch."""
+        geometry = {"released_geometry": self.released_geometry}
+        return {"seed": self.seed, "photometric_changes": self.photometric} | geometry
 
     @property
     def warmup(self) -> float:
@@ -242,8 +249,8 @@ class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig, bool, bool]:
-    """Command line of a training script -> (config, resume, overwrite).
+def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig, dict[str, bool]]:
+    """Command line of a training script -> (config, what to do with an existing run).
 
     Args:
         argv: arguments without the program's name; None takes the process's own.
@@ -288,6 +295,6 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
 
     existing.add_argument("--overwrite", action="store_true", help="replace an existing run")
     values: dict[str, Any] = vars(parser.parse_args(argv))
-    resume, overwrite = values.pop("resume"), values.pop("overwrite")
+    what_exists = {name: values.pop(name) for name in ("resume", "overwrite")}
 
-    return TrainConfig(**values, **fixed), resume, overwrite
+    return TrainConfig(**values, **fixed), what_exists

@@ -1,28 +1,49 @@
-"""The folder of a training run: what it may hold, how it is resumed, its log."""
+"""A training run: its folder, lock and log, what it saves and resumes, signals, progress.
+
+``recipe.py`` trains; everything around that is here. An epoch's order and augmentation follow from
+(seed, epoch), so a run is its weights, momentum buffers, losses, log and position, and going on
+from those is going on exactly.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import fcntl
 import io
-import math
 import os
-import shlex
 import shutil
-import sys
-from dataclasses import asdict, fields
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from dataset.faces import FaceSet
-from dataset.landmarks import definition_to_keep
+from dataset.augment import Epoch
+from dataset.faces import FaceSet, load_faces
+from evaluation.evaluate import face_errors, true_landmarks
+from evaluation.figures import save as save_figure
+from evaluation.figures import training_curve
 from models import checkpoint
-from models.architecture import Architecture
+from models.vanilla import VanillaCNN
 from training.config import TrainConfig
-from training.step import TrainingStep
+from training.graph import CapturedStep
+from training.initial import describe_start, settings_of_file, start_from
+from training.processes import Processes, leave, process_group
+from training.record import (
+    header,
+    refuse_other_settings,
+    run_record,
+    settings_of,
+    settings_of_run,
+    warn_of_warm_end,
+)
+from utils.device import keep_freed_memory
 from utils.files import (
     UserError,
     atomic_write,
@@ -32,77 +53,141 @@ from utils.files import (
     require_file_or_nothing,
     write_json,
 )
-from utils.runtime import Processes, describe_machine, git_commit
+from utils.metrics import nme
+from utils.progress import duration, note, progress
+from utils.schedule import learning_rate, temperature
 
 RUNS = Path("checkpoints")
 FILES = ("config.json", "log.csv", "curve.png", "last.pt", "final.pt")
 COLUMNS = ("epoch", "loss", "lr", "temperature", "test_nme_percent", "images_per_s", "seconds")
+# Those of them that the system has: Windows knows no hang-up.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+]
+
+LOG_EVERY = 50  # steps between two looks at the loss: on CUDA each waits for the device
+LOOK_SECONDS = 30.0  # at least so often, however slow the steps are
+TIMED_STEPS = 5  # that say how long a run will take, after a first one
+LONG_RUN = 600.0  # seconds from which on a run's duration is told
+
+Build = Callable[[TrainConfig, int], VanillaCNN]  # settings and number of landmarks -> network
+Network = Callable[[Tensor], Tensor]  # (B, 3, 128, 128) -> (B, 2P)
+Step = Callable[[Epoch, Tensor, Any], Tensor]  # draws, rows, rate -> loss
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain values, with what its defaults amount to."""
-    return asdict(config) | {"warmup_epochs": config.warmup}
+class Diverged(UserError):
+    """The loss or the weights are no longer finite."""
 
 
-def run_record(
-    config: TrainConfig,
-    train: FaceSet,
-    test: FaceSet,
-    *,
-    device: torch.device,
-    processes: Processes,
-    kind: type[Architecture] = Architecture,
-) -> dict[str, Any]:
-    """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its
-    checkpoints.
+class Stopped(Exception):
+    """A signal came, and the run was saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def is_finished(
+    config: TrainConfig, *, runs: Path = RUNS, resume: bool = False, overwrite: bool = False
+) -> bool:
+    """Whether the run that is to be resumed has nothing left to do, which is said.
+
+    Raises:
+        UserError: it had other settings.
     """
-    settings = settings_of(config) | {"num_landmarks": train.scheme.num_points}
+    config.check()
+    path = runs / config.run
+    final = path / "final.pt"
+    if not (resume and final.exists()) or (path / "last.pt").exists():
+        return False
 
-    return settings | {
-        "arm": kind.from_config(settings).describe(),
-        "scheme": train.scheme.name,
-        "scheme_definition": definition_to_keep(train.scheme),
-        "resample": train.meta.get("resample", "nearest"),
-        "box_scale": train.meta.get("box_scale", 1.0),
-        "faces": {"train": len(train), "test": len(test)},
-        "fingerprint": train.fingerprint(),
-        "device_type": device.type,
-        "processes": processes.count,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": git_commit(),
-        "machine": describe_machine(device),
-    }
+    finished = checkpoint.read(final)
+    checkpoint.check_own(finished, final)
+    settled = config.settled(settings_of_run(finished["config"], config))
+    refuse_other_settings(finished["config"], settings_of(settled), final)
+    print(f"{path} is finished already; nothing to do")
+
+    return True
 
 
-class RunFolder:
-    """Files of one run: ``last.pt`` while it goes, ``final.pt`` once done, ``config.json``,
-    ``log.csv``, milestones. A context, which ends the lock on the folder.
+class Run:
+    """What is around the training of one network; used in the order of its public methods.
 
-    Args:
-        run: the run's name.
-        runs: folder that holds a folder for every run.
+    Attributes:
+        config: the settings, with nothing left open.
+        epoch, position: how many epochs are done, and how many steps of the next one.
+        steps: steps of an epoch.
+        rate: the learning rate, on the device: a number would be baked into a CUDA graph.
+        exit_code: 0, or 128 + the number of the signal that stopped the run after saving.
     """
 
-    def __init__(self, run: str, runs: Path = RUNS) -> None:
-        self.path = runs / run
-        self.last, self.final = self.path / "last.pt", self.path / "final.pt"
-        self.rows: list[dict[str, Any]] = []
-        self._locked: int | None = None
-        self._new = False  # whether the run was started here, and not resumed
+    def __init__(
+        self, config: TrainConfig, path: Path, processes: Processes, device: torch.device
+    ) -> None:
+        self.asked, self.config, self.path = config, config, path
+        self.last, self.final = path / "last.pt", path / "final.pt"
+        self.processes, self.device, self.is_main = processes, device, processes.is_main
+        self.rate = torch.zeros((), device=device)
+        self.epoch = self.position = self.steps = self.exit_code = 0
+        self.rows_logged: list[dict[str, Any]] = []
+        self._saved: dict[str, Any] | None = None  # what last.pt held
+        self._init: checkpoint.LoadedModel | None = None  # what --init names
+        self._new = False  # whether the folder is this run's own from its first step on
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}  # of signals, before the first step
+        self._began = self._last_save = self._last_look = time.monotonic()
+        self._step_ends: list[float] = []  # of the first steps
+        self._bar: tqdm | None = None
+        self._writer: Any = None
+        self._exits = ExitStack()
 
-    def saved(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-        """Look at what is there, without changing it.
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        config: TrainConfig,
+        *,
+        runs: Path = RUNS,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> Iterator[Run]:
+        """Look at what is there, without changing it, and leave everything in order at the end.
 
-        Returns:
-            The content of ``last.pt`` when there is something to resume, else None.
+        Args:
+            config: settings of the run.
+            runs: folder that holds a folder for every run.
+            resume: carry on what was stopped, or start where nothing was saved.
+            overwrite: replace what is there.
 
         Raises:
-            UserError: a run is there and neither resume nor overwrite was asked for, or something
-                lies in the place of a file that the run will write.
+            UserError: wrong settings, bad data, a run that is in the way or in use, a full disk.
+            Diverged: the loss is no longer finite.
         """
-        if self.path.is_dir():
-            for name in FILES:
-                require_file_or_nothing(self.path / name)
+        config.check()
+        with process_group(config.device) as (processes, device):
+            run = cls(config, runs / config.run, processes, device)
+            with run._exits:
+                try:
+                    run._look_around(resume=resume, overwrite=overwrite)
+                    yield run
+                except Stopped as stopped:
+                    run.exit_code = 128 + stopped.number
+                except Exception:
+                    if run._new:
+                        run._remove_traces()
+                    raise
+
+        run.exit_code = leave(run.exit_code)
+
+    # --- before the first step ---
+
+    def _look_around(self, *, resume: bool, overwrite: bool) -> None:
+        """Lock the folder, read what the run goes on or starts from, and settle the settings."""
+        if self.is_main:
+            self._lock()
+
+        for name in FILES:
+            require_file_or_nothing(self.path / name)
 
         if self._existing() and not (resume or overwrite):
             raise UserError(
@@ -110,47 +195,419 @@ class RunFolder:
                 "replace it, or choose another name with --run"
             )
 
-        if not (resume and self.last.exists()):
-            return None
+        self._resume, self._overwrite = resume, overwrite
+        source = None
 
-        content = checkpoint.read(self.last)
-        checkpoint.check_own(content, self.last)
+        if resume and self.last.exists():
+            self._saved = checkpoint.read(self.last)
+            checkpoint.check_own(self._saved, self.last)
+            source = settings_of_run(self._saved["config"], self.asked)
+        elif self.asked.init is not None:
+            self._init = checkpoint.load_model(self.asked.init)
+            source = settings_of_file(self._init)
 
-        return content
+        self.config = self.asked.settled(source)
+        self.config.check()
 
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self._new and kind is not None and issubclass(kind, Exception):
-            self._remove_traces()
-
-        if self._locked is not None:
-            os.close(self._locked)
-            self._locked = None
-
-    def lock(self) -> None:
-        """Keep other processes out of the folder, where there is one, until this one leaves.
-
-        Raises:
-            UserError: another process trains in it.
-        """
-        if self._locked is not None or not self.path.is_dir():
-            return
-
-        descriptor = os.open(self.path, os.O_RDONLY)  # the folder itself: no file is left behind
+    def _lock(self) -> None:
+        """Keep other processes out of the folder until this one leaves."""
+        lock = FileLock(make_folder(self.path) / ".lock")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
+            lock.acquire(timeout=0)
+        except Timeout:
             raise UserError(
                 f"{self.path} is in use by another training process; wait for it or stop it, or "
                 "choose another name with --run"
             ) from None
 
-        self._locked = descriptor
+        def unlock() -> None:
+            lock.release()
+            with suppress(OSError):  # another process may have come, or something may lie there
+                Path(lock.lock_file).unlink(missing_ok=True)
+                self.path.rmdir()
 
-    def refuse_other_remains(self, record: dict[str, Any]) -> None:
+        self._exits.callback(unlock)
+
+    def load_faces(self) -> FaceSet:
+        """The training faces, on the device; the test faces are read, and all of them checked."""
+        config, count = self.config, self.processes.count
+        train = load_faces(config.data, "train", limit=config.limit)
+        self.test_faces = load_faces(config.data, "test", limit=config.limit)
+
+        if train.scheme != self.test_faces.scheme:
+            raise UserError(f"{config.data}: train and test faces have different landmarks")
+        if config.batch_size % count:
+            raise UserError(
+                f"--batch-size {config.batch_size} cannot be shared equally by {count} processes"
+            )
+        if len(train) < config.batch_size:
+            raise UserError(
+                f"--batch-size {config.batch_size} is more than the {len(train)} training faces"
+            )
+
+        self.steps = len(train) // config.batch_size
+        self.record = run_record(
+            config, train, self.test_faces, device=self.device, processes=count
+        )
+        self.faces = train.to(self.device)
+
+        if self._saved is not None:
+            refuse_other_settings(self._saved["config"], self.record, self.last)
+        elif self._resume and self.is_main:
+            self._refuse_other_remains()
+            print(f"{self.path}: nothing was saved to resume; the run starts at its first step")
+
+        return self.faces
+
+    def place(self, model: VanillaCNN) -> VanillaCNN:
+        """A fresh network with the weights that it is to start from, on the device."""
+        if self.config.mean_shape_init:
+            with torch.no_grad():
+                model.fc2.bias.copy_(self.faces.mean_shape().flatten())
+
+        if self._saved is not None:
+            checkpoint.load_weights(model, self._saved["model"], self.last)
+        elif self._init is not None:
+            words = start_from(model, self._init, self.faces, self.config)
+            if self.is_main:
+                print(describe_start(self.config, self.asked, self._init, words))
+
+        if self.device.type == "cuda":
+            torch.backends.cudnn.deterministic = True
+        else:
+            keep_freed_memory()
+
+        # Channels last is the order of the crops
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def restore(self, model: VanillaCNN, optimizer: torch.optim.Optimizer) -> None:
+        """Take up what was saved, and make the folder ready for the next step."""
+        self.model, self.optimizer = model, optimizer
+        self._losses = torch.zeros(self.steps, dtype=torch.float64, device=self.device)
+
+        if self.config.momentum:  # buffers of zeros make the first step like every other
+            for weight in model.parameters():
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
+        self._began = time.monotonic()
+        if self._saved is not None:
+            self._take_up(self._saved)
+
+        self.processes.wait()  # until all have read what is there
+        if self.is_main:
+            self._start_folder()
+            self._start_showing()
+
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores hang-ups: keep that
+                self._handlers[number] = signal.signal(number, self._note)
+
+        self._exits.callback(self._restore_handlers)
+
+    def _take_up(self, saved: dict[str, Any]) -> None:
+        """Position, losses, momentum and log of ``last.pt``."""
+        try:
+            state = saved["training"]
+            epoch, position, rows = state["epoch"], state["position"], state["log"]
+            if not (0 <= position < self.steps and 0 <= epoch == len(rows)):
+                raise ValueError("no such position")
+
+            self._losses[:position] = state["losses"]
+            self.epoch, self.position = epoch, position
+            self.rows_logged = [{name: row[name] for name in COLUMNS} for row in rows]
+            self._began -= state["seconds"]
+
+            for name, buffer in self._momentum().items():
+                buffer.copy_(state["momentum"][name])
+        except (LookupError, TypeError, ValueError, RuntimeError):
+            raise UserError(
+                f"{self.last}: its state of the training is damaged, or of another version; it "
+                "cannot be resumed, train anew with --overwrite"
+            ) from None
+
+    def _momentum(self) -> dict[str, Tensor]:
+        """Momentum buffers by the names of their weights."""
+        state = self.optimizer.state
+        return {
+            name: state[weight]["momentum_buffer"]
+            for name, weight in self.model.named_parameters()
+            if "momentum_buffer" in state[weight]
+        }
+
+    def _start_folder(self) -> None:
+        """Only ``overwrite`` removes an old run. Otherwise its milestones stay until equal ones
+        take their place, and its log gets another name.
+        """
+        self._new = self._saved is None
+        log = self.path / "log.csv"
+
+        if self._overwrite:
+            for old in (*map(self.path.joinpath, FILES), *self._milestones()):
+                old.unlink(missing_ok=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        elif self._new and self._logged_epochs():
+            number = 1 + len(list(self.path.glob("log_old*.csv")))
+            os.replace(log, self.path / f"log_old{number}.csv")
+
+        for leftover in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+
+        write_json(self.path / "config.json", self.record)
+        with atomic_write(log, "w") as file:  # rows past a checkpoint are thereby cut
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writeheader()
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(self.rows_logged)
+
+    def _start_showing(self) -> None:
+        """Header, progress bar, TensorBoard."""
+        config = self.config
+        print(header(config, self.record, self.model, self.steps))
+        warn_of_warm_end(config)
+        total, done = config.epochs * self.steps, self.epoch * self.steps + self.position
+        self._bar = progress(desc=config.run, total=total, initial=done, unit="step")
+        self._exits.callback(self._bar.close)
+
+        if config.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError(
+                    "--tensorboard needs the package tensorboard; pip install tensorboard, or "
+                    "leave it out"
+                ) from None
+
+            self._writer = SummaryWriter(self.path / "tensorboard", purge_step=self.epoch)
+            self._exits.callback(self._writer.close)
+
+    # --- what a step is made of ---
+
+    def parallel(self, model: VanillaCNN) -> Network:
+        """The network that the steps run: compiled, over all processes, in bfloat16, as asked."""
+        if self.config.compile and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            raise UserError(
+                "--compile needs a C++ compiler, and none was found; install g++ or leave "
+                "--compile out"
+            )
+
+        bf16 = self.config.precision == "bf16"
+        return self.processes.network(model, compiled=self.config.compile, bf16=bf16)
+
+    def captured(self, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+        """The step as a CUDA graph where one process trains on CUDA; elsewhere the step itself."""
+        alone_on_cuda = self.device.type == "cuda" and self.processes.count == 1
+        if not alone_on_cuda or self.config.no_graph:
+            return step
+
+        return CapturedStep(step, model, optimizer)
+
+    def rows(self, order: Tensor, i: int) -> Tensor:
+        """This process's share of the faces of an epoch's ``i``-th batch."""
+        return self.processes.rows(order, i, self.config.batch_size)
+
+    def learning_rate(self, epoch: int, i: int) -> float:
+        """Learning rate of step ``i`` of an epoch, both from 0."""
+        total = self.config.epochs * self.steps
+        warmup = min(round(self.config.warmup * self.steps), total - 1)
+
+        return learning_rate(
+            epoch * self.steps + i, total_steps=total, warmup_steps=warmup, peak=self.config.lr
+        )
+
+    # --- after a step ---
+
+    def after_step(self, i: int, loss: Tensor) -> None:
+        """Keep the loss; look at it, save and stop where that is due."""
+        self._losses[i] = loss
+        self.position = i + 1
+        self._tell_duration()
+
+        alone = self.processes.count == 1  # looking at the loss at another time than the others
+        silent = alone and time.monotonic() - self._last_look > LOOK_SECONDS
+        if self.position % LOG_EVERY == 0 or silent:
+            self._look()
+        if self.position < self.steps:
+            self._save_or_stop()
+
+    def after_epoch(self) -> None:
+        """Keep the weights where that is due, then test them; log the epoch."""
+        loss = self._look()
+        self.epoch += 1
+
+        if self.is_main:
+            self._close_epoch(loss)
+
+        self._began, self.position = time.monotonic(), 0
+        if self.epoch < self.config.epochs:
+            self._save_or_stop()
+        elif self.is_main:
+            self._finish()
+
+    def _note(self, number: int, _frame: object) -> None:
+        """Remember a signal instead of dying at once; a second one acts as usual."""
+        self._signal = number
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _save_or_stop(self) -> None:
+        """Save where it is time to, or where any process was told to stop."""
+        due = self.is_main and time.monotonic() - self._last_save > 60 * self.config.save_every
+        if self.processes.count > 1 and self.device.type == "cuda" and self.position % LOG_EVERY:
+            return  # asking everybody waits for the device
+
+        number, due_anywhere = self.processes.agree(self._signal, int(due), device=self.device)
+        if number or due_anywhere:
+            self._save_last()
+
+        if number:
+            if self.is_main:
+                done = self.epoch * self.steps + self.position
+                self._draw_curve()
+                tqdm.write(f"stopped at step {done}, saved {self.last}; use --resume")
+            raise Stopped(number)
+
+    def _look(self) -> float:
+        """Stop where the loss is no longer finite; show its mean. Waits for the device."""
+        self._require_finite()
+        loss = self.processes.mean(self._losses[: self.position].mean()).item()
+        self._last_look = time.monotonic()
+
+        if self._bar is not None:
+            done = self.epoch * self.steps + self.position
+            self._bar.n = done
+            elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
+            speed = (done - self._bar.initial) * self.config.batch_size / elapsed
+            self._bar.set_postfix_str(
+                f"epoch {self.epoch + 1} of {self.config.epochs}, loss {loss:.3f} px, "
+                f"lr {float(self.rate):.2e}, {speed:.0f} images/s"
+            )
+
+        return loss
+
+    def _require_finite(self) -> None:
+        """Stop a run whose loss or weights are no longer numbers, naming the first bad step."""
+        bad = (~torch.isfinite(self._losses[: self.position])).nonzero()
+        norm = nn.utils.get_total_norm([weight.detach() for weight in self.model.parameters()])
+        if not len(bad) and torch.isfinite(norm):
+            return
+
+        i = int(bad[0]) if len(bad) else self.position - 1
+        raise Diverged(
+            f"the loss is no longer finite at step {self.epoch * self.steps + i} (epoch "
+            f"{self.epoch}, learning rate {self.learning_rate(self.epoch, i):.3g}); the last "
+            "checkpoint is from before; lower --lr, lengthen --warmup-epochs or use a normalisation"
+        )
+
+    def _tell_duration(self) -> None:
+        """Say how long the run will take, as soon as some steps have shown it."""
+        if self._bar is None or len(self._step_ends) > TIMED_STEPS:
+            return
+
+        self._step_ends.append(time.monotonic())
+        if len(self._step_ends) > TIMED_STEPS:
+            step = (self._step_ends[-1] - self._step_ends[0]) / TIMED_STEPS
+            left = (self.config.epochs - self.epoch) * self.steps - self.position
+            if left * step > LONG_RUN:
+                note(f"{left:,} steps of about {1000 * step:.0f} ms to go: {duration(left * step)}")
+
+    # --- what is written ---
+
+    def _content(self) -> dict[str, Any]:
+        model = self.model.state_dict()
+        return {"model": model, "config": self.record, "format": checkpoint.FORMAT}
+
+    def _save_last(self) -> None:
+        """A checkpoint to resume; refuses to replace a good one by values that are not finite."""
+        self._require_finite()
+        losses = self.processes.mean(self._losses[: self.position])
+
+        if self.is_main:
+            training = {
+                "epoch": self.epoch,
+                "position": self.position,
+                "losses": losses.cpu(),
+                "momentum": self._momentum(),
+                "seconds": time.monotonic() - self._began,
+                "log": self.rows_logged,
+            }
+            checkpoint.save(self.last, self._content() | {"training": training})
+
+        self.processes.wait()  # torchrun ends the others as soon as one has left
+        self._last_save = time.monotonic()
+
+    def _close_epoch(self, loss: float) -> None:
+        """Weights first: nothing that evaluation may meet costs the days of training behind it."""
+        config, done = self.config, self.epoch
+        seconds = time.monotonic() - self._began
+
+        if done == config.epochs:
+            checkpoint.save(self.final, self._content())
+        if config.keep_every and done % config.keep_every == 0:
+            checkpoint.save(self.path / f"epoch_{done:04d}.pt", self._content())
+
+        percent: float | str = ""
+        if done == config.epochs or (config.eval_every and done % config.eval_every == 0):
+            errors = face_errors(self.model, self.test_faces, device=self.device)
+            percent = 100 * float(errors.mean())
+
+        tau = config.temperature
+        self._log(
+            {
+                "epoch": done - 1,
+                "loss": loss,
+                "lr": self.learning_rate(done - 1, self.steps - 1),
+                "temperature": "" if tau is None else temperature(done - 1, start=tau),
+                "test_nme_percent": percent,
+                "images_per_s": round(self.steps * config.batch_size / seconds, 1),
+                "seconds": round(seconds, 2),
+            }
+        )
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Add one epoch to the log."""
+        self.rows_logged.append(row)
+        text = io.StringIO()
+        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
+        log = self.path / "log.csv"
+        try:
+            with log.open("a", encoding="utf-8", newline="") as file:
+                file.write(text.getvalue())
+        except OSError as error:
+            raise describe_os_error(error, log) from error
+
+        if self._writer is not None:
+            for name in COLUMNS[1:]:
+                if row[name] != "":
+                    self._writer.add_scalar(name, row[name], row["epoch"])
+
+    def _finish(self) -> None:
+        self.last.unlink(missing_ok=True)
+        self._draw_curve()
+        percent = self.rows_logged[-1]["test_nme_percent"]
+        target = true_landmarks(self.test_faces)
+        answer = np.broadcast_to(self.faces.mean_shape().cpu().numpy(), target.shape)
+        mean_shape = 100 * float(nme(answer, target, self.test_faces.scheme.outer_eyes).mean())
+        worse = f", worse than the mean shape's {mean_shape:.2f} %" if percent > mean_shape else ""
+        print(f"test NME {percent:.2f} % after the last epoch{worse}; weights in {self.final}")
+
+    def _draw_curve(self) -> None:
+        if self.rows_logged:
+            save_figure(training_curve(self.rows_logged), self.path / "curve.png")
+
+    # --- what lies in the folder ---
+
+    def _existing(self) -> list[Path]:
+        return [file for file in (self.final, self.last, self.path / "log.csv") if file.exists()]
+
+    def _milestones(self) -> list[Path]:
+        return list(self.path.glob("epoch_*.pt"))
+
+    def _logged_epochs(self) -> int:
+        log = self.path / "log.csv"
+        return max(0, len(log.read_text().splitlines()) - 1) if log.is_file() else 0
+
+    def _refuse_other_remains(self) -> None:
         """Refuse to start afresh over the log or milestones of a run with other settings."""
         if not (self._milestones() or self._logged_epochs()):
             return
@@ -162,175 +619,13 @@ class RunFolder:
                 "from; add --overwrite to replace them, or choose another name with --run"
             )
 
-        refuse_other_settings(settings, record, self.path)
-
-    def start(self, *, overwrite: bool) -> None:
-        """Make the folder ready for a run's first step; call when nothing can go wrong any more.
-
-        Only ``overwrite`` removes an old run. Otherwise its milestones stay until equal ones take
-        their place, and its log gets another name.
-        """
-        make_folder(self.path)
-        self.lock()
-        self._new = True
-
-        if overwrite:
-            names = ("config.json", "curve.png")
-            remains = [*self._existing(), *(self.path / name for name in names)]
-            for file in (*remains, *self._milestones()):
-                file.unlink(missing_ok=True)
-
-            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-
-        elif self._logged_epochs():
-            number = 1 + len(list(self.path.glob("log_old*.csv")))
-            os.replace(self.path / "log.csv", self.path / f"log_old{number}.csv")
+        refuse_other_settings(settings, self.record, self.path)
 
     def _remove_traces(self) -> None:
         """Leave no folder of a run that could not do its first epoch, so that the next try, with
         other settings, finds nothing in its way.
         """
-        if self.rows or self._milestones() or self.last.exists() or self.final.exists():
-            return
-
-        for name in ("config.json", "log.csv"):
-            (self.path / name).unlink(missing_ok=True)
-
-        with contextlib.suppress(OSError):  # something else may lie there
-            self.path.rmdir()
-
-    def _milestones(self) -> list[Path]:
-        return list(self.path.glob("epoch_*.pt"))
-
-    def _logged_epochs(self) -> int:
-        log = self.path / "log.csv"
-
-        return max(0, len(log.read_text().splitlines()) - 1) if log.is_file() else 0
-
-    def _existing(self) -> list[Path]:
-        return [file for file in (self.final, self.last, self.path / "log.csv") if file.exists()]
-
-    def start_log(self, record: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Write ``config.json`` and the log's first rows; rows past a checkpoint are thereby cut.
-
-        What a run that was killed while it wrote has left is removed.
-        """
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-
-        write_json(self.path / "config.json", record)
-        self.rows = [dict(row) for row in rows]
-
-        with atomic_write(self.path / "log.csv", "w") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writeheader()
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(self.rows)
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Append one epoch to the log."""
-        self.rows.append(row)
-        text = io.StringIO()
-        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
-        try:
-            with (self.path / "log.csv").open("a", encoding="utf-8") as file:
-                file.write(text.getvalue())
-        except OSError as error:
-            raise describe_os_error(error, self.path / "log.csv") from error
-
-    def milestone(self, epoch: int) -> Path:
-        """Name of the weights kept after ``epoch`` epochs."""
-        return self.path / f"epoch_{epoch:04d}.pt"
-
-
-def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: Path) -> None:
-    """Name every setting that differs between a saved run and the one that wants to resume it.
-
-    Settings in ``TrainConfig.FREE`` cannot change the result and may differ; what ``record`` lacks
-    is not compared.
-    """
-    # A run saved before a setting existed had its default.
-    saved = {setting.name: setting.default for setting in fields(TrainConfig)} | saved
-    names = [
-        setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE
-    ]
-    names += ["device_type", "resample", "scheme_definition", "fingerprint"]
-    labels = {
-        "scheme_definition": "landmark scheme",
-        "device_type": "kind of device",
-        "resample": "resampling of the data",
-        "fingerprint": "training faces",
-    }
-
-    different = [
-        f"{labels.get(name, '--' + name.replace('_', '-'))} was {saved.get(name)}, is "
-        f"{record[name]}"
-        for name in names
-        if name in record and saved.get(name) != record[name]
-    ]
-
-    if different:
-        raise UserError(
-            f"{where} cannot be resumed with other settings: {'; '.join(different)}; use the "
-            "saved ones"
-        )
-
-
-def refuse_damaged_state(saved: dict[str, Any], step: TrainingStep, where: Path) -> None:
-    """Check that ``saved["training"]``, the loop's state in ``last.pt``, can be gone on from.
-
-    Raises:
-        UserError: naming the entry that is missing or impossible.
-    """
-    training = saved.get("training")
-    if not isinstance(training, dict):
-        raise UserError(f"{where}: holds no state of a training; it cannot be resumed")
-
-    def is_count(value: Any, limit: int) -> bool:
-        return type(value) is int and 0 <= value < limit
-
-    momentum, seconds, loss_sum = (
-        training.get(name) for name in ("momentum", "seconds", "loss_sum")
-    )
-
-    wanted = {
-        name: weight.shape for name, weight in step.model.named_parameters() if step.config.momentum
-    }
-
-    valid = {
-        "epoch": is_count(training.get("epoch"), step.config.epochs),
-        "position": is_count(training.get("position"), step.iterations),
-        "seconds": isinstance(seconds, (int, float)) and 0 <= seconds < math.inf,
-        "loss_sum": _is_finite(loss_sum, torch.Size([1])),
-        "log": _is_log(training.get("log"), training.get("epoch")),
-        "momentum": isinstance(momentum, dict)
-        and momentum.keys() == wanted.keys()
-        and all(_is_finite(momentum[name], shape) for name, shape in wanted.items()),
-    }
-
-    wrong = [name for name, is_valid in valid.items() if not is_valid]
-    if wrong:
-        raise UserError(
-            f"{where}: its {wrong[0]} is missing or impossible for this run; it cannot be resumed, "
-            "train anew with --overwrite"
-        )
-
-
-def _is_finite(tensor: Any, shape: torch.Size | None = None) -> bool:
-    """Whether this is a tensor of finite floating-point numbers (of that shape)."""
-    return (
-        isinstance(tensor, torch.Tensor)
-        and tensor.is_floating_point()
-        and (shape is None or tensor.shape == shape)
-        and bool(torch.isfinite(tensor).all())
-    )
-
-
-def _is_log(rows: Any, epochs: Any) -> bool:
-    """Whether these are the log's rows of so many epochs."""
-    return (
-        isinstance(rows, list)
-        and len(rows) == epochs
-        and all(isinstance(row, dict) and row.keys() == set(COLUMNS) for row in rows)
-        and all(
-            isinstance(value, (int, float)) or value == "" for row in rows for value in row.values()
-        )
-    )
+        kept = self.rows_logged or self._milestones() or self.last.exists() or self.final.exists()
+        if self.is_main and not kept:
+            for name in ("config.json", "log.csv"):
+                (self.path / name).unlink(missing_ok=True)

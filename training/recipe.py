@@ -1,0 +1,60 @@
+"""The recipe on one page: landmarks regressed by SGD on their mean absolute error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dataset.augment import Epoch, batch, draw_epoch
+from dataset.faces import FaceSet
+from models.vanilla import set_temperature
+from training.config import TrainConfig
+from training.run import Build, Network, Run, Step, is_finished
+from utils.schedule import temperature
+
+
+def train(config: TrainConfig, build: Build, **options: Any) -> int:
+    """Train ``build(config, number of landmarks)`` -> exit code; options as of `Run.open`."""
+    if is_finished(config, **options):
+        return 0
+
+    with Run.open(config, **options) as run:  # folder, lock, resume, signals, log, progress
+        config, faces = run.config, run.load_faces()
+        torch.manual_seed(config.seed)
+        model = run.place(build(config, faces.scheme.num_points))  # --init, device
+        decay: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+        optimizer = torch.optim.SGD(model.parameters(), run.rate, fused=True, **decay)
+        run.restore(model, optimizer)
+        # one device or several, compiled or not; on CUDA the step becomes one captured graph
+        step = run.captured(eager_step(run.parallel(model), optimizer, faces), model, optimizer)
+
+        for epoch in range(run.epoch, config.epochs):
+            set_temperature(model, temperature(epoch, start=config.temperature or 1.0))
+            draws = draw_epoch(faces, epoch=epoch, **config.augmentation)
+
+            for i in range(run.position, run.steps):
+                loss = step(draws, run.rows(draws.order, i), run.learning_rate(epoch, i))
+                run.after_step(i, loss)  # finite? save? a signal? progress
+
+            run.after_epoch()  # the weights first, then test NME and log
+
+    return run.exit_code
+
+
+def eager_step(network: Network, optimizer: torch.optim.Optimizer, faces: FaceSet) -> Step:
+    """One update: (an epoch's draws, rows of the batch, rate) -> loss in crop pixels."""
+
+    def step(draws: Epoch, rows: Tensor, rate: float | Tensor) -> Tensor:
+        optimizer.param_groups[0]["lr"].fill_(rate)
+        images, targets = batch(faces, draws, rows)
+        loss = F.l1_loss(network(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        return loss.detach()
+
+    return step

@@ -1,0 +1,148 @@
+"""The machine a run finds itself on: device, memory, hardware, versions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.files import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def select_device(name: str) -> torch.device:
+    """``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"`` -> a usable
+    device.
+
+    Raises:
+        UserError: the name is no device or the device is not there.
+    """
+    import torch
+
+    asked = name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
+
+    if device.type == "cpu":
+        return torch.device("cpu")
+
+    if device.type != "cuda":
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise UserError(f"--device {name}: torch sees {count} CUDA devices; use --device cpu")
+
+    try:  # a driver that is too old, or a GPU for which this torch has no kernels, shows here
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--device {asked}: the GPU cannot be used ({reason}); use --device cpu"
+        ) from None
+
+    return device
+
+
+def available_cores() -> int:
+    """Number of CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory instead of giving it back to the system at once.
+
+    A network on the CPU frees and takes large activations in every step; handing their pages back
+    and forth was measured to take a fifth of a training step. Elsewhere than on Linux with glibc
+    nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+
+    # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**26)
+
+
+def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Hardware and versions, for run headers and benchmark tables.
+
+    Args:
+        device: the device in use; only a CUDA device is looked at, so that runs on the CPU open
+            no CUDA context.
+    """
+    import torch
+
+    cuda = None
+    if device is not None and device.type == "cuda":
+        cuda = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a plain string, which loads safely
+        "numpy": metadata.version("numpy"),
+        "opencv": _opencv_version(),
+        "cuda": cuda,
+    }
+
+
+def _opencv_version() -> str | None:
+    for package in ("opencv-python-headless", "opencv-python"):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that runs, with ``+`` when files differ from it; None outside a
+    checkout.
+    """
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+        changed = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+    return commit + ("+" if changed else "")
