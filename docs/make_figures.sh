@@ -35,7 +35,7 @@ import cv2
 import numpy as np
 
 names = ("glasses", "laugh", "beard", "hat", "smile", "profile")
-faces = [cv2.imread(f"{sys.argv[1]}/{name}_overlay.jpg") for name in names]
+faces = [cv2.imread(f"{sys.argv[1]}/{name}.jpg_overlay.jpg") for name in names]
 faces = [cv2.resize(face, (340, 340), interpolation=cv2.INTER_AREA) for face in faces]
 montage = np.vstack([np.hstack(faces[:3]), np.hstack(faces[3:])])
 cv2.imwrite(sys.argv[2], montage, [cv2.IMWRITE_JPEG_QUALITY, 92])
