@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models import SepBatchNorm2d
+from models.folding import FoldedSepBN
 from prediction.predictor import LandmarkPredictor
 
 ATTENTION, ALIKE = "by attention", "all sets alike"
@@ -26,13 +27,12 @@ class SteeredPredictor(LandmarkPredictor):
         self.layers: dict[str, SepBatchNorm2d] = {}
         self.temperature, self.sets = 1.0, 0
 
-        for path, layer in self._model.named_modules():
-            if isinstance(layer, SepBatchNorm2d):
-                name = path.split(".")[0]
-                self.layers[name] = layer
+        for name, folded in self._model.named_children():
+            if isinstance(folded, FoldedSepBN):
+                self.layers[name] = layer = folded.layer
                 self.temperature, self.sets = layer.temperature.item(), layer.num_sets
                 # an attribute is found before the method of the class
-                vars(layer)["attention"] = partial(self._attention, name, layer)
+                vars(folded)["_attention"] = partial(self._attention, name, layer)
 
     def answer(
         self, image: np.ndarray, face: tuple[list[int], float], steering: Sequence[Any] = ()
@@ -55,7 +55,7 @@ class SteeredPredictor(LandmarkPredictor):
         return landmarks, self._used
 
     def _attention(self, name: str, layer: SepBatchNorm2d, x: Tensor) -> Tensor:
-        weights, choice = SepBatchNorm2d.attention(layer, x), self._choices.get(name, ATTENTION)
+        weights, choice = layer.attention(x), self._choices.get(name, ATTENTION)
         if choice == ALIKE:
             weights = torch.full_like(weights, 1 / layer.num_sets)
         elif choice != ATTENTION:
@@ -64,4 +64,4 @@ class SteeredPredictor(LandmarkPredictor):
 
         self._used[name] = weights[0].float().cpu().numpy()
 
-        return weights
+        return weights.flatten(1)
