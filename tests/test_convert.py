@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import converted
 from models import SepBatchNorm2d, convert_batchnorm
 
 
@@ -257,3 +258,13 @@ def test_synchronised_layers_keep_their_group_and_take_any_dimensions():
     convert_batchnorm(model)
     assert model[1].process_group is group and model[1].synchronized
     torch.testing.assert_close(model(x), expected)
+
+
+def test_table_of_costs(capsys):
+    threads = torch.get_num_threads()
+    try:
+        assert converted.main(["--networks", "U-Net", "3-D", "--steps", "1"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    u_net, volume = capsys.readouterr().out.splitlines()[-2:]
+    assert u_net.startswith("| U-Net | 2 x 3 x 64 x 64 | 14 |") and volume.startswith("| 3-D |")
