@@ -440,18 +440,20 @@ SYNCHRONIZED: dict[type, type] = {
 def synchronize_statistics(model: nn.Module, process_group: Any = None) -> nn.Module:
     """Let BatchNorm and SepBN layers take their training statistics over all processes.
 
-    That is, over those of a group, the default one if None. Gradients flow through the statistics
-    to all processes, so that averaging parameter gradients over processes with equal shares of a
-    batch (as DistributedDataParallel does) gives what one process with the whole batch gets. Works
-    with any backend, on CPU and CUDA. Without an initialised process group, or alone in it, nothing
-    changes. State-dict names stay. Changes the layers in place and returns the model. Torch's
-    ``convert_sync_batchnorm`` cannot do this for SepBN: it would make plain BatchNorms of them.
+    That is, over those of a group; if None, of the layer's own or else the default one. Gradients
+    flow through the statistics to all processes, so that averaging parameter gradients over
+    processes with equal shares of a batch (as DistributedDataParallel does) gives what one process
+    with the whole batch gets. Works with any backend, on CPU and CUDA. Without an initialised
+    process group, or alone in it, nothing changes. State-dict names stay. Changes the layers in
+    place and returns the model. Torch's ``convert_sync_batchnorm`` cannot do this for SepBN: it
+    would make plain BatchNorms of them.
     """
     for layer in model.modules():
         if type(layer) in SYNCHRONIZED:
             layer.__class__ = SYNCHRONIZED[type(layer)]
         if isinstance(layer, _Synchronized | _SepBatchNorm):
-            layer.synchronized, layer.process_group = True, process_group
+            layer.synchronized = True
+            layer.process_group = process_group or layer.process_group
     return model
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import converted
-from models import SepBatchNorm2d, convert_batchnorm
+from models import SepBatchNorm2d, convert_batchnorm, synchronize_statistics
 
 
 class Block(nn.Module):
@@ -257,6 +257,7 @@ def test_synchronised_layers_keep_their_group_and_take_any_dimensions():
     expected = model.eval()(x)
     convert_batchnorm(model)
     assert model[1].process_group is group and model[1].synchronized
+    assert synchronize_statistics(model)[1].process_group is group
     torch.testing.assert_close(model(x), expected)
 
 
