@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import convert_batchnorm, parameter_groups
-from utils.runtime import describe_machine, keep_freed_memory
+from utils.device import describe_machine, keep_freed_memory
 
 
 def block(kind: str, inputs: int, outputs: int) -> list[nn.Module]:

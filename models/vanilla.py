@@ -148,13 +148,6 @@ def BaselineSepDyBN(
     return VanillaCNN(norm, num_landmarks, width)
 
 
-def set_temperature(model: nn.Module, temperature: float) -> None:
-    """Set the softmax temperature of every SepBN in a network; others have none."""
-    for module in model.modules():
-        if isinstance(module, SepBatchNorm2d):
-            module.temperature.fill_(temperature)
-
-
 def released_state_dict(model: VanillaCNN) -> dict[str, Tensor]:
     """The model's weights under the names of the released training code (K BatchNorms in every
     SepBN).

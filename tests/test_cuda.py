@@ -17,7 +17,7 @@ from dataset.augment import draw_epoch
 from dataset.faces import FaceSet, load_faces
 from evaluation.evaluate import face_errors
 from models import Baseline, BaselineSepDyBN, VanillaCNN
-from models.vanilla import set_temperature
+from models.sepbn import set_temperature
 from training.graph import CapturedStep
 from training.processes import Processes
 from training.recipe import eager_step

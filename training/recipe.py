@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dataset.augment import Epoch, batch, draw_epoch
 from dataset.faces import FaceSet
-from models.vanilla import set_temperature
+from models.sepbn import set_temperature
 from training.config import TrainConfig
 from training.run import Build, Network, Run, Step, is_finished
 from utils.schedule import temperature
