@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.sepbn import ManyBatchNorms, seconds
+from benchmarks.paired import Run, machine, synchronised, take_turns
+from benchmarks.sepbn import ManyBatchNorms
 from dataset.augment import draw_epoch
 from dataset.faces import FaceSet, load_faces
 from models import SepBatchNorm2d, VanillaCNN
@@ -32,7 +34,7 @@ from research.pack import pack
 from training.graph import CapturedStep
 from training.processes import Processes
 from training.recipe import eager_step
-from utils.device import available_cores, describe_machine
+from utils.device import available_cores
 from utils.files import UserError, reports_user_errors
 
 BEGAN, ROOT = time.monotonic(), Path(__file__).resolve().parent.parent
@@ -107,7 +109,7 @@ TIMED = {"compiled graph": 2, "graph": 3, "eager": 4}  # norms; the released way
 
 def make_step(
     faces: FaceSet, how: str, norm: str, *, width: int, batch: int, precision: str
-) -> Callable[[], None]:
+) -> Run:
     """A training step of the recipe on faces that lie on the device."""
     with faces.patches.device:
         model = VanillaCNN(NORMS[norm], faces.scheme.num_points, width)
@@ -127,32 +129,37 @@ def make_step(
     return call
 
 
+def repeat(step: Run, times: int) -> None:
+    for _ in range(times):
+        step()
+
+
 def measure(faces: FaceSet, how: str, precision: str, batch: int, width: int) -> list[tuple]:
     """Rows of the table: medians, and medians of ratios to BatchNorm, round by round."""
     device, steps, peaks = faces.patches.device, {}, {}
-    on_cuda = device.type == "cuda"
-
-    def milliseconds(norm: str, repeats: int) -> float:
-        return 1000 / repeats * seconds(lambda: [steps[norm]() for _ in range(repeats)], device)
 
     for norm in list(NORMS)[: TIMED[how]]:
-        if on_cuda:
+        if device.type == "cuda":
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
 
         steps[norm] = make_step(faces, how, norm, width=width, batch=batch, precision=precision)
-        milliseconds(norm, 3)
-        peaks[norm] = (torch.cuda.max_memory_allocated() - before) // 2**20 if on_cuda else ""
+        once = take_turns({norm: synchronised(steps[norm], device)}, 3)[norm].min()
+        peaks[norm] = ""
+        if device.type == "cuda":
+            peaks[norm] = str((torch.cuda.max_memory_allocated() - before) // 2**20)
 
-    repeats = max(1, int(60 / milliseconds("BatchNorm", 3)))
-    times = [{norm: milliseconds(norm, repeats) for norm in steps} for _ in range(5)]
+    repeats = max(1, int(0.06 / once))
+    runs = {n: synchronised(partial(repeat, step, repeats), device) for n, step in steps.items()}
+    times = take_turns(runs, 5)
     rows = []
 
-    for norm, peak in peaks.items():
-        ms = statistics.median(one[norm] for one in times)
-        ratio = statistics.median(one[norm] / one["BatchNorm"] for one in times)
-        numbers = (f"{ms:.4g}", f"{ratio:.3f}", peak, f"{2000 * (7500 // batch) * ms / 3.6e6:.2f}")
-        rows.append((how, precision, batch, width, norm, *numbers))
+    for norm, seconds in times.items():
+        ms = 1000 * np.median(seconds) / repeats
+        ratio = np.median(seconds / times["BatchNorm"])
+        numbers = (f"{ms:.4g}", f"{ratio:.3f}", peaks[norm])
+        hours = 2000 * (7500 // batch) * ms / 3.6e6
+        rows.append((how, precision, batch, width, norm, *numbers, f"{hours:.2f}"))
 
     return rows
 
@@ -259,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     if sizes.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device; --quick tries all of it on the CPU")
 
-    say(str(describe_machine(torch.device(sizes.device))))
+    say(machine(torch.device(sizes.device)))
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
         work, few = Path(folder), min(sizes.most_faces, max(256, 150 * workers))

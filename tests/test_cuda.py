@@ -33,7 +33,10 @@ def in_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def cuda_or_stand_ins(monkeypatch):
-    """On a machine without CUDA: streams that do nothing, and graphs that run the step again."""
+    """Deterministic convolutions, as in a training; on a machine without CUDA streams that do
+    nothing, and graphs that run the step again.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     if ON_CUDA:
         return
 
@@ -41,7 +44,7 @@ def cuda_or_stand_ins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda _, stream: nullcontext())
     record = CapturedStep._record
 
     def recorded(self):

@@ -85,7 +85,8 @@ class CapturedStep:
 
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # on the stream of the warm-up, which libraries and autograd may know already
+        with torch.cuda.graph(graph, stream=stream):
             self._run()
 
         with torch.no_grad():
