@@ -22,7 +22,6 @@ by ATen's BatchNorm kernels: what models/sepbn.py chooses between on CPU.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -33,13 +32,15 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.kernels import load_layer_file
+from benchmarks.paired import machine, synchronised, take_turns
 from models import SepBatchNorm2d, VanillaCNN, sepbn
-from utils.device import describe_machine, keep_freed_memory, select_device
+from utils.device import keep_freed_memory, select_device
 from utils.files import reports_user_errors
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -176,19 +177,15 @@ class Table:
 
     def compare(self, what: str, goal: str, pair: tuple[Run, ...], *, pairs: int) -> None:
         """Time the two of a pair in turn and print their row."""
-        for run in pair * 2:  # compilation, allocation, caches
-            seconds(run, self.device)
+        runs = {str(which): synchronised(run, self.device) for which, run in enumerate(pair)}
+        first, second = take_turns(
+            runs, pairs, warm_up=2
+        ).values()  # compilation, allocation, caches
 
-        times: tuple[list[float], list[float]] = ([], [])
-        for number in range(pairs):
-            for which in (0, 1) if number % 2 else (1, 0):
-                times[which].append(seconds(pair[which], self.device))
-
-        ratios = [first / second for first, second in zip(*times, strict=True)]
-        first, second = (statistics.median(t) * 1e3 for t in times)
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        times_ms = f"{first:.1f} / {second:.1f} ms"
-        self.report(what, goal, (f"{statistics.median(ratios):.3f}", spread, times_ms))
+        ratios = first / second
+        times = f"{1e3 * np.median(first):.1f} / {1e3 * np.median(second):.1f} ms"
+        spread = f"{ratios.min():.2f} to {ratios.max():.2f}"
+        self.report(what, goal, (f"{np.median(ratios):.3f}", spread, times))
 
 
 def compare_in(setting: Setting, norms: tuple[Norm, Norm], table: Table, pairs: int) -> None:
@@ -285,8 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     norms = (partial(SepBatchNorm2d, num_sets=3, **OPTIONS), other)
     table = Table(device, goals=args.against is None)
 
-    machine = describe_machine().items()
-    print(", ".join(f"{key} {value}" for key, value in machine if value is not None))
+    print(machine())
     kept = "given back" if args.system_allocator else "kept"
     print(f"freed memory {kept}, medians of paired ratios, {args.pairs} pairs")
     print("| what | goal | ratio | range | times |\n|---|---|---|---|---|")
