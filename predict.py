@@ -407,7 +407,7 @@ def report(results: Results, seconds: float, batch_size: int) -> None:
 
     if others := results.others():
         print(
-            f"note: {results.folder} also holds {len(others)} files that are not of this call, "
+            f"note: files in {results.folder} that are not of this call: {len(others)}, "
             f"such as {results.name(others[0])}"
         )
 

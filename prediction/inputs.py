@@ -198,9 +198,9 @@ def table_source(source: Path, paths: Sequence[Path]) -> tuple[BoxSource, list[s
     table = BoxTable(source)
     notes = []
     if count := table.match_names(paths):
-        notes.append(f"{source}: {count} rows have other folders; matched by the file's name")
+        notes.append(f"{source}: rows of other folders, matched by the file's name: {count}")
     if unused := table.unused(paths):
-        said = f"{len(unused)} lines name none of the inputs"
+        said = f"lines that name none of the inputs: {len(unused)}"
         notes.append(f"{source}: {said}; the first is line {unused[0]}")
 
     def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
