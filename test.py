@@ -69,7 +69,6 @@ def main(argv: list[str] | None = None) -> int:
 
     from dataset.faces import load_faces
     from evaluation import evaluate, tables
-    from evaluation.evaluate import subsets
     from evaluation.robustness import ROBUSTNESS_FACES, robustness
     from utils.device import describe_machine, keep_freed_memory, select_device
 
@@ -79,26 +78,18 @@ def main(argv: list[str] | None = None) -> int:
     faces = load_faces(arguments.data, "test")
     models = evaluate.load_models(paths, faces, asked_for=bool(arguments.checkpoints))
     models, faces = evaluate.on_common_points(models, faces)
-    masks = subsets(faces)
     mean_shape = evaluate.mean_shape_summary(arguments.data, faces)
     out = make_folder(arguments.out) if arguments.out else None
 
-    protocol, warnings = tell_protocol(arguments.data, faces, models)
+    content = tell_protocol(arguments.data, faces, models)
     results = evaluate.evaluate_all(models, faces, **run)
-    pairs = evaluate.differences(results, masks) if len(results) > 1 else []
-    points = tables.count_points(faces.scheme)
+    sections = tables_of_accuracy(arguments.data, faces, results, mean_shape, content=content)
 
-    sections = [tables.accuracy_table(results, mean_shape, points)]
-    if mean_shape is None:
-        sections.append(f"The mean shape's row is left out: {arguments.data} has no training list.")
-    if pairs:
-        sections.append(tables.difference_table(pairs, masks))
-
-    viewed = {}
     if arguments.views > 1:
         several = [evaluate.with_views(e, faces, arguments.views, **run) for e in results]
-        sections.append(tables.views_table(several, arguments.views, points))
-        viewed = {"views": arguments.views, "with_views": {e.name: e.summary for e in several}}
+        sections.append(tables.views_table(several, arguments.views, content["points"]))
+        content["views"] = arguments.views
+        content["with_views"] = {e.name: e.summary for e in several}
 
     sections.append(tables.cost_table(results))
     print(*sections, sep="\n\n")
@@ -109,28 +100,41 @@ def main(argv: list[str] | None = None) -> int:
     curve_tables = tables.robustness_tables(curves, min(len(faces), ROBUSTNESS_FACES))
     print("", *curve_tables, sep="\n\n")
 
-    content = {
-        "protocol": protocol,
-        "warnings": warnings,
-        "points": points,
-        "data": faces.meta,
-        "machine": describe_machine(run["device"]),
-        "models": describe_models(results),
-        "mean_shape": mean_shape,
-        "differences": pairs,
-        "robustness": curves,
-        **viewed,
-    }
+    content |= {"machine": describe_machine(run["device"]), "models": describe_models(results)}
+    content |= {"data": faces.meta, "robustness": curves}
     write_results(out, faces, results, content, sections + curve_tables)
 
     return 0
 
 
-def tell_protocol(
-    data: Path, faces: FaceSet, models: dict[str, LoadedModel]
-) -> tuple[list[str], list[str]]:
+def tables_of_accuracy(
+    data: Path,
+    faces: FaceSet,
+    results: list[Evaluation],
+    mean_shape: dict[str, dict[str, float]] | None,
+    *,
+    content: dict,
+) -> list[str]:
+    """Errors of the models and their differences, which go to ``content`` too."""
+    from evaluation import evaluate, tables
+
+    masks, points = evaluate.subsets(faces), tables.count_points(faces.scheme)
+    pairs = evaluate.differences(results, masks) if len(results) > 1 else []
+    content |= {"points": points, "mean_shape": mean_shape, "differences": pairs}
+
+    sections = [tables.accuracy_table(results, mean_shape, points)]
+    if mean_shape is None:
+        sections.append(f"The mean shape's row is left out: {data} has no training list.")
+    if pairs:
+        sections.append(tables.difference_table(pairs, masks))
+
+    return sections
+
+
+def tell_protocol(data: Path, faces: FaceSet, models: dict[str, LoadedModel]) -> dict:
     """Print how the numbers to come are made, and on stderr what makes them incomparable; returns
-    both."""
+    both, as metrics.json says them.
+    """
     from evaluation import tables
 
     protocol, warnings = tables.protocol(data, faces, models)
@@ -138,7 +142,7 @@ def tell_protocol(
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
-    return protocol, warnings
+    return {"protocol": protocol, "warnings": warnings}
 
 
 def describe_models(results: list[Evaluation]) -> dict[str, dict]:

@@ -50,13 +50,9 @@ def measure_speed(
         for each model, latency of one face in milliseconds (median and 95th percentile) and
         throughput in faces per second.
     """
-    folded = [
-        fold_normalisation(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for model in models
-    ]
-    crops = torch.zeros(batch_size, 3, CROP_SIZE, CROP_SIZE, device=device).to(
-        memory_format=torch.channels_last
-    )
+    layout: Any = {"memory_format": torch.channels_last}
+    folded = [fold_normalisation(model).to(**layout) for model in models]
+    crops = torch.zeros(batch_size, 3, CROP_SIZE, CROP_SIZE, device=device).to(**layout)
     single = _timings(folded, crops[:1], seconds, at_least=20)
     batch = _timings(folded, crops, seconds, at_least=3)
     name, precision = f"cpu, {torch.get_num_threads()} threads", "fp32"
@@ -81,8 +77,8 @@ def measure_speed(
 def _timings(
     models: Sequence[nn.Module], crops: torch.Tensor, seconds: float, *, at_least: int
 ) -> list[list[float]]:
-    """Seconds of each model's forward passes: ``at_least`` so many of them, and for about
-    ``seconds`` a model (1,000 passes at most).
+    """Seconds of each model's forward passes, made for about ``seconds`` with each of them: no
+    fewer than ``at_least`` passes, no more than 1,000.
     """
 
     def one_pass(model: nn.Module) -> float:
