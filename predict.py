@@ -254,7 +254,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
-    gc.disable()  # imports make a million objects and hardly any garbage
+    gc.disable()  # imports make many objects and hardly any garbage
     from models.checkpoint import SHIPPED
     from prediction.inputs import Detected, find_inputs
     from prediction.outputs import Results
