@@ -20,7 +20,7 @@ import numpy as np
 
 from dataset.crop import patch_frame
 from dataset.landmarks import SCHEMES
-from utils.files import UserError, atomic_write, read_bytes
+from utils.files import UserError, about, atomic_write, read_bytes
 
 # order of the list's flags
 ATTRIBUTES = ("largepose", "expression", "illumination", "makeup", "occlusion", "blur")
@@ -39,11 +39,6 @@ class Annotation:
     line: int  # 1-based line of the list
 
 
-def read_list_bytes(path: str | Path) -> bytes:
-    """A list as it stands on the disk, or comes through a pipe, which can be read only once."""
-    return read_bytes(path, "list")
-
-
 def read_official_list(
     path: str | Path, data: bytes | None = None, *, num_points: int | None = None
 ) -> list[Annotation]:
@@ -58,19 +53,13 @@ def read_official_list(
     path = Path(path)
     faces: list[Annotation] = []
 
-    for number, text in _lines(path, read_list_bytes(path) if data is None else data):
-        try:
+    for number, text in _lines(path, read_bytes(path, "list") if data is None else data):
+        with about(f"{path}, line {number}"):
             face = _parse_official(text, number, num_points)
-            if faces and len(face.landmarks) != len(faces[0].landmarks):
-                raise UserError(
-                    f"{len(face.landmarks)} points, but line {faces[0].line} has "
-                    f"{len(faces[0].landmarks)}; "
-                    "a list must keep to one number of points"
-                )
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
-
-        faces.append(face)
+            faces.append(face)
+            count, first = len(face.landmarks), len(faces[0].landmarks)
+            if count != first:
+                raise UserError(f"{count} points, but line {faces[0].line} has {first}")
 
     if not faces:
         raise UserError(f"{path} is empty: a list needs at least one face")
@@ -83,6 +72,11 @@ def official_list(folder: Path, split: str) -> Path:
     lists = folder / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
 
     return lists / f"list_98pt_rect_attr_{split}.txt"
+
+
+def list_path(data: Path, split: str) -> Path:
+    """Path of the crop list of a split, or of a test subset, in a prepared folder."""
+    return Path(data) / f"WFLW256_{split}.txt"
 
 
 def read_crop_list(
@@ -100,8 +94,8 @@ def read_crop_list(
     patches: list[Path] = []
     points = 0
 
-    for number, text in _lines(path, read_list_bytes(path)):
-        try:
+    for number, text in _lines(path, read_bytes(path, "list")):
+        with about(f"{path}, line {number}"):
             points = points or _count_points(text, num_points)
             fields = text.split(maxsplit=2 * points)  # a path may hold spaces
 
@@ -114,9 +108,6 @@ def read_crop_list(
             patch = folder / fields[-1].rstrip()
             if not os.path.isfile(patch):
                 raise UserError(f"patch {patch} does not exist")
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
-
         patches.append(patch)
 
     xy = np.array(rows, dtype=np.float64).reshape(len(rows), 2, points)  # x block, then y block

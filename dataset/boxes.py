@@ -17,7 +17,7 @@ import numpy as np
 from dataset.crop import Box, overlap_ratios, patch_frame
 from dataset.pictures import read_image
 from dataset.pts import PtsFace
-from utils.files import UserError, read_bytes
+from utils.files import UserError, about, read_bytes
 
 BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
 # How WFLW lays its face boxes about its landmarks: the side over the longer extent of the points,
@@ -40,7 +40,6 @@ class BoxTable:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         # boxes and their lines, by the parts of the path in the column "file"
         self._rows: dict[tuple[str, ...], list[tuple[Box, int]]] = {}
         self._paths: dict[int, tuple[str, ...]] = {}  # of each line
@@ -59,7 +58,8 @@ class BoxTable:
                 )
 
             for row in reader:
-                self._add(row, reader.line_num)
+                with about(f"{path}, line {reader.line_num}"):
+                    self._add(row, reader.line_num)
         except csv.Error as error:
             raise UserError(f"{path}: not a CSV text file ({error})") from error
 
@@ -69,15 +69,11 @@ class BoxTable:
             box = (left, top, right, bottom)
             patch_frame(box)  # refuses a box without area
         except (AttributeError, OverflowError, TypeError, ValueError):
-            raise UserError(
-                f"{self.path}, line {line}: x0, y0, x1, y1 must be four numbers"
-            ) from None
-        except UserError as error:
-            raise UserError(f"{self.path}, line {line}: {error}") from None
+            raise UserError("x0, y0, x1, y1 must be four numbers") from None
 
         name = (row["file"] or "").strip()
         if not name:
-            raise UserError(f"{self.path}, line {line}: the file name is missing")
+            raise UserError("the file name is missing")
 
         # a backslash may be a part of a name, or stand between names as on Windows
         self._paths[line] = _parts(PureWindowsPath(name))

@@ -60,85 +60,65 @@ def read_source(args: argparse.Namespace) -> Source:
     return read_lists(args.images, {"train": args.train_list, "test": args.test_list}, scheme)
 
 
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is prepared."""
-
-    def folders(name: str, help: str) -> None:
-        parser.add_argument(name, type=Path, nargs="+", metavar="DIR", help=help)
-
-    def path(name: str, metavar: str, help: str, group: Any = parser) -> None:
-        group.add_argument(name, type=Path, metavar=metavar, help=help)
-
-    path("--wflw", "DIR", "folder with WFLW_images and WFLW_annotations")
-    path("--images", "DIR", "instead of --wflw: the folder of the images")
-    path("--train-list", "FILE", "with --images: official list for training")
-    path("--test-list", "FILE", "with --images: official list for testing")
-    folders(
-        "--pts-train",
-        "instead of lists: folders for training whose pictures have .pts files (300W)",
-    )
-    folders("--pts-test", "the same for testing")
-
-    boxes = parser.add_mutually_exclusive_group()
-    path(
-        "--boxes",
-        "CSV",
-        "with --pts-train: face boxes, one row per face, header file,x0,y0,x1,y1 (default: laid "
-        "about the landmarks as WFLW lays its own, side 1.23 of their longer extent, centre 0.13 "
-        "of it higher)",
-        boxes,
-    )
-    path(
-        "--detector",
-        "ONNX",
-        "with --pts-train: face boxes from YuNet; faces that it misses are named and left out",
-        boxes,
-    )
-    path(
-        "--scheme",
-        "JSON",
-        "landmark scheme of your own, see docs/data.md (default: WFLW's 98 or iBUG's 68 points, by "
-        "their number)",
-    )
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Cut 256 x 256 face patches and write crop lists, from WFLW, from lists in "
         "WFLW's line layout, or from folders of pictures with .pts files."
     )
-    _add_sources(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help=f"output folder, made where missing (default with --wflw: {DEFAULT_OUT}, in the "
-        "current folder)",
+    boxes = parser.add_mutually_exclusive_group()
+    add, add_boxes = parser.add_argument, boxes.add_argument
+    folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+
+    add("--wflw", **folder, help="folder with WFLW_images and WFLW_annotations")
+    add("--images", **folder, help="instead of --wflw: the folder of the images")
+    add("--train-list", **file, help="with --images: official list for training")
+    add("--test-list", **file, help="with --images: official list for testing")
+    pts = "instead of lists: folders for training whose pictures have .pts files (300W)"
+    add("--pts-train", nargs="+", **folder, help=pts)
+    add("--pts-test", nargs="+", **folder, help="the same for testing")
+
+    table = (
+        "with --pts-train: face boxes, one row per face, header file,x0,y0,x1,y1 (default: laid "
+        "about the landmarks as WFLW lays its own, side 1.23 of their longer extent, centre 0.13 "
+        "of it higher)"
     )
-    parser.add_argument(
-        "--resample",
-        choices=("nearest", "area"),
-        default="nearest",
-        help="how patches are resized: nearest as released, or area with pixel centres aligned "
-        "(default: nearest)",
+    add_boxes("--boxes", type=Path, metavar="CSV", help=table)
+    yunet = "with --pts-train: face boxes from YuNet; faces that it misses are named and left out"
+    add_boxes("--detector", type=Path, metavar="ONNX", help=yunet)
+
+    scheme = (
+        "landmark scheme of your own, see docs/data.md (default: WFLW's 98 or iBUG's 68 points, by "
+        "their number)"
     )
-    parser.add_argument(
-        "--box-scale",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="what the network sees is the squared face box, grown about its centre to S times "
-        "its side, from 0.5 to 3 (default: 1.0, as released)",
+    add("--scheme", type=Path, metavar="JSON", help=scheme)
+    out = (
+        f"output folder, made where missing (default with --wflw: {DEFAULT_OUT}, in the current "
+        "folder)"
     )
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        help="leave out faces whose picture is missing or damaged or lies outside their box; they "
-        "are counted and named, in meta.json too (default: stop at the first)",
+    add("--out", **folder, help=out)
+    rule = (
+        "how patches are resized: nearest as released, or area with pixel centres aligned "
+        "(default: %(default)s)"
     )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="threads (default: one per available core)"
+    add("--resample", choices=("nearest", "area"), default="nearest", help=rule)
+    scale = (
+        "what the network sees is the squared face box, grown about its centre to S times its "
+        "side, from 0.5 to 3 (default: %(default)s, as released)"
     )
+    add("--box-scale", type=float, default=1.0, metavar="S", help=scale)
+    skip = (
+        "leave out faces whose picture is missing or damaged or lies outside their box; they are "
+        "counted and named, in meta.json too (default: stop at the first)"
+    )
+    add("--skip-bad", action="store_true", help=skip)
+    add("--workers", type=int, metavar="N", help="threads (default: one per available core)")
+
+    return parser
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
     args = parser.parse_args(argv)
     _check_sources(parser, args)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset.annotations import ATTRIBUTES, read_crop_list
+from dataset.annotations import ATTRIBUTES, list_path, read_crop_list
 from dataset.crop import BOX_SCALES, CROP_OFFSET, CROP_SIZE
-from dataset.landmarks import LandmarkScheme, own_scheme, scheme_for
+from dataset.landmarks import LandmarkScheme, own_scheme, require_eye_distance, scheme_for
 from dataset.patches import open_patches
 from utils.files import UserError, read_json
 
@@ -102,11 +102,6 @@ def central_crops(patches: torch.Tensor) -> torch.Tensor:
     return scale_pixels(crops.to(torch.float32, memory_format=torch.channels_last))
 
 
-def list_path(data: Path, split: str) -> Path:
-    """Path of a split's crop list in a prepared folder."""
-    return Path(data) / f"WFLW256_{split}.txt"
-
-
 def subset_lists(data: Path) -> dict[str, Path]:
     """The crop lists of the test subsets that a prepared folder holds, by attribute.
 
@@ -175,7 +170,7 @@ def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> Fac
     meta = read_meta(data)
     landmarks, paths, scheme = read_landmarks(data, split, meta)
     if split == "test":
-        _require_eye_distance(source, landmarks, scheme)
+        require_eye_distance(landmarks, scheme, lambda index: f"{source}, line {index + 1}")
 
     subsets = subset_lists(data) if split == "test" else {}
     attributes = _memberships(subsets, source, landmarks, paths)
@@ -191,20 +186,6 @@ def load_faces(data: str | Path, split: str, *, limit: int | None = None) -> Fac
         meta=meta,
         sums=sums,
     )
-
-
-def _require_eye_distance(source: Path, landmarks: np.ndarray, scheme: LandmarkScheme) -> None:
-    """Refuse faces whose NME is undefined, now and not after days of training."""
-    left, right = scheme.outer_eyes
-    # In float32, as the errors are computed: there two points may coincide that differ in the list.
-    corners = landmarks[:, [left, right]].astype(np.float32)
-    unusable = np.flatnonzero((corners[:, 0] == corners[:, 1]).all(axis=1))
-
-    if unusable.size:
-        raise UserError(
-            f"{source}, line {unusable[0] + 1}: the outer eye corners (points {left} and {right}) "
-            "coincide, so the face's NME is undefined; correct or remove that line"
-        )
 
 
 def _memberships(

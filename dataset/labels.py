@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from dataset.crop import CROP_SIZE, Box, overlap_ratios
-from dataset.landmarks import COMMON_60, SCHEMES, LandmarkScheme
+from dataset.landmarks import COMMON_60, SCHEMES, LandmarkScheme, require_eye_distance
 from dataset.sources import SPLITS, Face, Source
-from utils.files import UserError
 
 if TYPE_CHECKING:  # it needs torch, and preparation does not
     from dataset.faces import FaceSet
@@ -43,7 +42,10 @@ def doubtful_labels(source: Source) -> list[str]:
     Raises:
         UserError: the outer eye corners of a test face coincide, so its NME is undefined.
     """
-    _require_eyes(source)
+    test = source.faces["test"]
+    landmarks = np.array([face.annotation.landmarks for face in test])
+    require_eye_distance(landmarks, source.scheme, lambda index: test[index].where)
+
     faces = [face for split in SPLITS for face in source.faces[split]]
     starts = range(0, len(faces), AT_ONCE)
     parts = [_doubts_of(faces[start : start + AT_ONCE], source) for start in starts]
@@ -243,13 +245,3 @@ def _contents(paths: set[Path]) -> dict[Path, object]:
         for size, same in by_size.items()
         for path in same
     }
-
-
-def _require_eyes(source: Source) -> None:
-    left, right = source.scheme.outer_eyes
-    for face in source.faces["test"]:
-        if np.array_equal(face.annotation.landmarks[left], face.annotation.landmarks[right]):
-            raise UserError(
-                f"{face.where}: the outer eye corners (points {left} and {right}) coincide, so the "
-                "face's NME is undefined; correct or remove that face"
-            )

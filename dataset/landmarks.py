@@ -9,14 +9,15 @@ is w - 1 - x.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.files import UserError, read_json
+from utils.files import UserError, about, read_json
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,28 @@ def to_ibug_68(points: np.ndarray) -> np.ndarray:
     return found
 
 
+def require_eye_distance(
+    landmarks: np.ndarray, scheme: LandmarkScheme, where: Callable[[int], str]
+) -> None:
+    """Refuse faces (N, P, 2) whose NME is undefined, now and not after days of training.
+
+    Args:
+        landmarks: any px.
+        scheme: of the P landmarks.
+        where: index of a face -> where it comes from, for the message.
+    """
+    # In float32, as the errors are computed: there two points may coincide that differ in a list.
+    left, right = (landmarks[:, eye].astype(np.float32) for eye in scheme.outer_eyes)
+    unusable = np.flatnonzero((left == right).all(axis=1))
+
+    if unusable.size:
+        raise UserError(
+            f"{where(int(unusable[0]))}: the outer eye corners (points {scheme.outer_eyes[0]} and "
+            f"{scheme.outer_eyes[1]}) coincide, so the face's NME is undefined; correct or remove "
+            "that face"
+        )
+
+
 def scheme_for(num_points: int) -> LandmarkScheme:
     """The built-in scheme with ``num_points`` landmarks.
 
@@ -232,14 +255,9 @@ def scheme_for(num_points: int) -> LandmarkScheme:
 
 def define(scheme: LandmarkScheme) -> dict[str, Any]:
     """A scheme as plain values, of which :func:`scheme_from_definition` makes it again."""
-    contours = [asdict(contour) | {"points": list(contour.points)} for contour in scheme.contours]
-    lists = {"mirror": list(scheme.mirror), "outer_eyes": list(scheme.outer_eyes)}
+    lists = json.loads(json.dumps(asdict(scheme)))  # JSON knows no tuples
 
-    same = {name: list(points) for name, points in scheme.same_as.items()}
-
-    return {"name": scheme.name, **lists, "contours": contours} | (
-        {"same_as": same} if same else {}
-    )
+    return {name: value for name, value in lists.items() if value}  # same_as may be empty
 
 
 def definition_to_keep(scheme: LandmarkScheme) -> dict[str, Any] | None:
@@ -252,11 +270,8 @@ def own_scheme(record: Mapping[str, Any], where: Path | str) -> LandmarkScheme |
     where the scheme is a built-in one. ``where`` is the file, for messages.
     """
     definition = record.get("scheme_definition")
-
-    try:
+    with about(f"{where}: its scheme_definition is damaged"):
         return None if definition is None else scheme_from_definition(definition)
-    except UserError as error:
-        raise UserError(f"{where}: its scheme_definition is damaged: {error}") from None
 
 
 def scheme_of_network(config: Mapping[str, Any], where: Path | str) -> LandmarkScheme:
@@ -283,110 +298,68 @@ def read_scheme(path: str | Path) -> LandmarkScheme:
     if content is None:
         raise UserError(f"scheme {path} does not exist")
 
-    try:
+    with about(path):
         return scheme_from_definition(content)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def scheme_from_definition(content: Any) -> LandmarkScheme:
     """The inverse of :func:`define`, for content that may be wrong anywhere."""
-    if isinstance(content, dict):
-        content = {"same_as": {}} | content
+    try:
+        contours = tuple(Contour(**_with_tuples(item)) for item in content["contours"])
+        same_as = _with_tuples(content.get("same_as", {}))
+        fields = _with_tuples(content) | {"contours": contours, "same_as": same_as}
+        scheme = LandmarkScheme(**fields)
+        _check(scheme)
+    except (AttributeError, KeyError, TypeError) as error:  # fields that lack, or of another kind
+        raise UserError(f"it is no landmark scheme ({error}); see docs/data.md") from None
 
-    fields = ("name", "mirror", "outer_eyes", "contours", "same_as")
-    _require_fields(content, fields, "the scheme")
-    name = _text(content["name"], "name")
-    if name in {known.name for known in (*SCHEMES.values(), COMMON_60)}:
-        raise UserError(f"name {name!r} is that of a built-in scheme; choose another")
+    return scheme
 
-    count = len(content["mirror"]) if isinstance(content["mirror"], list) else 0
-    mirror = _points(content["mirror"], count, "mirror")
 
-    for point, partner in enumerate(mirror):
-        if mirror[partner] != point:
-            raise UserError(
-                f"mirror is no involution: point {point} goes to {partner}, but {partner} goes to "
-                f"{mirror[partner]}"
-            )
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
 
-    eyes = _points(content["outer_eyes"], count, "outer_eyes")
-    if len(eyes) != 2:
+
+def _check(scheme: LandmarkScheme) -> None:
+    """Refuse a scheme that contradicts itself."""
+    count, known = scheme.num_points, {known.name: known for known in SCHEMES.values()}
+    if scheme.name in (*known, COMMON_60.name):
+        raise UserError(f"name {scheme.name!r} is that of a built-in scheme; choose another")
+
+    for name in (scheme.name, *(contour.name for contour in scheme.contours)):
+        if not (isinstance(name, str) and name.strip() and name.isprintable()):
+            raise UserError(f"name {name!r}: it must be a text of one line")
+
+    _require_points("mirror", scheme.mirror, count)
+    _require_points("outer_eyes", scheme.outer_eyes, count)
+
+    for number, contour in enumerate(scheme.contours):
+        _require_points(f"contours[{number}].points", contour.points, count)
+        if not isinstance(contour.closed, bool):
+            raise UserError(f"contours[{number}].closed must be true or false")
+
+    for name, points in scheme.same_as.items():
+        if name not in known or len(points) != count:
+            raise UserError(f"same_as: a list of {count} points for {' or '.join(known)}, or null")
+        named = [point for point in points if point is not None]
+        _require_points(f"same_as.{name}", named, known[name].num_points)
+
+    if len(scheme.outer_eyes) != 2:
         raise UserError("outer_eyes must be a list of the two points that normalise the NME")
 
-    contours, same_as = _contours(content["contours"], count), _same_as(content["same_as"], count)
+    for point, partner in enumerate(scheme.mirror):
+        if scheme.mirror[partner] != point:
+            raise UserError(f"mirror is no involution: {point} goes to {partner}, but not back")
 
-    return LandmarkScheme(name, mirror, (eyes[0], eyes[1]), contours, same_as)
-
-
-def _same_as(content: Any, count: int) -> dict[str, tuple[int | None, ...]]:
-    """For each of some built-in schemes, the landmarks that ``count`` points are the same as."""
-    known = {scheme.name: scheme for scheme in SCHEMES.values()}
-    if not isinstance(content, dict) or not content.keys() <= known.keys():
-        raise UserError(f"same_as must be an object; its names may be {', '.join(known)}")
-
-    for name, points in content.items():
-        if not isinstance(points, list) or len(points) != count:
-            raise UserError(f"same_as.{name} must be a list of {count} points, null where none is")
-
-        named = [point for point in points if point is not None]
-        if named:
-            _points(named, known[name].num_points, f"same_as.{name}")
-
-    return {name: tuple(points) for name, points in content.items()}
-
-
-def _contours(content: Any, count: int) -> tuple[Contour, ...]:
-    """Contours that together hold all ``count`` points."""
-    if not isinstance(content, list):
-        raise UserError("contours must be a list of {name, points, closed}")
-
-    contours = []
-
-    for number, item in enumerate(content):
-        where = f"contours[{number}]"
-        item = {"closed": False} | item if isinstance(item, dict) else item
-        _require_fields(item, ("name", "points", "closed"), where)
-        if not isinstance(item["closed"], bool):
-            raise UserError(f"{where}.closed is {item['closed']!r}; it must be true or false")
-
-        points = _points(item["points"], count, f"{where}.points")
-        contours.append(Contour(_text(item["name"], f"{where}.name"), points, item["closed"]))
-
-    missing = sorted(set(range(count)) - {p for contour in contours for p in contour.points})
+    missing = {*range(count)} - {point for contour in scheme.contours for point in contour.points}
     if missing:
-        raise UserError(f"no contour holds point {missing[0]}; every point must be in one")
-
-    return tuple(contours)
+        raise UserError(f"no contour holds point {min(missing)}; every point must be in one")
 
 
-def _require_fields(content: Any, fields: tuple[str, ...], what: str) -> None:
-    if not isinstance(content, dict):
-        raise UserError(f"{what} must be an object with {', '.join(fields)}")
-
-    for name in {*fields} ^ {*content}:
-        wrong = f"lacks {name}" if name in fields else f"has an unknown field {name!r}"
-        raise UserError(f"{what} {wrong}; its fields are {', '.join(fields)}")
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise UserError(f"{what} is {value!r}; it must be a text of one line")
-
-    return value
-
-
-def _points(value: Any, count: int, what: str) -> tuple[int, ...]:
+def _require_points(what: str, points: Sequence[Any], count: int) -> None:
     """Landmarks of a scheme with ``count`` of them, each at most once."""
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{what} must be a list of points")
-
-    for point in value:
+    for point in points:
         if type(point) is not int or not 0 <= point < count:
             raise UserError(f"{what} names point {point!r}; points are 0 to {count - 1}")
-
-    twice = next((point for point in value if value.count(point) > 1), None)
-    if twice is not None:
-        raise UserError(f"{what} names point {twice} twice")
-
-    return tuple(value)
+        if points.count(point) > 1:
+            raise UserError(f"{what} names point {point} twice")

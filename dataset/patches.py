@@ -22,7 +22,7 @@ from filelock import FileLock
 from dataset.crop import PATCH_SIZE
 from dataset.pictures import decode
 from utils.device import available_cores
-from utils.files import UserError, describe_os_error
+from utils.files import UserError, about, describe_os_error, read_bytes
 from utils.progress import note, progress
 
 SHAPE = (PATCH_SIZE, PATCH_SIZE, 3)
@@ -66,9 +66,12 @@ def open_patches(
             reason = str(describe_os_error(error, store)).split(";")[0]
             note(f"note: {reason}: patches are held in memory and decoded again by every run")
 
-    patches, sums = _in_memory(source, paths[:limit]) if found is None else found
+    if found is None:
+        decoded = _decoded(source, paths[:limit])
+        patches = np.fromiter(decoded, np.dtype((np.uint8, SHAPE)), count)
+        found = patches, patches.reshape(count, -1).sum(axis=1, dtype=np.int64)
 
-    return patches[:count], sums[:count]
+    return found[0][:count], found[1][:count]
 
 
 def _digest(source: Path, paths: list[Path]) -> bytes:
@@ -127,20 +130,11 @@ def _make(store: Path, source: Path, paths: list[Path], digest: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _in_memory(source: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    patches = np.empty((len(paths), *SHAPE), np.uint8)
-
-    for i, patch in enumerate(_decoded(source, paths)):
-        patches[i] = patch
-
-    return patches, patches.reshape(len(paths), -1).sum(axis=1, dtype=np.int64)
-
-
 def _decoded(source: Path, paths: list[Path]) -> Iterator[np.ndarray]:
     """Every patch, (256, 256, 3) uint8 RGB, in order; decoded on all cores."""
 
     def read(i: int) -> np.ndarray:
-        return _read_patch(paths[i], f"{source}:{i + 1}: patch {paths[i]}")
+        return _read_patch(paths[i], f"{source}, line {i + 1}")
 
     with (
         ThreadPoolExecutor(available_cores()) as pool,
@@ -153,18 +147,9 @@ def _decoded(source: Path, paths: list[Path]) -> Iterator[np.ndarray]:
 
 
 def _read_patch(path: Path, where: str) -> np.ndarray:
-    try:
-        pixels = decode(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{where} cannot be read ({error.strerror})") from None
-
-    if pixels is None:
-        raise UserError(f"{where} is not a readable picture; prepare the folder again")
-
-    height, width = pixels.shape[:2]
-    if (height, width) != (PATCH_SIZE, PATCH_SIZE):
-        raise UserError(
-            f"{where} is {width}x{height}, not {PATCH_SIZE}x{PATCH_SIZE}; prepare the folder again"
-        )
+    with about(where):
+        pixels = decode(read_bytes(path, "patch"))
+        if pixels is None or pixels.shape != SHAPE:
+            raise UserError(f"patch {path} is no picture of 256 x 256; prepare the folder again")
 
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)

@@ -6,7 +6,6 @@ written again. ``meta.json`` is written last: where it is, the set is complete.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +14,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dataset.annotations import ATTRIBUTES, write_crop_list
+from dataset.annotations import ATTRIBUTES, list_path, write_crop_list
 from dataset.crop import PATCH_SIZE, face_patch, patch_frame
 from dataset.landmarks import definition_to_keep
 from dataset.pictures import read_image
 from dataset.sources import SPLITS, Face, Source
-from utils.files import UserError, describe_os_error, make_folder, read_json, write_json
+from utils.files import UserError, atomic_write, make_folder, read_json, write_json
 from utils.progress import progress
 
 # From this patch side (image px) on, PNGs are stored, not deflated: with it 463 WFLW faces take
@@ -89,10 +88,13 @@ def prepare(
         if not faces[split]:
             raise UserError(f"no {split} face is left to use: each lacks a picture or a box")
 
-    members = _with_subsets(faces)
+    members = faces | {  # the test subsets too, by the names of their lists
+        f"test_{name}": [face for face in faces["test"] if face.annotation.attributes[index]]
+        for index, name in enumerate(ATTRIBUTES)
+    }
     counts = {name: len(chosen) for name, chosen in members.items()}
     meta = settings | {"counts": counts} | ({"left_out": left_out} if bad else {})
-    whole = all(_list_is_whole(out / _list_name(name), count) for name, count in counts.items())
+    whole = all(_list_is_whole(list_path(out, name), count) for name, count in counts.items())
 
     if written or not whole or IMPLIED | (finished or {}) != meta:
         _write_lists(members, out, cut)
@@ -109,7 +111,8 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     Patches of an unfinished run are kept if they belong to the same settings and removed if not; a
     finished set of other settings, and a folder that is not ours, stay as they are.
     """
-    finished, unfinished = _read_json(out / FINISHED), _read_json(out / UNFINISHED)
+    advice = f"delete the folder {out} and run this again, or choose another --out"
+    finished, unfinished = (read_json(out / name, advice=advice) for name in (FINISHED, UNFINISHED))
 
     if finished is not None:
         different = [k for k in settings if (IMPLIED | finished).get(k) != settings[k]]
@@ -136,13 +139,6 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         write_json(out / UNFINISHED, settings)
 
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where the file is missing."""
-    return read_json(
-        path, advice=f"delete the folder {path.parent} and run this again, or choose another --out"
-    )
 
 
 def _damaged(out: Path, faces: list[Face], workers: int) -> list[Face]:
@@ -210,7 +206,9 @@ def _write_image_patches(
             bad.append(face.patch)
             continue
 
-        _write_patch(out / face.patch, encode_png(patch, frame.side))
+        # what a power cut leaves incomplete, the next run finds and writes again
+        with atomic_write(out / face.patch, wait=False) as file:
+            file.write(encode_png(patch, frame.side))
 
     return bad
 
@@ -225,42 +223,13 @@ def encode_png(patch: np.ndarray, side: int) -> bytes:
     return cv2.imencode(".png", patch, STORED if side >= STORED_SIDE else DEFLATED)[1].tobytes()
 
 
-def _write_patch(path: Path, png: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Unlike `atomic_write` it does not wait for the disk after each of thousands of files: what a
-    power cut leaves incomplete, `_is_whole_patch` finds and the next run writes again.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(png)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise describe_os_error(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _with_subsets(faces: dict[str, list[Face]]) -> dict[str, list[Face]]:
-    """The faces of both splits and of the test subsets, by the names of their lists."""
-    return faces | {
-        f"test_{name}": [face for face in faces["test"] if face.annotation.attributes[index]]
-        for index, name in enumerate(ATTRIBUTES)
-    }
-
-
 def _write_lists(members: dict[str, list[Face]], out: Path, cut: Cut) -> None:
     """Write the crop list of each split and test subset."""
     for name, faces in members.items():
         points = [
             patch_frame(f.annotation.box, *cut).to_patch(f.annotation.landmarks) for f in faces
         ]
-        write_crop_list(out / _list_name(name), np.array(points), [face.patch for face in faces])
-
-
-def _list_name(name: str) -> str:
-    """File of the crop list of a split or of a test subset."""
-    return f"WFLW256_{name}.txt"
+        write_crop_list(list_path(out, name), np.array(points), [face.patch for face in faces])
 
 
 def _list_is_whole(path: Path, count: int) -> bool:

@@ -49,13 +49,10 @@ def read_folders(folders: Sequence[Path], num_points: int | None = None) -> list
         for picture, pts in pairs:
             data = read_bytes(pts)
             landmarks = parse_pts(data, pts)
-            like, expected = f"the scheme has {num_points}", num_points
-            if num_points is None and faces:
-                expected = len(faces[0].landmarks)
-                like = f"{faces[0].pts} has {expected}"
-
-            if expected not in (None, len(landmarks)):
-                raise UserError(f"{pts}: {len(landmarks)} points, but {like}")
+            expected = num_points or len(faces[0].landmarks if faces else landmarks)
+            if len(landmarks) != expected:
+                like = "the scheme" if num_points else faces[0].pts
+                raise UserError(f"{pts}: {len(landmarks)} points, but {like} has {expected}")
 
             faces.append(PtsFace(picture, pts, landmarks, data, count[picture]))
 
@@ -111,23 +108,17 @@ def parse_pts(data: bytes, path: Path) -> np.ndarray:
         raise UserError(f"{path}: not a text file (expected lines of x and y)") from None
 
     texts = [line.split("#")[0].split("//")[0].strip() for line in lines]
-    begin = texts.index("{") + 1 if "{" in texts else 0
-    if begin and "}" not in texts:
+    if "{" in texts and "}" not in texts:
         raise UserError(f"{path}: the closing brace is missing; the file was cut, copy it again")
-
-    end = texts.index("}") if begin else len(texts)
-    after = [number for number, text in enumerate(texts[end + 1 :], start=end + 2) if text]
-    if after:
-        raise UserError(f"{path}, line {after[0]}: {texts[after[0] - 1]!r} after the closing brace")
 
     header: dict[str, str] = {}
     rows: list[list[float]] = []
 
-    for number, text in enumerate(texts[:end], start=1):
+    for number, text in enumerate(texts, start=1):
         key, colon, value = text.partition(":")
         if colon and not rows:
             header[key.strip().lower()] = value.strip()
-        elif text and number != begin:
+        elif text not in ("", "{", "}"):
             rows.append(_coordinates(text, f"{path}, line {number}"))
 
     if len(rows) < 2:
@@ -144,9 +135,8 @@ def _coordinates(text: str, where: str) -> list[float]:
     try:
         x, y = map(float, text.split())
     except ValueError:
-        raise UserError(f"{where}: {text!r} is no pair of numbers x and y") from None
-
+        x = y = math.nan
     if not (math.isfinite(x) and math.isfinite(y)):
-        raise UserError(f"{where}: {text!r} is not finite")
+        raise UserError(f"{where}: {text!r} is no pair of finite numbers x and y")
 
     return [x, y]

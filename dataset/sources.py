@@ -10,20 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dataset.annotations import (
     ATTRIBUTES,
     Annotation,
     official_list,
-    read_list_bytes,
     read_official_list,
 )
 from dataset.boxes import BoxRule
 from dataset.crop import Box
 from dataset.landmarks import LandmarkScheme, scheme_for
 from dataset.pts import PtsFace, read_folders
-from utils.files import UserError
+from utils.files import UserError, about, read_bytes
 from utils.progress import progress
 
 SPLITS = ("train", "test")
@@ -75,7 +72,7 @@ def read_lists(
     faces, origin = {}, {}
 
     for split, path in lists.items():
-        data = read_list_bytes(path)
+        data = read_bytes(path, "list")
         faces[split] = [
             Face(
                 annotation,
@@ -89,9 +86,7 @@ def read_lists(
         name = path.name if path.is_file() else "(pipe)"
         origin[split] = {"list": name, "sha256": hashlib.sha256(data).hexdigest()}
 
-    first = {split: faces[split][0].annotation.landmarks for split in SPLITS}
-
-    return Source(images, faces, scheme or _scheme_of(first, lists), origin, {"from": "list"})
+    return Source(images, faces, scheme or _scheme_of(faces, lists), origin, {"from": "list"})
 
 
 def require_images(source: Source) -> None:
@@ -120,7 +115,8 @@ def read_pts(
     with progress(desc="face boxes", total=sum(map(len, read.values())), unit="face") as bar:
         for split in SPLITS:
             for face in read[split]:
-                box = _box_of(face, rule)
+                with about(face.pts):
+                    box = rule.box_of(face)
                 bar.update()
                 if box is None:
                     missed[split].append(f"{face.picture.parent.name}/{face.picture.name}")
@@ -131,19 +127,11 @@ def read_pts(
         if not faces[split]:
             raise UserError(f"no face of {folders[split][0]} has a box, so none is left to use")
 
-    first = {split: read[split][0].landmarks for split in SPLITS}
-    chosen = scheme or _scheme_of(first, {split: folders[split][0] for split in SPLITS})
+    chosen = scheme or _scheme_of(faces, {split: folders[split][0] for split in SPLITS})
     origin = {split: {"pts": len(found), "sha256": _digest(found)} for split, found in read.items()}
     boxes = rule.description | ({"missed": missed} if any(missed.values()) else {})
 
     return Source(Path(), faces, chosen, origin, boxes)
-
-
-def _box_of(face: PtsFace, rule: BoxRule) -> Box | None:
-    try:
-        return rule.box_of(face)
-    except UserError as error:
-        raise UserError(f"{face.pts}: {error}") from None
 
 
 def _face_of(face: PtsFace, box: Box, split: str, index: int) -> Face:
@@ -157,9 +145,9 @@ def _face_of(face: PtsFace, box: Box, split: str, index: int) -> Face:
     )
 
 
-def _scheme_of(first: dict[str, np.ndarray], where: Mapping[str, Path]) -> LandmarkScheme:
-    """The built-in scheme of the landmarks of each split's first face."""
-    train, test = (len(first[split]) for split in SPLITS)
+def _scheme_of(faces: dict[str, list[Face]], where: Mapping[str, Path]) -> LandmarkScheme:
+    """The built-in scheme of both splits' landmarks."""
+    train, test = (len(faces[split][0].annotation.landmarks) for split in SPLITS)
     if train != test:
         raise UserError(
             f"{where['train']} has {train} points per face, but {where['test']} has {test}"

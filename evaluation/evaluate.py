@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from dataset.annotations import ATTRIBUTES
+from dataset.annotations import ATTRIBUTES, list_path
 from dataset.crop import CROP_OFFSET
-from dataset.faces import FaceSet, central_crops, list_path, read_landmarks
+from dataset.faces import FaceSet, central_crops, read_landmarks
 from dataset.landmarks import (
     COMMON_60,
     IBUG_68,

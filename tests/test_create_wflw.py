@@ -422,17 +422,16 @@ def test_a_full_disk_leaves_no_part_of_a_file(
     official_set, prepared_set, tmp_path, run_script, monkeypatch, number
 ):
     out = tmp_path / "out"
-    written, real = [], Path.write_bytes
+    written, real = [], os.replace
 
-    def write_half(path: Path, data: bytes) -> int:
+    def fail_at_the_sixth(temporary, path) -> None:
         written.append(path)
-        if len(written) < 6:
-            return real(path, data)
-        real(path, data[: len(data) // 2])
-        raise OSError(number, os.strerror(number))
+        if len(written) == 6:
+            raise OSError(number, os.strerror(number))
+        real(temporary, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", write_half)
+        patched.setattr(os, "replace", fail_at_the_sixth)
         code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out, "--workers", 1)
 
     assert code == 1 and errors.startswith(f"error: cannot write {out}")

@@ -128,8 +128,8 @@ def test_a_folder_without_patches(tmp_path):
 SMALL = cv2.imencode(".png", np.zeros((128, 256, 3), np.uint8))[1].tobytes()
 SPOILED = {
     r"WFLW256_train.txt.*3.*WFLW0002.png": ("train/WFLW0002.png", None),
-    r"train.txt:5: .*WFLW0004.png is 256x128, not 256x256": ("train/WFLW0004.png", SMALL),
-    r"train.txt:2: .*WFLW0001.png is not a readable picture": ("train/WFLW0001.png", b"no picture"),
+    r"train.txt, line 5: .*WFLW0004.png is no picture of 256 x 256": ("train/WFLW0004.png", SMALL),
+    r"train.txt, line 2: .*WFLW0001.png is no picture": ("train/WFLW0001.png", b"no picture"),
     r"WFLW256_test.txt is empty": ("WFLW256_test.txt", b""),
     r"test_blur.txt: WFLW0000.png is not in WFLW256_test.txt": ("WFLW256_test_blur.txt", b"TRAIN"),
 }

@@ -40,6 +40,15 @@ class UserError(Exception):
         super().__init__(message.translate(_CONTROLS))
 
 
+@contextmanager
+def about(where: object) -> Iterator[None]:
+    """A ``UserError`` of the body begins with the file, or the line of it, that it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 def describe_os_error(error: OSError, path: str | os.PathLike) -> UserError:
     """An operating-system error met while writing ``path``, as one line for the user."""
     return UserError(f"cannot write {path}: {error.strerror or error}")
@@ -101,7 +110,7 @@ def read_bytes(path: str | os.PathLike, what: str = "") -> bytes:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike, mode: str = "wb", *, wait: bool = True) -> Iterator[IO]:
     """Write a file so that a crash at any point leaves either the old content or the new, never a
     part.
 
@@ -111,6 +120,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     Args:
         path: the file to write; its folder must exist.
         mode: ``"wb"`` for bytes or ``"w"`` for UTF-8 text.
+        wait: for the disk; without it a power cut may leave a part.
 
     Raises:
         UserError: the folder is missing or read-only, the disk is full, or something else than a
@@ -130,8 +140,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     try:
         with open(descriptor, mode, **({} if "b" in mode else text)) as file:
             yield file
-            file.flush()
-            os.fsync(descriptor)
+            if wait:
+                file.flush()
+                os.fsync(descriptor)
 
         os.chmod(temporary, 0o644)  # mkstemp's are for the owner alone
         os.replace(temporary, path)
