@@ -25,227 +25,162 @@ if TYPE_CHECKING:
 
 
 LARGEST_EDGE = 10**9  # px; no picture is as large
-MOST_VIEWS = 14  # of dataset/views.py, which brings torch along
+VIEWS = range(1, 15)  # as dataset/views.py has it, which brings torch along
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        type=Path,
-        metavar="INPUT",
-        help="picture, video, or folder of them",
+    add = parser.add_argument
+    folders = "folders with all the folders in them"
+    checkpoint = (
+        "trained network (default: the released SepBN network, checkpoints/sepbn16.pt); a run of "
+        "your own is checkpoints/RUN/final.pt"
     )
+    device = "auto, cpu, cuda or cuda:N (default: %(default)s)"
+    batch_size = "faces at once, over pictures and frames (default: %(default)s)"
 
-    parser.add_argument(
-        "--recursive", action="store_true", help="folders with all the folders in them"
-    )
-
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="trained network (default: the released SepBN network, checkpoints/sepbn16.pt); "
-        "a run of your own is checkpoints/RUN/final.pt",
-    )
-
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, video, or folder of them")
+    add("--recursive", action="store_true", help=folders)
+    add("--checkpoint", type=Path, metavar="FILE", help=checkpoint)
     add_box_options(parser)
     add_look_options(parser)
     add_video_options(parser)
     add_output_options(parser)
-
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
-    )
-
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=64,
-        help="faces at once, over pictures and frames (default: %(default)s)",
-    )
+    add("--device", default="auto", help=device)
+    add("--batch-size", type=int, default=64, help=batch_size)
 
     return parser
 
 
 def add_box_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "where the faces are", "default: YuNet finds them; its file is fetched once"
-    )
+    title, default = "where the faces are", "default: YuNet finds them; its file is fetched once"
+    group = parser.add_argument_group(title, default)
     source = group.add_mutually_exclusive_group()
-
-    source.add_argument(
-        "--box",
-        nargs=4,
-        type=float,
-        action="append",
-        metavar=("X0", "Y0", "X1", "Y1"),
-        help="face box in px, edges inclusive, decimals are rounded; may be repeated; holds for "
-        "every input and frame",
+    box = (
+        "face box in px, edges inclusive, decimals are rounded; may be repeated; holds for every "
+        "input and frame"
+    )
+    boxes = (
+        "boxes in a table with the header file,x0,y0,x1,y1 (or with semicolons or tabs); file is a "
+        "picture's path or a tail of it"
+    )
+    whole = "every picture is a face crop: its box is the picture"
+    detector = "YuNet of the OpenCV Zoo, face_detection_yunet_2023mar.onnx, in a file of your own"
+    angle = (
+        "how far the head in a --box is turned clockwise in the picture; the box is turned with it "
+        "about its centre; one for each --box (default: upright)"
     )
 
-    source.add_argument(
-        "--boxes",
-        type=Path,
-        metavar="CSV",
-        help="boxes in a table with the header file,x0,y0,x1,y1 (or with semicolons or tabs); file "
-        "is a picture's path or a tail of it",
-    )
-
-    source.add_argument(
-        "--whole", action="store_true", help="every picture is a face crop: its box is the picture"
-    )
-
-    source.add_argument(
-        "--detector",
-        type=Path,
-        metavar="ONNX",
-        help="YuNet of the OpenCV Zoo, face_detection_yunet_2023mar.onnx, in a file of your own",
-    )
-
+    edges = ("X0", "Y0", "X1", "Y1")
+    source.add_argument("--box", nargs=4, type=float, action="append", metavar=edges, help=box)
+    source.add_argument("--boxes", type=Path, metavar="CSV", help=boxes)
+    source.add_argument("--whole", action="store_true", help=whole)
+    source.add_argument("--detector", type=Path, metavar="ONNX", help=detector)
+    group.add_argument("--angle", type=float, action="append", metavar="DEG", help=angle)
     add_detector_options(group)
 
 
 def add_detector_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--angle",
-        type=float,
-        action="append",
-        metavar="DEG",
-        help="how far the head in a --box is turned clockwise in the picture; the box is turned "
-        "with it about its centre; one for each --box (default: upright)",
+    min_face = (
+        "side of the smallest faces that YuNet searches for; half of it may take four times as "
+        "long (default: 32, or 1/64 of the longer side of a picture of more than 2,048 px)"
     )
+    score = "of YuNet's faces, 0 to 1, at least (default: 0.6)"
+    largest = "only the largest of YuNet's faces in each picture"
 
-    group.add_argument(
-        "--min-face",
-        type=float,
-        metavar="PX",
-        help="side of the smallest faces that YuNet searches for; half of it may take four times "
-        "as long (default: 32, or 1/64 of the longer side of a picture of more than 2,048 px)",
-    )
-
-    group.add_argument(
-        "--score",
-        type=float,
-        metavar="S",
-        help="of YuNet's faces, 0 to 1, at least (default: 0.6)",
-    )
-
-    group.add_argument(
-        "--largest", action="store_true", help="only the largest of YuNet's faces in each picture"
-    )
+    group.add_argument("--min-face", type=float, metavar="PX", help=min_face)
+    group.add_argument("--score", type=float, metavar="S", help=score)
+    group.add_argument("--largest", action="store_true", help=largest)
 
 
 def add_look_options(parser: argparse.ArgumentParser) -> None:
-    looks = parser.add_argument_group("how often the network looks at a face")
-
-    looks.add_argument(
-        "--refine",
-        action="store_true",
-        help="predict, lay a new box about the landmarks as WFLW lays its own, and predict again: "
-        "for boxes that fit badly; YuNet's do well without",
+    group = parser.add_argument_group("how often the network looks at a face")
+    refine = (
+        "predict, lay a new box about the landmarks as WFLW lays its own, and predict again: for "
+        "boxes that fit badly; YuNet's do well without"
+    )
+    views = (
+        "slightly different crops of each face, up to 14: landmarks are their mean, and "
+        "landmarks.json gets their spread in px and says which faces are doubtful (default: "
+        "%(default)s)"
     )
 
-    looks.add_argument(
-        "--views",
-        type=int,
-        default=1,
-        metavar="N",
-        help="slightly different crops of each face, up to 14: landmarks are their mean, and "
-        "landmarks.json gets their spread in px and says which faces are doubtful "
-        "(default: %(default)s)",
-    )
+    group.add_argument("--refine", action="store_true", help=refine)
+    group.add_argument("--views", type=int, default=1, metavar="N", choices=VIEWS, help=views)
 
 
 def add_video_options(parser: argparse.ArgumentParser) -> None:
-    videos = parser.add_argument_group("videos")
-
-    videos.add_argument(
-        "--smooth",
-        action="store_true",
-        help="a One-Euro filter for every point: its cutoff is 1 Hz at rest and grows by 10 Hz "
-        "for every face side a second of speed (which is smoothed at 1 Hz); a moving point lags "
-        "1.6 %% of the face's side at most",
+    group = parser.add_argument_group("videos")
+    smooth = (
+        "a One-Euro filter for every point: its cutoff is 1 Hz at rest and grows by 10 Hz for "
+        "every face side a second of speed (which is smoothed at 1 Hz); a moving point lags 1.6 %% "
+        "of the face's side at most"
+    )
+    every = (
+        "frames from one search for faces to the next; in between, boxes go with the last "
+        "landmarks, and scores are null (default: %(default)s)"
     )
 
-    videos.add_argument(
-        "--detect-every",
-        type=int,
-        default=1,
-        metavar="N",
-        help="frames from one search for faces to the next; in between, boxes go with the last "
-        "landmarks, and scores are null (default: %(default)s)",
-    )
+    group.add_argument("--smooth", action="store_true", help=smooth)
+    group.add_argument("--detect-every", type=int, default=1, metavar="N", help=every)
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("predictions"),
-        metavar="DIR",
-        help="results (default: %(default)s)",
+    form = (
+        "beside landmarks.json, pts: a .pts file for each face of a picture (a.jpg_face0.pts, …), "
+        "pixels counted from 1 as iBUG does; csv: landmarks.csv with one row per face, columns "
+        "named as OpenFace names them (default: %(default)s)"
     )
+    points = (
+        "iBUG's 68 points of a network with WFLW's 98: 60 are the same points, the eight on the "
+        "eyelids are interpolated along the network's lids (default: the network's own points)"
+    )
+    out, forms = Path("predictions"), ("json", "pts", "csv")
 
-    parser.add_argument(
-        "--format",
-        choices=("json", "pts", "csv"),
-        default="json",
-        help="beside landmarks.json, pts: a .pts file for each face of a picture (a.jpg_face0.pts, "
-        "…), pixels counted from 1 as iBUG does; csv: landmarks.csv with one row per face, columns "
-        "named as OpenFace names them (default: %(default)s)",
-    )
-
-    parser.add_argument(
-        "--points",
-        type=int,
-        choices=(68,),
-        help="iBUG's 68 points of a network with WFLW's 98: 60 are the same points, the eight on "
-        "the eyelids are interpolated along the network's lids (default: the network's own points)",
-    )
+    add = parser.add_argument
+    add("--out", type=Path, default=out, metavar="DIR", help="results (default: %(default)s)")
+    add("--format", choices=forms, default="json", help=form)
+    add("--points", type=int, choices=(68,), help=points)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The options; what is wrong with them leaves with a usage error."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error("--batch-size must be at least 1")
-    if not 1 <= args.views <= MOST_VIEWS:
-        parser.error(f"--views must be from 1 to {MOST_VIEWS}")
-    if args.detect_every < 1:
-        parser.error("--detect-every must be at least 1")
-    if args.box or args.boxes or args.whole:
+    boxes, angles, min_face = args.box or [], args.angle or [], args.min_face
+    args.box = [[round(edge) if abs(edge) < LARGEST_EDGE else 0 for edge in box] for box in boxes]
+
+    required = {
+        "--batch-size must be at least 1": args.batch_size >= 1,
+        "--detect-every must be at least 1": args.detect_every >= 1,
+        "--min-face must be at least 8 px": min_face is None or 8 <= min_face < LARGEST_EDGE,
+        "--score must lie between 0 and 1": args.score is None or 0 < args.score < 1,
+        "--angle: give one for each --box, in the same order": len(angles) in (0, len(boxes)),
+        "--angle must be a number of degrees": all(map(math.isfinite, angles)),
+        f"--box: an edge lies beyond {LARGEST_EDGE:,} px, or is no number": all(
+            abs(edge) < LARGEST_EDGE for box in boxes for edge in box
+        ),
+    }
+    required |= {
+        f"--box {left} {top} {right} {bottom} has no area; the order is left, top, right, bottom": (
+            left <= right and top <= bottom
+        )
+        for left, top, right, bottom in args.box
+    }
+
+    if boxes or args.boxes or args.whole:
         searching = {
             "--detect-every": args.detect_every > 1,
-            "--min-face": args.min_face is not None,
+            "--min-face": min_face is not None,
             "--score": args.score is not None,
             "--largest": args.largest,
         }
-        for option in (option for option, given in searching.items() if given):
-            parser.error(f"{option} is for a detector's boxes; leave out --box, --boxes, --whole")
+        where = "is for a detector's boxes; leave out --box, --boxes, --whole"
+        required |= {f"{option} {where}": not given for option, given in searching.items()}
 
-    if args.min_face is not None and not 8 <= args.min_face < LARGEST_EDGE:
-        parser.error("--min-face must be at least 8 px")
-    if args.score is not None and not 0 < args.score < 1:
-        parser.error("--score must lie between 0 and 1")
-    if args.angle and len(args.angle) != len(args.box or []):
-        parser.error("--angle: give one for each --box, in the same order")
-    if not all(map(math.isfinite, args.angle or [])):
-        parser.error("--angle must be a number of degrees")
-
-    for index, box in enumerate(args.box or []):
-        if not all(abs(edge) < LARGEST_EDGE for edge in box):
-            parser.error(f"--box: an edge lies beyond {LARGEST_EDGE:,} px, or is no number")
-
-        left, top, right, bottom = args.box[index] = [round(edge) for edge in box]
-        if right < left or bottom < top:
-            parser.error(
-                f"--box {left} {top} {right} {bottom} has no area; the order is left, top, right, "
-                "bottom"
-            )
+    for message, fine in required.items():
+        if not fine:
+            parser.error(message)
 
     return args
 

@@ -67,6 +67,15 @@ def draw_faces(
     return canvas
 
 
+def overlay_of(
+    shot: Shot, landmarks: np.ndarray, scheme: LandmarkScheme, ids: Sequence[int] = ()
+) -> np.ndarray:
+    """A picture or frame with its faces drawn on it, see :func:`draw_faces`."""
+    angles = [frame.angle for frame in shot.frames]
+
+    return draw_faces(shot.image, landmarks, scheme, boxes=shot.boxes, angles=angles, ids=ids)
+
+
 def contour_colours(count: int) -> list[tuple[int, int, int]]:
     """`count` bright BGR colours, hues evenly spread."""
     rgb = [colorsys.hsv_to_rgb(index / max(count, 1), 0.85, 1.0) for index in range(count)]
@@ -100,20 +109,11 @@ def _stroke(extent: float) -> int:
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
-    try:
-        # looked at first, since libjpeg would print a line of its own
-        done = max(image.shape) <= _JPEG_SIDE
-        if done:
-            done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    except cv2.error:
-        done = False
+    height, width = image.shape[:2]
+    if max(height, width) > _JPEG_SIDE:  # libjpeg would print a line of its own
+        raise UserError(f"cannot write {path}: {width} x {height} px is too large for a JPEG")
 
-    if not done:
-        raise UserError(
-            f"cannot write {path}: {image.shape[1]} x {image.shape[0]} px is too large for a JPEG "
-            "overlay"
-        )
-
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
     with atomic_write(path) as file:
         file.write(data.tobytes())
 

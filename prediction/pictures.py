@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dataset.pictures import read_image
 from prediction.inputs import BoxSource
-from prediction.outputs import Results, describe_faces, draw_faces, write_jpeg, write_pts
+from prediction.outputs import Results, describe_faces, overlay_of, write_jpeg, write_pts
 from prediction.predictor import LandmarkPredictor, Shot, cut_faces
 from utils.files import UserError
 from utils.progress import progress
@@ -43,13 +43,10 @@ def predict_pictures(
             tqdm.write(f"{shot.path}: no face")
             continue
 
-        angles = [frame.angle for frame in shot.frames]
-        overlay = draw_faces(shot.image, landmarks, results.scheme, boxes=shot.boxes, angles=angles)
-
         # The landmarks are there, whatever becomes of the files beside them.
         try:
             file = results.place(shot.path, "_overlay.jpg")
-            write_jpeg(file, overlay)
+            write_jpeg(file, overlay_of(shot, landmarks, results.scheme))
             entry["overlay"] = results.name(file)
 
             for index, face in enumerate(faces if pts else ()):

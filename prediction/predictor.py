@@ -169,10 +169,7 @@ class LandmarkPredictor:
         return landmarks if views is None else (landmarks, spread)
 
     def cut(
-        self,
-        image: np.ndarray,
-        boxes: Boxes,
-        angles: Angles | None = None,
+        self, image: np.ndarray, boxes: Boxes, angles: Angles | None = None
     ) -> tuple[np.ndarray, list[PatchFrame]]:
         """Face patches (N, 256, 256, 3) uint8 in **RGB**, and where they lie, for
         `predict_patches`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,16 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from prediction.inputs import BoxSource, open_video
-from prediction.outputs import Results, describe_faces, draw_faces
+from prediction.outputs import Results, describe_faces, overlay_of
 from prediction.predictor import LandmarkPredictor, Shot, cut_faces
 from prediction.smoothing import LandmarkSmoother
 from prediction.tracking import FaceTracker, Identities
-from utils.files import (
-    UserError,
-    atomic_write,
-    describe_os_error,
-    require_file_or_nothing,
-)
+from utils.files import UserError, atomic_write, describe_os_error, require_file_or_nothing
 from utils.progress import progress
 
 RATE = 25.0  # frames a second where a file does not say
@@ -92,46 +87,32 @@ class Video:
 
 
 @contextmanager
-def atomic_video(path: Path, fps: float) -> Iterator[_VideoSink]:
-    """Write an MP4 whose frame size is the first frame's; it takes its name at the end, and only
-    without an error.
+def atomic_video(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """What writes the frames (H, W, 3) uint8 BGR of an MP4, which takes its name at the end, and
+    only without an error.
+
+    The frame size is the first frame's; the codec drops the last row or column of an odd size.
     """
     require_file_or_nothing(path)
-    sink = _VideoSink(path.with_name(f".{path.stem[:40]}.tmp{path.suffix}"), fps)
+    temporary = path.with_name(f".{path.stem[:40]}.tmp{path.suffix}")
+    writer, codec = cv2.VideoWriter(), cv2.VideoWriter.fourcc(*"mp4v")
+
+    def write(frame: np.ndarray) -> None:
+        height, width = frame.shape[:2]
+        if not (writer.isOpened() or writer.open(str(temporary), codec, fps, (width, height))):
+            raise UserError(f"cannot write a {width} x {height} video in {path.parent}")
+
+        writer.write(frame)
+
     try:
-        yield sink
-        sink.close()
-        os.replace(sink.path, path)
+        yield write
+        writer.release()
+        os.replace(temporary, path)
     except OSError as error:
         raise describe_os_error(error, path) from error
     finally:
-        sink.close()
-        sink.path.unlink(missing_ok=True)
-
-
-class _VideoSink:
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
-        self._fps = fps
-        self._writer: cv2.VideoWriter | None = None
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append a frame (H, W, 3) uint8 BGR. The codec drops the last row or column of an odd
-        size.
-        """
-        if self._writer is None:
-            size = frame.shape[1], frame.shape[0]
-            self._writer = cv2.VideoWriter(
-                str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size
-            )
-            if not self._writer.isOpened():
-                raise UserError(f"cannot write a {size[0]} x {size[1]} video in {self.path.parent}")
-
-        self._writer.write(frame)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        writer.release()
+        temporary.unlink(missing_ok=True)
 
 
 def predict_video(
@@ -154,7 +135,7 @@ def predict_video(
     rows, overlay = results.place(path, ".jsonl"), results.place(path, "_overlay.mp4")
     count = found = 0
 
-    with atomic_write(rows, "w") as file, atomic_video(overlay, video.fps) as sink:
+    with atomic_write(rows, "w") as file, atomic_video(overlay, video.fps) as write:
         for shot, landmarks, seconds in _shots(predictor, video, boxes_of, every):
             ids = identities(shot.boxes, seconds)
             if smooth:
@@ -163,15 +144,7 @@ def predict_video(
             time = round(seconds, 4)
             faces = describe_faces(shot, landmarks, ids)
             file.write(json.dumps({"frame": count, "time": time, "faces": faces}) + "\n")
-            overlay_frame = draw_faces(
-                shot.image,
-                landmarks,
-                results.scheme,
-                boxes=shot.boxes,
-                angles=[frame.angle for frame in shot.frames],
-                ids=ids,
-            )
-            sink.write(overlay_frame)
+            write(overlay_of(shot, landmarks, results.scheme, ids))
             results.count(path, count, time, faces)
             count += 1
             found += len(faces)
@@ -180,17 +153,9 @@ def predict_video(
         tqdm.write(f"{path}: no face")
 
     height, width = shot.image.shape[:2]
-    results.entries.append(
-        {
-            "file": str(path),
-            "width": width,
-            "height": height,
-            "rows": results.name(rows),
-            "overlay": results.name(overlay),
-            "frames": count,
-            "frames_per_second": video.fps,
-        }
-    )
+    entry = {"file": str(path), "width": width, "height": height}
+    entry |= {"rows": results.name(rows), "overlay": results.name(overlay)}
+    results.entries.append(entry | {"frames": count, "frames_per_second": video.fps})
 
 
 def _shots(

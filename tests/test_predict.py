@@ -314,8 +314,8 @@ def test_a_video_without_frames_is_named(predict, picture, tmp_path):
 
 
 def test_a_video_that_is_not_finished_leaves_nothing(picture, tmp_path):
-    with pytest.raises(KeyError), atomic_video(tmp_path / "v.mp4", 10) as video:
-        video.write(picture)
+    with pytest.raises(KeyError), atomic_video(tmp_path / "v.mp4", 10) as write:
+        write(picture)
         raise KeyError
     assert not list(tmp_path.iterdir())
 
