@@ -36,6 +36,7 @@ STILL = 0.01  # a weight counts as constant where its standard deviation over fa
 LINES, MARKERS = ("-", "--", "-.", ":"), "osD^vPX*"
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 UNIT = "% of the inter-ocular distance"
+PAGE = 7.7  # inches, 1,000 px: the width at which a figure in a page has its own size
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -310,12 +311,16 @@ def _styles(count: int):
 def mapping_parameters(model: nn.Module) -> Figure:
     """Heat maps of every module's scales, left of a dividing line, and of its shifts, right of it.
 
-    A heat map has a row per channel, a column per set and a colour range of its own.
+    A heat map has a row per channel, a column per set and a colour range of its own. Three stand
+    beside each other in either half, so that a page can show them at their own size.
     """
     modules = sepbn_modules(model)
-    figure = Figure(figsize=(2.6 * len(modules), 4.8), layout="constrained")
+    rows = -(-len(modules) // 3)
+    figure = Figure(figsize=(PAGE, 3.6 * rows + 0.6), layout="constrained")
     figure.suptitle(
-        "Mapping parameters of the SepBN modules, front to back (each map has its own colour range)"
+        "Mapping parameters of the SepBN modules, front to back\n"
+        "(a row for each channel, a column for each set; each map has its own colour range)",
+        fontsize=10,
     )
     halves = {"scale γ": "weight", "shift β": "bias"}
     figure.add_artist(Line2D((0.5, 0.5), (0, 0.92), color="0.3", linewidth=2))
@@ -324,21 +329,20 @@ def mapping_parameters(model: nn.Module) -> Figure:
         figure.subfigures(1, 2, squeeze=False)[0], halves.items(), strict=True
     ):
         side.suptitle(title, fontsize=11)
-        panels = side.subplots(1, len(modules), squeeze=False)[0]
+        panels = side.subplots(rows, 3, squeeze=False).ravel()
+        for axes in panels[len(modules) :]:
+            axes.set_visible(False)
 
-        for axes, (name, module) in zip(panels, modules.items(), strict=True):
+        for axes, (name, module) in zip(panels, modules.items(), strict=False):
             values = getattr(module, parameter).detach().float().cpu().numpy().T  # (C, K)
             image = axes.imshow(values, aspect="auto", cmap=COLOURS, interpolation="none")
             axes.set_title(name, fontsize=9)
             axes.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
-            axes.set_xlabel("set", fontsize=8)
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.tick_params(labelsize=7)
             bar = side.colorbar(image, ax=axes, orientation="horizontal", pad=0.02)
             bar.ax.xaxis.set_major_locator(MaxNLocator(2))
-            bar.ax.tick_params(labelsize=6)
-
-        panels[0].set_ylabel("channel")
+            bar.ax.tick_params(labelsize=7)
 
     return figure
 
@@ -381,9 +385,9 @@ def attention_by_subset(weights: np.ndarray, attributes: np.ndarray) -> Figure:
     Grey cells have no effect to speak of: weights that are constant over the faces (``STILL``).
     """
     shape = weights.shape
-    size = (2.6 * shape[1] + 2, 2 * (0.42 * shape[2] * shape[3] + 1.3) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(2, 3).ravel()
+    height = 3 * (0.4 * shape[2] * shape[3] + 0.4) + 1.6
+    figure = Figure(figsize=(PAGE, height), layout="constrained")
+    panels = figure.subplots(3, 2, sharex=True, sharey=True).ravel()
     colours = colormaps[COLOURS].with_extremes(bad="0.8")
     moves = weights.std(axis=0) >= STILL  # (M, G, K)
 
@@ -392,8 +396,9 @@ def attention_by_subset(weights: np.ndarray, attributes: np.ndarray) -> Figure:
         image = axes.imshow(
             np.abs(_heat_map_rows(effect)), cmap=colours, vmin=0, vmax=1, aspect="auto"
         )
-        axes.set_title(f"{name}: {inside.sum():,} faces against {(~inside).sum():,}", fontsize=10)
+        axes.set_title(f"{name}: {inside.sum():,} faces against {(~inside).sum():,}", fontsize=9)
         _label_heat_map(axes, shape)
+        axes.label_outer()
 
         if 0 < inside.sum() < len(inside):
             means = weights[inside].mean(axis=0), weights[~inside].mean(axis=0)
@@ -403,20 +408,27 @@ def attention_by_subset(weights: np.ndarray, attributes: np.ndarray) -> Figure:
             axes.text(0.5, 0.5, "nothing to compare", **centre)
 
     label = "|d|: 0.2 small, 0.5 medium, 0.8 large"
-    figure.colorbar(image, ax=list(panels), label=label, extend="max", shrink=0.7)
+    bar = figure.colorbar(
+        image, ax=list(panels), orientation="horizontal", extend="max", shrink=0.6, aspect=40
+    )
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
     figure.suptitle(
         "Attention by subset. Cell: mean weight with the attribute | without, and Cohen's d\n"
-        f"(grey: constant, standard deviation over faces below {STILL:g})"
+        f"(grey: one weight for all faces, standard deviation below {STILL:g})",
+        fontsize=10,
     )
 
     return figure
 
 
 def _write_effects(axes: Axes, effect: np.ndarray, mean: np.ndarray, rest: np.ndarray) -> None:
-    """Write both mean weights and Cohen's d into the cells of a heat map of ``effect``."""
+    """Write both mean weights and Cohen's d into the cells of a heat map of ``effect``; one mean
+    where the weight is constant.
+    """
     for (row, column), d in np.ndenumerate(effect):
-        words = f"{mean[row, column]:.2f} | {rest[row, column]:.2f}"
-        words += "" if np.isnan(d) else f"\nd {d:+.2f}"
+        words = f"{mean[row, column]:.2f}"
+        words += "" if np.isnan(d) else f" | {rest[row, column]:.2f}\nd {d:+.2f}"
         colour = "white" if abs(d) < 0.6 else "black"
         axes.text(column, row, words, ha="center", va="center", fontsize=7, color=colour)
 
