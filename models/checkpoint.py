@@ -13,8 +13,6 @@ import json
 import pickle
 import reprlib
 import warnings
-import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -92,7 +90,6 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise UserError(f"{path}: no such checkpoint file")
-        _refuse_compressed(path)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old forms; what matters is checked below
@@ -122,16 +119,6 @@ def read(path: str | Path) -> dict[str, Any]:
 def _short(value: Any) -> str:
     """What a file holds, for a message of one line."""
     return " ".join(reprlib.repr(value).split())
-
-
-def _refuse_compressed(path: Path) -> None:
-    """torch writes archives as they are; a compressed one could grow beyond all memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-
-        if unpacked > path.stat().st_size:
-            raise UserError(f"{path}: refused, since it is compressed; save it with torch.save")
 
 
 def check_own(content: dict[str, Any], path: Path) -> None:
@@ -178,69 +165,33 @@ def check_own(content: dict[str, Any], path: Path) -> None:
 
 
 def check_weights(state: Any, path: Path) -> None:
-    """Check that ``state`` is names and ordinary, finite tensors that lie in the file as a whole.
+    """Check that ``state`` is names and finite tensors.
 
     Raises:
-        UserError: naming the first tensor that cannot be a network's weight.
+        UserError: naming the first entry that cannot be a network's weight.
     """
     if not isinstance(state, dict):
         raise UserError(f"{path}: its weights are a {type(state).__name__}, not a state_dict")
 
-    def refuse(problem: Callable[[Any, Any], str]) -> None:
-        for name, tensor in state.items():
-            if said := problem(name, tensor):
-                raise UserError(
-                    f"{path}: {_short(name)} {said}: no weights of a network; use another file"
-                )
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            said = "is no tensor with a name"
+        elif tensor.layout != torch.strided or tensor.is_meta:
+            said = "is no ordinary tensor"
+        elif tensor.dtype not in FLOATS and not name.endswith("num_batches_tracked"):
+            said = f"is {tensor.dtype}, not floating-point"
+        elif not torch.isfinite(tensor.float()).all():
+            said = "is not finite"
+        else:
+            continue
 
-    refuse(_wrong_kind)
-
-    # Views of little memory can look like huge tensors.
-    storages = [tensor.untyped_storage() for tensor in state.values()]
-    stored = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-
-    if needed > sum(stored.values()):
-        raise UserError(f"{path}: its tensors share memory: no weights of a network")
-
-    refuse(_wrong_values)
-
-
-def _wrong_kind(name: Any, tensor: Any) -> str:
-    """Why an entry of a state_dict is no weight, without a look at its values; empty if it is."""
-    if not isinstance(name, str):
-        return "is no name"
-    if not isinstance(tensor, torch.Tensor):
-        return f"is a {type(tensor).__name__}, no tensor"
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
-        return "is no ordinary tensor"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return "claims more numbers than the file holds: tensors that share memory"
-    if name.endswith("num_batches_tracked"):
-        return "" if tensor.dtype == torch.int64 else f"is {tensor.dtype}, no counter"
-    if tensor.dtype not in FLOATS:
-        return f"is {tensor.dtype}, not floating-point"
-
-    return ""
-
-
-def _wrong_values(name: str, tensor: torch.Tensor) -> str:
-    """Why these numbers cannot be a network's; empty if they can."""
-    if not torch.isfinite(tensor.float()).all():
-        return "is not finite"
-    if name.endswith("running_var") and (tensor < 0).any():
-        return "has a negative variance"
-    if name.endswith(".temperature") and not (tensor > 0).all():
-        return "is not positive"
-
-    return ""
+        raise UserError(f"{path}: {_short(name)} {said}: no weights of a network; use another file")
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
     """A network from one of our checkpoints or from a bare state_dict, ours or released.
 
-    The network is made from the shapes of the weights, once they are known to fit it: a file costs
-    no more memory than it is large, whatever its config says.
+    The network is made from the shapes of the weights, once they are known to fit it.
 
     Args:
         path: ``final.pt``, ``last.pt``, a milestone, or a released ``.pth``.

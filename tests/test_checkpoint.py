@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import zipfile
 
 import pytest
 import torch
@@ -287,9 +286,6 @@ WEIGHTS = [
     ("conv3.weight", lambda tensor: tensor.to(torch.complex64), "not floating-point"),
     ("conv3.weight", lambda tensor: tensor.to_sparse(), "is no ordinary tensor"),
     ("conv3.weight", lambda tensor: tensor.to("meta"), "is no ordinary tensor"),
-    ("bn2.running_var", lambda tensor: -tensor, "negative variance"),
-    ("bn2.temperature", lambda tensor: tensor * 0, "is not positive"),
-    ("bn2.num_batches_tracked", lambda tensor: tensor.float(), "no counter"),
     ("conv1.weight", lambda tensor: tensor[:, :2], "has the shape"),
     ("conv1.weight", lambda tensor: tensor[:0], "has the shape"),
     ("fc2.weight", lambda tensor: tensor[:-1], "not two for every landmark"),
@@ -310,35 +306,12 @@ def test_weights_that_no_network_has(tmp_path, name, change, words, bare):
     assert one_line(error)
 
 
-def test_a_small_file_is_not_taken_for_a_huge_network(tmp_path, monkeypatch):
-    """Memory is asked for only once all shapes are known to fit and to lie in the file."""
-    width = 20_000
-    seed = torch.zeros(1)
-    huge = {"conv1.weight": seed.expand(width, 3, 3, 3), "fc2.weight": seed.expand(196, 32 * width)}
-    alone = {"conv1.weight": torch.zeros(width, 3, 3, 3), "fc2.weight": torch.zeros(196, 1)}
-
-    for name, state, words in (
-        ("views.pt", huge, "share memory"),
-        ("alone.pt", alone, "do not fit the network"),
-    ):
-        torch.save(state, tmp_path / name)
-        with pytest.raises(UserError, match=words) as error:
-            load_model(tmp_path / name)
-
-        assert one_line(error)
-
-
-def test_a_compressed_archive_is_refused(tmp_path):
-    torch.save({"conv1.weight": torch.zeros(1_000_000)}, tmp_path / "plain.pt")
-    with (
-        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
-        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
-    ):
-        for entry in plain.namelist():
-            bomb.writestr(entry, plain.read(entry))
-
-    with pytest.raises(UserError, match="bomb.pt: refused, since it is compressed") as error:
-        load_model(tmp_path / "bomb.pt")
+def test_a_small_file_is_not_taken_for_a_huge_network(tmp_path):
+    """Memory is asked for only once all shapes are known to fit."""
+    alone = {"conv1.weight": torch.zeros(20_000, 3, 3, 3), "fc2.weight": torch.zeros(196, 1)}
+    torch.save(alone, tmp_path / "alone.pt")
+    with pytest.raises(UserError, match="do not fit the network") as error:
+        load_model(tmp_path / "alone.pt")
 
     assert one_line(error)
 

@@ -25,7 +25,12 @@ def test_defaults_are_the_published_recipe():
         "sepbn",
     )
 
-    assert (config.epochs, config.warmup, config.batch_size, config.lr) == (2000, 800, 8, 1e-3)
+    assert (config.epochs, config.warmup_epochs, config.batch_size, config.lr) == (
+        2000,
+        800,
+        8,
+        1e-3,
+    )
     assert (config.momentum, config.weight_decay, config.width) == (0.9, 5e-4, 64)
     assert existing == {"resume": False, "overwrite": False}
 
@@ -55,7 +60,7 @@ def test_every_option_reaches_the_config():
         limit=20,
     )
 
-    assert existing["resume"] and config.warmup == 20
+    assert existing["resume"] and config.settled().warmup_epochs == 20
 
 
 @pytest.mark.parametrize("norm", ["bn", "none"])
@@ -114,9 +119,6 @@ def test_help_shows_defaults(run_script, script):
         (["--seed", str(2**63)], "must be below 2"),
         (["--width", "1" + "0" * 400], r"--width: must be below 2\*\*63"),
         (["--epochs", "-1" + "0" * 400], r"--epochs: must be below 2\*\*63"),
-        (["--temperature", "1e300"], r"--temperature 1e\+300: must be at most 1,000,000"),
-        (["--momentum", "1"], "--momentum 1: must be below 1"),
-        (["--weight-decay", "1e300"], r"--weight-decay 1e\+300: times --lr 0.001 it must be below"),
     ],
 )
 def test_values_no_run_could_use(argv, message):

@@ -192,8 +192,13 @@ def test_a_face_is_cut_where_one_point_lies_outside(prepared_set):
 def test_the_wflw_suite_is_the_published_recipe():
     plan = plan_for("--suite", "wflw", "--data", "d")
     assert plan.arms == ("none", "bn", "sepbn-g1k3", "sepbn-g2k3") and len(plan.rates) == 1
-    config = runs.configuration(plan, "sepbn-g1k3", run="r", lr=plan.rates[0], seed=0)
-    assert (config.epochs, config.warmup, config.lr, config.batch_size) == (2000, 800, 1e-3, 8)
+    config = runs.configuration(plan, "sepbn-g1k3", run="r", lr=plan.rates[0], seed=0).settled()
+    assert (config.epochs, config.warmup_epochs, config.lr, config.batch_size) == (
+        2000,
+        800,
+        1e-3,
+        8,
+    )
     assert (config.sets, config.groups, config.temperature, config.width) == (3, 1, 30, 64)
     assert not config.mean_shape_init and not config.released_geometry and config.limit is None
 
@@ -205,7 +210,7 @@ def test_short_runs_reach_temperature_one_after_a_third():
         for arm in ("sepbn-g1k8", "sepbn-g1k8-fixed", "bn-released")
     )
 
-    assert (annealed.temperature, annealed.sets, annealed.warmup) == (10, 8, 3)
+    assert (annealed.temperature, annealed.sets, annealed.warmup_epochs) == (10, 8, 3)
     assert fixed.temperature == 1 and replace(fixed, temperature=annealed.temperature) == annealed
     assert released.released_geometry and released.norm == "bn" and released.temperature is None
     assert annealed.attention_grid is None

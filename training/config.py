@@ -18,6 +18,13 @@ SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
 # else this.
 NETWORK = {"norm": "bn", "width": 64, "sets": 3, "groups": 2, "attention_grid": None}
 
+# What numbers may be; all of them are finite.
+AT_LEAST_ONE = ("sets", "groups", "width", "epochs", "batch_size", "limit")
+AT_LEAST_ZERO = (
+    *("lr", "momentum", "weight_decay", "seed"),
+    *("warmup_epochs", "eval_every", "save_every", "keep_every"),
+)
+
 
 def _option(
     default: Any, help: str, *, choices: tuple[str, ...] | None = None, type: type | None = None
@@ -69,7 +76,7 @@ class TrainConfig:
         type=int,
     )
     epochs: int = _option(2000, "passes over the training faces")
-    warmup_epochs: float | None = _option(
+    warmup_epochs: float = _option(
         None, "epochs of linear warm-up (default: 0.4 of --epochs)", type=float
     )
     batch_size: int = _option(8, "faces an iteration, over all processes together")
@@ -132,27 +139,15 @@ class TrainConfig:
             source: settings of another network, to be taken where they are not None: ``NETWORK``
                 and the temperature.
         """
-        known = NETWORK | {TAU: max(2, min(60, self.epochs)) / 2}
+        known: dict[str, Any] = NETWORK | {TAU: max(2, min(60, self.epochs)) / 2}
+        known |= {"warmup_epochs": 0.4 * max(0, min(self.epochs, 2**63))}
         known |= {name: value for name, value in (source or {}).items() if value is not None}
-        values: dict[str, Any] = {
-            name: known[name] for name in known if getattr(self, name) is None
-        }
+        values = {name: value for name, value in known.items() if getattr(self, name) is None}
 
         if (self.norm or known["norm"]) != "sepbn":
             values |= dict.fromkeys(SEPBN_OPTIONS)
 
         return replace(self, **values)
-
-    @property
-    def augmentation(self) -> dict[str, Any]:
-        """What :func:`dataset.augment.draw_epoch` is told besides the epoch."""
-        geometry = {"released_geometry": self.released_geometry}
-        return {"seed": self.seed, "photometric_changes": self.photometric} | geometry
-
-    @property
-    def warmup(self) -> float:
-        """Epochs of warm-up."""
-        return 0.4 * self.epochs if self.warmup_epochs is None else self.warmup_epochs
 
     def check(self) -> None:
         """Refuse values that no run could use.
@@ -160,37 +155,19 @@ class TrainConfig:
         Raises:
             UserError: naming the option and what it must be.
         """
-        at_least_one = ("sets", "groups", "width", "epochs", "batch_size", "limit")
-
-        at_least_zero = (
-            "lr",
-            "momentum",
-            "weight_decay",
-            "seed",
-            "eval_every",
-            "save_every",
-            "keep_every",
-            "warmup",
-        )
-
-        for name in (*at_least_one, *at_least_zero, "temperature"):
-            value = getattr(self, name)
-            option = "--" + name.replace("warmup", "warmup_epochs").replace("_", "-")
+        for name in (*AT_LEAST_ONE, *AT_LEAST_ZERO, TAU):
+            value, option = getattr(self, name), "--" + name.replace("_", "-")
             if value is None:
                 continue
             if isinstance(value, int) and abs(value) >= 2**63:
                 raise UserError(f"{option}: must be below 2**63")
             if not math.isfinite(value):
                 raise UserError(f"{option} {value}: must be a finite number")
-            if name in at_least_one and value < 1:
+            if name not in AT_LEAST_ZERO and value < 1:
                 raise UserError(f"{option} {value}: must be at least 1")
-            if name in at_least_zero and value < 0:
+            if value < 0:
                 raise UserError(f"{option} {value}: must not be negative")
 
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Refuse what a range cannot say: names, and settings that do not go with each other."""
         if self.run in ("", "..") or self.run != Path(self.run).name:
             raise UserError(
                 f"--run {self.run!r}: must be a plain name; files go to the folder checkpoints/RUN"
@@ -201,33 +178,16 @@ class TrainConfig:
                 f"--attention-grid {self.attention_grid}: must be 1, 2 or 4, which divide every map"
             )
 
-        if self.temperature is not None and self.temperature < 1:
-            raise UserError(
-                f"--temperature {self.temperature}: must be at least 1, the value at which it stays"
-            )
-
-        if self.temperature is not None and self.temperature > 1e6:
-            raise UserError(f"--temperature {self.temperature:g}: must be at most 1,000,000")
-
         if self.groups and self.width and self.width % self.groups:
             raise UserError(
                 f"--groups {self.groups} does not divide --width {self.width}: every group needs "
                 "as many channels"
             )
 
-        if self.momentum >= 1:
-            raise UserError(f"--momentum {self.momentum:g}: must be below 1, or steps only grow")
-
-        if self.lr < 1 <= self.lr * self.weight_decay:
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise UserError(
-                f"--weight-decay {self.weight_decay:g}: times --lr {self.lr:g} it must be below 1, "
-                "the share of a weight that a step takes away"
-            )
-
-        if self.warmup >= self.epochs:
-            raise UserError(
-                f"--warmup-epochs {self.warmup:g} is not shorter than the run of {self.epochs} "
-                "epochs; lower it or raise --epochs"
+                f"--warmup-epochs {self.warmup_epochs:g} is not shorter than the run of "
+                f"{self.epochs} epochs; lower it or raise --epochs"
             )
 
 

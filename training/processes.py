@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 import warnings
@@ -28,22 +29,12 @@ class Processes:
     count: int = 1
     local_rank: int = 0
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and prints."""
-        return self.rank == 0
-
     def rows(self, order: Tensor, i: int, batch_size: int) -> Tensor:
         """This process's share of the ``i``-th batch of an epoch's order."""
         share = batch_size // self.count
         start = i * batch_size + self.rank * share
 
         return order[start : start + share]
-
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        if self.count > 1:
-            distributed.barrier()
 
     def mean(self, value: Tensor) -> Tensor:
         """A number's mean over the processes, which must all ask."""
@@ -71,6 +62,12 @@ class Processes:
         """What a step calls for ``model``: maybe compiled, with gradients and batch statistics over
         all processes, maybe with its arithmetic in bfloat16.
         """
+        if compiled and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            raise UserError(
+                "--compile needs a C++ compiler, and none was found; install g++ or leave "
+                "--compile out"
+            )
+
         network = torch.compile(model) if compiled else model
         if self.count > 1:
             network = _data_parallel(model, network)

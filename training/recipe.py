@@ -12,13 +12,14 @@ from dataset.augment import Epoch, batch, draw_epoch
 from dataset.faces import FaceSet
 from models.sepbn import set_temperature
 from training.config import TrainConfig
+from training.graph import CapturedStep
 from training.run import Build, Network, Run, Step, is_finished
-from utils.schedule import temperature
+from utils.schedule import learning_rate, temperature
 
 
 def train(config: TrainConfig, build: Build, **options: Any) -> int:
     """Train ``build(config, number of landmarks)`` -> exit code; options as of `Run.open`."""
-    if is_finished(config, **options):
+    if options.get("resume") and is_finished(config, **options):
         return 0
 
     with Run.open(config, **options) as run:  # folder, lock, resume, signals, log, progress
@@ -28,15 +29,15 @@ def train(config: TrainConfig, build: Build, **options: Any) -> int:
         decay: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay}
         optimizer = torch.optim.SGD(model.parameters(), run.rate, fused=True, **decay)
         run.restore(model, optimizer)
-        # one device or several, compiled or not; on CUDA the step becomes one captured graph
-        step = run.captured(eager_step(run.parallel(model), optimizer, faces), model, optimizer)
+        step = eager_step(run.processes.network(model, **run.network), optimizer, faces)
+        step = CapturedStep(step, model, optimizer) if run.on_one_gpu else step
 
         for epoch in range(run.epoch, config.epochs):
             set_temperature(model, temperature(epoch, start=config.temperature or 1.0))
-            draws = draw_epoch(faces, epoch=epoch, **config.augmentation)
-
+            draws = draw_epoch(faces, epoch=epoch, **run.augmentation)
             for i in range(run.position, run.steps):
-                loss = step(draws, run.rows(draws.order, i), run.learning_rate(epoch, i))
+                rate = learning_rate(epoch * run.steps + i, **run.schedule)
+                loss = step(draws, run.processes.rows(draws.order, i, config.batch_size), rate)
                 run.after_step(i, loss)  # finite? save? a signal? progress
 
             run.after_epoch()  # the weights first, then test NME and log
@@ -54,7 +55,6 @@ def eager_step(network: Network, optimizer: torch.optim.Optimizer, faces: FaceSe
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
         return loss.detach()
 
     return step

@@ -18,13 +18,7 @@ from models.architecture import Architecture
 from training.config import NETWORK, TAU, TrainConfig
 from utils.device import describe_machine, git_commit
 from utils.files import UserError
-from utils.progress import note
 from utils.schedule import temperature
-
-
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain values, with what its defaults amount to."""
-    return asdict(config) | {"warmup_epochs": config.warmup}
 
 
 def run_record(
@@ -38,7 +32,7 @@ def run_record(
     """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its
     checkpoints.
     """
-    settings = settings_of(config) | {"num_landmarks": train.scheme.num_points}
+    settings = asdict(config) | {"num_landmarks": train.scheme.num_points}
 
     return settings | {
         "arm": Architecture.from_config(settings).describe(),
@@ -106,12 +100,17 @@ def header(config: TrainConfig, record: dict[str, Any], model: nn.Module, steps:
     on_cuda = record["device_type"] == "cuda"
     device = machine["cuda"] if on_cuda else f"{machine['cpu']}, {machine['threads']} threads"
 
-    tau = ""
+    tau = warning = ""
     if config.temperature is not None:
         last = temperature(config.epochs - 1, start=config.temperature)
-        tau = f", temperature {config.temperature:g} falling by 1 an epoch to {last:g}"
-        if config.temperature == 1:
-            tau = ", temperature 1"
+        tau = f", temperature {config.temperature:g}"
+        tau += f" falling by 1 an epoch to {last:g}" if config.temperature > 1 else ""
+        if last > 1:
+            warning = (
+                f"\nwarning   after {config.epochs} epochs the softmax is still at temperature "
+                f"{last:g}, and the network is tested and kept at it; --temperature "
+                f"{config.epochs} or less, or more --epochs, end at 1"
+            )
 
     precision = config.precision
     if on_cuda:
@@ -125,25 +124,11 @@ def header(config: TrainConfig, record: dict[str, Any], model: nn.Module, steps:
             + (", released geometry" if config.released_geometry else ""),
             f"schedule  {config.epochs} epochs of {steps} steps of batch "
             f"{config.batch_size} ({record['processes']} processes), "
-            f"warm-up {config.warmup:g} epochs, peak lr {config.lr:g}, "
+            f"warm-up {config.warmup_epochs:g} epochs, peak lr {config.lr:g}, "
             f"momentum {config.momentum:g}, weight decay {config.weight_decay:g}{tau}",
             f"machine   {device}; {precision}{', compiled' if config.compile else ''}; "
             f"torch {machine['torch']}, Python {machine['python']}",
             f"repeat    seed {config.seed}, commit {record['commit'] or 'unknown'}, command: "
-            f"{record['command']}",
+            f"{record['command']}{warning}",
         )
     )
-
-
-def warn_of_warm_end(config: TrainConfig) -> None:
-    """Say where the softmax is still flattened when the run ends, and is so in what it leaves."""
-    if config.temperature is None:
-        return
-
-    last = temperature(config.epochs - 1, start=config.temperature)
-    if last > 1:
-        note(
-            f"warning: after {config.epochs} epochs from --temperature {config.temperature:g} the "
-            f"softmax is still at temperature {last:g}, and the network is tested and kept at it; "
-            f"--temperature {config.epochs} or less, or more --epochs, end at 1"
-        )

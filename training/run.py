@@ -15,13 +15,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from dataset.augment import Epoch
@@ -32,23 +33,19 @@ from evaluation.figures import training_curve
 from models import checkpoint
 from models.vanilla import VanillaCNN
 from training.config import TrainConfig
-from training.graph import CapturedStep
 from training.initial import describe_start, settings_of_file, start_from
 from training.processes import Processes, leave, process_group
 from training.record import (
     header,
     refuse_other_settings,
     run_record,
-    settings_of,
     settings_of_run,
-    warn_of_warm_end,
 )
 from utils.device import keep_freed_memory
 from utils.files import (
     UserError,
     atomic_write,
     describe_os_error,
-    make_folder,
     read_json,
     require_file_or_nothing,
     write_json,
@@ -59,6 +56,7 @@ from utils.schedule import learning_rate, temperature
 
 RUNS = Path("checkpoints")
 FILES = ("config.json", "log.csv", "curve.png", "last.pt", "final.pt")
+MILESTONES = "epoch_*.pt"
 COLUMNS = ("epoch", "loss", "lr", "temperature", "test_nme_percent", "images_per_s", "seconds")
 # Those of them that the system has: Windows knows no hang-up.
 SIGNALS = [
@@ -104,7 +102,7 @@ def is_finished(
     finished = checkpoint.read(final)
     checkpoint.check_own(finished, final)
     settled = config.settled(settings_of_run(finished["config"], config))
-    refuse_other_settings(finished["config"], settings_of(settled), final)
+    refuse_other_settings(finished["config"], asdict(settled), final)
     print(f"{path} is finished already; nothing to do")
 
     return True
@@ -117,6 +115,9 @@ class Run:
         config: the settings, with nothing left open.
         epoch, position: how many epochs are done, and how many steps of the next one.
         steps: steps of an epoch.
+        network, schedule, augmentation: what ``Processes.network``, ``learning_rate`` and
+            ``draw_epoch`` are told.
+        on_one_gpu: whether the step is to be captured as a CUDA graph.
         rate: the learning rate, on the device: a number would be baked into a CUDA graph.
         exit_code: 0, or 128 + the number of the signal that stopped the run after saving.
     """
@@ -126,7 +127,7 @@ class Run:
     ) -> None:
         self.asked, self.config, self.path = config, config, path
         self.last, self.final = path / "last.pt", path / "final.pt"
-        self.processes, self.device, self.is_main = processes, device, processes.is_main
+        self.processes, self.device, self.is_main = processes, device, processes.rank == 0
         self.rate = torch.zeros((), device=device)
         self.epoch = self.position = self.steps = self.exit_code = 0
         self.rows_logged: list[dict[str, Any]] = []
@@ -184,12 +185,23 @@ class Run:
     def _look_around(self, *, resume: bool, overwrite: bool) -> None:
         """Lock the folder, read what the run goes on or starts from, and settle the settings."""
         if self.is_main:
-            self._lock()
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(
+                    f"{self.path} is in use by another training process; wait for it or stop it, "
+                    "or choose another name with --run"
+                ) from None
+
+            self._exits.callback(self._unlock, lock)
 
         for name in FILES:
             require_file_or_nothing(self.path / name)
 
-        if self._existing() and not (resume or overwrite):
+        remains = (self.final, self.last, self.path / "log.csv")
+        if not (resume or overwrite) and any(file.exists() for file in remains):
             raise UserError(
                 f"{self.path} already holds a run; add --resume to carry it on, --overwrite to "
                 "replace it, or choose another name with --run"
@@ -209,24 +221,12 @@ class Run:
         self.config = self.asked.settled(source)
         self.config.check()
 
-    def _lock(self) -> None:
-        """Keep other processes out of the folder until this one leaves."""
-        lock = FileLock(make_folder(self.path) / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{self.path} is in use by another training process; wait for it or stop it, or "
-                "choose another name with --run"
-            ) from None
-
-        def unlock() -> None:
-            lock.release()
-            with suppress(OSError):  # another process may have come, or something may lie there
-                Path(lock.lock_file).unlink(missing_ok=True)
-                self.path.rmdir()
-
-        self._exits.callback(unlock)
+    def _unlock(self, lock: FileLock) -> None:
+        """Let others into the folder, which goes if it is empty."""
+        lock.release()
+        with suppress(OSError):  # another process may have come, or something may lie there
+            (self.path / ".lock").unlink(missing_ok=True)
+            self.path.rmdir()
 
     def load_faces(self) -> FaceSet:
         """The training faces, on the device; the test faces are read, and all of them checked."""
@@ -246,6 +246,18 @@ class Run:
             )
 
         self.steps = len(train) // config.batch_size
+        total = config.epochs * self.steps
+        warmup = min(round(config.warmup_epochs * self.steps), total - 1)
+        peak = {"peak": config.lr}
+        self.schedule: dict[str, Any] = {"total_steps": total, "warmup_steps": warmup} | peak
+        self.network = {"compiled": config.compile, "bf16": config.precision == "bf16"}
+        alone_on_cuda = self.device.type == "cuda" and count == 1
+        self.on_one_gpu = alone_on_cuda and not config.no_graph
+        self.augmentation: dict[str, Any] = {
+            "seed": config.seed,
+            "released_geometry": config.released_geometry,
+            "photometric_changes": config.photometric,
+        }
         self.record = run_record(
             config, train, self.test_faces, device=self.device, processes=count
         )
@@ -293,7 +305,8 @@ class Run:
         if self._saved is not None:
             self._take_up(self._saved)
 
-        self.processes.wait()  # until all have read what is there
+        if self.processes.count > 1:
+            distributed.barrier()  # all have read what is there
         if self.is_main:
             self._start_folder()
             self._start_showing()
@@ -342,7 +355,7 @@ class Run:
         log = self.path / "log.csv"
 
         if self._overwrite:
-            for old in (*map(self.path.joinpath, FILES), *self._milestones()):
+            for old in (*map(self.path.joinpath, FILES), *self.path.glob(MILESTONES)):
                 old.unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         elif self._new and self._logged_epochs():
@@ -361,7 +374,6 @@ class Run:
         """Header, progress bar, TensorBoard."""
         config = self.config
         print(header(config, self.record, self.model, self.steps))
-        warn_of_warm_end(config)
         total, done = config.epochs * self.steps, self.epoch * self.steps + self.position
         self._bar = progress(desc=config.run, total=total, initial=done, unit="step")
         self._exits.callback(self._bar.close)
@@ -377,40 +389,6 @@ class Run:
 
             self._writer = SummaryWriter(self.path / "tensorboard", purge_step=self.epoch)
             self._exits.callback(self._writer.close)
-
-    # --- what a step is made of ---
-
-    def parallel(self, model: VanillaCNN) -> Network:
-        """The network that the steps run: compiled, over all processes, in bfloat16, as asked."""
-        if self.config.compile and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-            raise UserError(
-                "--compile needs a C++ compiler, and none was found; install g++ or leave "
-                "--compile out"
-            )
-
-        bf16 = self.config.precision == "bf16"
-        return self.processes.network(model, compiled=self.config.compile, bf16=bf16)
-
-    def captured(self, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
-        """The step as a CUDA graph where one process trains on CUDA; elsewhere the step itself."""
-        alone_on_cuda = self.device.type == "cuda" and self.processes.count == 1
-        if not alone_on_cuda or self.config.no_graph:
-            return step
-
-        return CapturedStep(step, model, optimizer)
-
-    def rows(self, order: Tensor, i: int) -> Tensor:
-        """This process's share of the faces of an epoch's ``i``-th batch."""
-        return self.processes.rows(order, i, self.config.batch_size)
-
-    def learning_rate(self, epoch: int, i: int) -> float:
-        """Learning rate of step ``i`` of an epoch, both from 0."""
-        total = self.config.epochs * self.steps
-        warmup = min(round(self.config.warmup * self.steps), total - 1)
-
-        return learning_rate(
-            epoch * self.steps + i, total_steps=total, warmup_steps=warmup, peak=self.config.lr
-        )
 
     # --- after a step ---
 
@@ -493,9 +471,10 @@ class Run:
             return
 
         i = int(bad[0]) if len(bad) else self.position - 1
+        rate = learning_rate(self.epoch * self.steps + i, **self.schedule)
         raise Diverged(
             f"the loss is no longer finite at step {self.epoch * self.steps + i} (epoch "
-            f"{self.epoch}, learning rate {self.learning_rate(self.epoch, i):.3g}); the last "
+            f"{self.epoch}, learning rate {rate:.3g}); the last "
             "checkpoint is from before; lower --lr, lengthen --warmup-epochs or use a normalisation"
         )
 
@@ -533,7 +512,8 @@ class Run:
             }
             checkpoint.save(self.last, self._content() | {"training": training})
 
-        self.processes.wait()  # torchrun ends the others as soon as one has left
+        if self.processes.count > 1:
+            distributed.barrier()  # torchrun ends the others as soon as one has left
         self._last_save = time.monotonic()
 
     def _close_epoch(self, loss: float) -> None:
@@ -556,7 +536,7 @@ class Run:
             {
                 "epoch": done - 1,
                 "loss": loss,
-                "lr": self.learning_rate(done - 1, self.steps - 1),
+                "lr": learning_rate(done * self.steps - 1, **self.schedule),
                 "temperature": "" if tau is None else temperature(done - 1, start=tau),
                 "test_nme_percent": percent,
                 "images_per_s": round(self.steps * config.batch_size / seconds, 1),
@@ -597,19 +577,13 @@ class Run:
 
     # --- what lies in the folder ---
 
-    def _existing(self) -> list[Path]:
-        return [file for file in (self.final, self.last, self.path / "log.csv") if file.exists()]
-
-    def _milestones(self) -> list[Path]:
-        return list(self.path.glob("epoch_*.pt"))
-
     def _logged_epochs(self) -> int:
         log = self.path / "log.csv"
         return max(0, len(log.read_text().splitlines()) - 1) if log.is_file() else 0
 
     def _refuse_other_remains(self) -> None:
         """Refuse to start afresh over the log or milestones of a run with other settings."""
-        if not (self._milestones() or self._logged_epochs()):
+        if not ([*self.path.glob(MILESTONES)] or self._logged_epochs()):
             return
 
         settings = read_json(self.path / "config.json")
@@ -625,7 +599,8 @@ class Run:
         """Leave no folder of a run that could not do its first epoch, so that the next try, with
         other settings, finds nothing in its way.
         """
-        kept = self.rows_logged or self._milestones() or self.last.exists() or self.final.exists()
+        weights = (self.last, self.final, *self.path.glob(MILESTONES))
+        kept = self.rows_logged or any(file.exists() for file in weights)
         if self.is_main and not kept:
             for name in ("config.json", "log.csv"):
                 (self.path / name).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,35 +94,26 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
     if device is not None and device.type == "cuda":
         cuda = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
 
+    cpu, opencv = platform.processor() or platform.machine(), None
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        cpu = next(names, cpu)
+
+    for package in ("opencv-python", "opencv-python-headless"):
+        with suppress(metadata.PackageNotFoundError):
+            opencv = metadata.version(package)
+
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu,
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a plain string, which loads safely
         "numpy": metadata.version("numpy"),
-        "opencv": _opencv_version(),
+        "opencv": opencv,
         "cuda": cuda,
     }
-
-
-def _opencv_version() -> str | None:
-    for package in ("opencv-python-headless", "opencv-python"):
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:

@@ -37,7 +37,9 @@ class _PlainLines(tqdm):
     def __init__(self, *args: Any, **options: Any) -> None:
         self._last_line = time.monotonic()
         self._last_shown: float = -1
-        super().__init__(*args, **options | {"mininterval": self.SECONDS, "leave": False})
+        super().__init__(
+            *args, **options | {"mininterval": self.SECONDS, "delay": self.SECONDS, "leave": False}
+        )
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg == "":  # the bar is closed: there is nothing to wipe away
