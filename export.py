@@ -33,6 +33,18 @@ CROP_RULE = (
     "even; what is outside the image is black before scaling; a patch of twice the side S, from "
     "(left - S//2, top - S//2), is resampled to 256x256 and its central 128x128 are the crop"
 )
+# of the patch, and the way back of its landmarks
+RESAMPLING = {
+    "nearest": (
+        "cv2.resize with INTER_NEAREST",
+        "image = (crop + 64) * S / 128 + (left - S//2, top - S//2)",
+    ),
+    "area": (
+        "cv2.resize with INTER_AREA where it shrinks (S > 128), else with INTER_LINEAR",
+        "image = (crop + 64.5) * S / 128 - 0.5 + (left - S//2, top - S//2)",
+    ),
+}
+OLDEST_OPSET = 18  # the exporter's own; onnxruntime 1.14 and OpenCV 4.10 know it
 
 
 @reports_user_errors
@@ -44,7 +56,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--onnx", type=Path, required=True, metavar="FILE", help="the file to write"
     )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        default=OLDEST_OPSET,
+        metavar="N",
+        help="version of ONNX's operators, from 18 on; newer ones need newer readers "
+        "(default: %(default)s)",
+    )
     args = parser.parse_args(argv)
+    if args.opset < OLDEST_OPSET:
+        parser.error(f"--opset must be at least {OLDEST_OPSET}")
+
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
     if missing:
@@ -63,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     from models.folding import fold_normalisation
 
     loaded = load_model(args.checkpoint)
-    exported = to_onnx(fold_normalisation(loaded.model))
+    exported = to_onnx(fold_normalisation(loaded.model), args.opset)
     add_metadata(exported, loaded)
     data = exported.SerializeToString()
     difference = largest_difference(data, loaded.model)
@@ -86,8 +109,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def to_onnx(model: nn.Module) -> onnx.ModelProto:
-    """The network with an open batch size, without the exporter's notes on source files."""
+def to_onnx(model: nn.Module, opset: int) -> onnx.ModelProto:
+    """The network with an open batch size, without the exporter's notes on source files.
+
+    Raises:
+        UserError: an opset that the installed exporter does not know.
+    """
+    import onnx
     import torch
 
     exporter = logging.getLogger("torch.onnx")
@@ -107,12 +135,19 @@ def to_onnx(model: nn.Module) -> onnx.ModelProto:
                 output_names=["landmarks"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
+                opset_version=opset,
             )
     finally:
         exporter.setLevel(level)
 
     assert program is not None, "only the exporter without dynamo returns nothing"
     proto = program.model_proto
+    made = next(each.version for each in proto.opset_import if not each.domain)
+    if made != opset:
+        raise UserError(f"--opset {opset} is not known to the installed exporter; {made} is")
+
+    # as old a file format as these operators allow: older readers refuse newer ones
+    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
 
     for item in (
         *proto.graph.node,
@@ -146,6 +181,8 @@ def add_metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
         "outer_eyes": f"{scheme.outer_eyes[0]} {scheme.outer_eyes[1]}",
         "crop_rule": CROP_RULE,
         "resample": loaded.config["resample"],
+        "resampling": RESAMPLING[loaded.config["resample"]][0],
+        "way_back": RESAMPLING[loaded.config["resample"]][1],
         "box_scale": loaded.config["box_scale"],
         "run": loaded.name,
         "arm": loaded.config["arm"],

@@ -5,15 +5,19 @@ about itself.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import make_sets_differ, refused, write_checkpoint
+from conftest import ROOT, make_sets_differ, refused, write_checkpoint
 
+from dataset.detector import FaceDetector
 from models.checkpoint import build_model, save
 
 PLAIN, SEPBN = {"sets": None, "groups": None}, {"norm": "sepbn", "sets": 3, "groups": 2}
@@ -30,15 +34,16 @@ needs_packages = pytest.mark.skipif(
 )
 
 
-def export_checkpoint(path: Path, arm: str) -> torch.nn.Module:
+def export_checkpoint(path: Path, arm: str, **settings: object) -> torch.nn.Module:
     """A small network whose statistics and mapping sets are all different; returns it in evaluation
     mode.
     """
-    settings = {"num_landmarks": 98, "width": 4, "temperature": 2.0} | ARMS[arm]
+    settings = {"num_landmarks": 98, "width": 4, "temperature": 2.0, "resample": "area"} | settings
+    settings |= ARMS[arm]
     torch.manual_seed(5)
     model = build_model(settings)
     make_sets_differ(model)
-    write_checkpoint(path, model, **settings, resample="area", run="tiny")
+    write_checkpoint(path, model, **settings, run="tiny")
 
     return model.eval()
 
@@ -72,6 +77,7 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
 
     proto = onnx.load(file)
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    assert (proto.opset_import[0].version, proto.ir_version) == (18, 8)  # onnxruntime 1.16 reads it
 
     said = {entry.key: entry.value for entry in proto.metadata_props}
     assert said["input_size"] == "128"
@@ -85,6 +91,58 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
     assert said["crop_rule"] and said["arm"]
     # no paths of this disk
     assert str(Path(__file__).parent.parent).encode() not in file.read_bytes()
+
+
+@needs_packages
+@pytest.mark.parametrize(("resample", "box_scale"), [("nearest", 1.0), ("area", 1.3)])
+def test_the_example_without_torch_answers_as_predict_py_does(
+    resample, box_scale, tmp_path, run_script
+):
+    export_checkpoint(tmp_path / "final.pt", "sepbn1", resample=resample, box_scale=box_scale)
+    file = tmp_path / "net.onnx"
+    assert run_script("export.py", tmp_path / "final.pt", "--onnx", file, "--opset", 18)[0] == 0
+
+    picture = tmp_path / "a.png"
+    noise = np.random.default_rng(4).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    cv2.imwrite(str(picture), cv2.resize(noise, (400, 300)))
+    # odd and not square, beyond the border, larger than the patch
+    boxes = [[100, 60, 162, 117], [-20, -31, 70, 80], [150, 20, 380, 280], [40, 40, 47, 49]]
+    arguments = [str(value) for box in boxes for value in ("--box", *box)]
+    command = [sys.executable, "examples/landmarks_onnx.py", file, picture, *arguments]
+    told = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
+
+    run_script(
+        "predict.py",
+        picture,
+        *arguments,
+        "--checkpoint",
+        tmp_path / "final.pt",
+        "--out",
+        tmp_path / "out",
+    )
+    (entry,) = json.loads((tmp_path / "out" / "landmarks.json").read_text())["files"]
+    for face, expected in zip(told, entry["faces"], strict=True):
+        assert face["box"] == expected["box"]
+        assert np.abs(np.subtract(face["landmarks"], expected["landmarks"])).max() <= 1e-3
+
+
+def test_the_example_without_torch_finds_faces(shared_data, tmp_path):
+    pytest.importorskip("onnxruntime")
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples/landmarks_onnx.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    yunet = shared_data / "models/face_detection_yunet_2023mar.onnx"
+    image = cv2.imread(str(next((shared_data / "w300_68pt/images").iterdir())))
+    expected = FaceDetector(yunet)(image).boxes.tolist()
+    assert [list(box) for box in example.find_faces(image, str(yunet))] == expected
+
+
+@needs_packages
+def test_older_operators_than_the_exporter_knows_are_refused(tmp_path, run_script):
+    code, _, errors = run_script(
+        "export.py", tmp_path / "final.pt", "--onnx", tmp_path / "net.onnx", "--opset", 17
+    )
+    assert code == 2 and "--opset must be at least 18" in errors
 
 
 @needs_packages
