@@ -30,8 +30,9 @@ FIRST_SIDE = 640  # px, a picture's longer side when it is searched first
 TILE, OVERLAP = 1600, 160  # px; of tiles, so that faces of up to OVERLAP px lie whole in one
 MAX_SHARED = 0.6  # of the smaller of two boxes; two that share more are one face
 
-UPRIGHT_SCORE = 0.9  # faces with a higher score are upright, …
-LIKELY_UPRIGHT = 0.86  # … and those with this one that score lower when turned
+UPRIGHT_SCORE = 0.91  # faces with a higher score are upright, …
+LIKELY_UPRIGHT = 0.86  # … and those with this one that score lower when turned, …
+CLEARLY = 0.05  # … by so much upside down
 MIN_TURN = 20.0  # degrees; a face that is turned by less is left as it is
 TURN_STEP = 45.0  # degrees from one look at a face to the next
 LOOK_SCALE = 1.8  # of the box that a patch is cut about for these looks
@@ -242,8 +243,8 @@ class FaceDetector:
             looks[step] = self._look(patch, zoom, angles[step])
             scores = np.array([0.0 if look is None else look.score for look in looks])
             # a small or hidden face shows in comparison with 45 degrees to either side and 180
-            enough = LIKELY_UPRIGHT if step == 4 and scores.argmax() == 0 else UPRIGHT_SCORE
-            if scores[0] >= enough:
+            likely = step == 4 and scores.argmax() == 0 and scores[4] < scores[0] - CLEARLY
+            if scores[0] >= (LIKELY_UPRIGHT if likely else UPRIGHT_SCORE):
                 return face
 
         best = int(scores.argmax())
