@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     from models.checkpoint import SHIPPED, load_model
     from utils.device import keep_freed_memory, select_device
     from utils.metrics import nme
+    from utils.progress import progress
 
     keep_freed_memory()
     device = select_device(arguments.device)
@@ -61,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         drawn["attention_by_subset"] = figures.attention_by_subset(weights, faces.attributes)
         drawn["set_usage"] = figures.set_usage(loaded.model, weights)
     else:
-        prediction = predict_landmarks(loaded.model, faces, device=device, progress=True)
+        with progress(total=len(faces), desc="predict", unit="face") as bar:
+            prediction = predict_landmarks(loaded.model, faces, device=device, bar=bar)
         print("no SepBN modules in this checkpoint: drawing its landmarks on faces only")
 
     errors = nme(prediction, faces.crop_landmarks().double().numpy(), faces.scheme.outer_eyes)

@@ -11,6 +11,7 @@ from torch import nn
 from dataset.faces import FaceSet
 from evaluation.evaluate import predict_landmarks
 from models import SepBatchNorm2d
+from utils.progress import progress
 
 
 def sepbn_modules(model: nn.Module) -> dict[str, SepBatchNorm2d]:
@@ -38,9 +39,10 @@ def attention_weights(
         hooks.append(module.register_forward_pre_hook(collect(seen[-1])))
 
     try:
-        prediction = predict_landmarks(
-            model, faces, device=device, batch_size=batch_size, progress=True
-        )
+        with progress(total=len(faces), desc="predict", unit="face") as bar:
+            prediction = predict_landmarks(
+                model, faces, device=device, batch_size=batch_size, bar=bar
+            )
     finally:
         for hook in hooks:
             hook.remove()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from dataset.annotations import ATTRIBUTES, list_path
 from dataset.crop import CROP_OFFSET
@@ -31,7 +31,7 @@ from evaluation.cost import measure_speed, model_cost
 from models.checkpoint import LoadedModel, load_model
 from utils.files import UserError
 from utils.metrics import STRICTER, auc, failure_rate, nme, normalisers
-from utils.progress import progress as progress_bar
+from utils.progress import progress
 
 RESAMPLES = 10_000  # of the bootstrap
 
@@ -90,32 +90,47 @@ def on_common_points(
     return picked, replace(faces, landmarks=landmarks, scheme=COMMON_60)
 
 
+@torch.no_grad()
 def predict_landmarks(
     model: nn.Module,
     faces: FaceSet,
     *,
     device: torch.device | str,
     batch_size: int = 64,
-    progress: bool = False,
+    crops: Callable[[torch.Tensor, slice], torch.Tensor] | None = None,
+    bar: tqdm | None = None,
 ) -> np.ndarray:
     """Landmarks of every face, in evaluation mode (the model's own mode is restored afterwards).
 
-    The model is moved to ``device``, the faces batch by batch.
+    Args:
+        model: is moved to ``device``, the faces batch by batch.
+        faces: N of them.
+        device: where to compute.
+        batch_size: faces at once.
+        crops: (patches on the device, their rows) -> the network's input; None: the central crops.
+        bar: shows the progress.
 
     Returns:
         (N, P, 2) float32 in crop pixels. Not clipped: landmarks outside the 128x128 crop are
         legitimate.
     """
+    training = model.training
+    model = model.to(device).eval()
+    output = []
 
-    def crops(patches: torch.Tensor, rows: slice) -> torch.Tensor:
-        return central_crops(patches)
+    try:
+        for start in range(0, len(faces), batch_size):
+            rows = slice(start, start + batch_size)
+            patches = faces.patches[rows].to(device)
+            seen = central_crops(patches) if crops is None else crops(patches, rows)
+            points = model(seen).float().cpu()
+            output.append(points.unflatten(1, (-1, 2)))  # (B, 2P) -> (B, P, 2)
+            if bar is not None:
+                bar.update(len(points))
+    finally:
+        model.train(training)
 
-    with (
-        progress_bar(total=len(faces), desc="predict", unit="face")
-        if progress
-        else nullcontext() as bar
-    ):
-        return predict_crops(model, faces, crops, device=device, batch_size=batch_size, bar=bar)
+    return torch.cat(output).numpy()
 
 
 def face_errors(
@@ -220,34 +235,6 @@ def spread(count: int, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
 
 
-@torch.no_grad()
-def predict_crops(
-    model: nn.Module,
-    faces: FaceSet,
-    crops: Callable,
-    *,
-    device: torch.device | str,
-    batch_size: int,
-    bar: Any,
-) -> np.ndarray:
-    """Predictions (N, P, 2) float32 from ``crops(patches on the device, rows)``."""
-    training = model.training
-    model = model.to(device).eval()
-    output = []
-
-    try:
-        for start in range(0, len(faces), batch_size):
-            rows = slice(start, start + batch_size)
-            points = model(crops(faces.patches[rows].to(device), rows)).float().cpu()
-            output.append(points.unflatten(1, (-1, 2)))  # (B, 2P) -> (B, P, 2)
-            if bar is not None:
-                bar.update(len(points))
-    finally:
-        model.train(training)
-
-    return torch.cat(output).numpy()
-
-
 def true_landmarks(faces: FaceSet) -> np.ndarray:
     """The annotated landmarks, (N, P, 2) float64 crop px."""
     return faces.crop_landmarks().double().cpu().numpy()
@@ -341,9 +328,10 @@ def evaluate(
     loaded: LoadedModel, name: str, faces: FaceSet, *, device: torch.device, batch_size: int
 ) -> Evaluation:
     """Predict and measure one model."""
-    prediction = predict_landmarks(
-        loaded.model, faces, device=device, batch_size=batch_size, progress=True
-    )
+    how: dict[str, Any] = {"device": device, "batch_size": batch_size}
+    with progress(total=len(faces), desc="predict", unit="face") as bar:
+        prediction = predict_landmarks(loaded.model, faces, bar=bar, **how)
+
     errors = nme(prediction, faces.crop_landmarks().cpu().numpy(), faces.scheme.outer_eyes)
     cost = model_cost(loaded.model, device)
 
@@ -360,13 +348,9 @@ def with_views(
     """The same model's mean over ``count`` views of each face; not the published protocol."""
     model, config = evaluation.loaded.model, evaluation.loaded.config
     views = make_views(count, released_geometry=config["released_geometry"])
-    predicted = predict_crops(
-        model,
-        faces,
-        lambda patches, rows: views.crops(patches),
-        device=device,
-        batch_size=max(1, batch_size // count),
-        bar=None,
+    few = max(1, batch_size // count)
+    predicted = predict_landmarks(
+        model, faces, device=device, batch_size=few, crops=lambda patches, _: views.crops(patches)
     )
 
     # (N · V, P, 2) -> (N, V, P, 2), V views

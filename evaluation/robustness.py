@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from dataset.crop import CROP_SIZE, PATCH_SIZE
 from dataset.faces import FaceSet, scale_pixels
-from evaluation.evaluate import predict_crops, spread, true_landmarks
+from evaluation.evaluate import predict_landmarks, spread, true_landmarks
 from utils.metrics import nme
-from utils.progress import progress as progress_bar
+from utils.progress import progress
 
 SHIFTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the box side, in a random direction
 
@@ -88,13 +88,15 @@ def robustness(
         def crops(patches: torch.Tensor, rows: slice) -> torch.Tensor:
             return perturbed_crops(patches, shifts[rows].to(patches.device), scale)
 
-        seen = predict_crops(model, faces, crops, device=device, batch_size=batch_size, bar=bar)
+        seen = predict_landmarks(
+            model, faces, device=device, batch_size=batch_size, crops=crops, bar=bar
+        )
 
         return 100 * float(
             nme(to_nominal_crop(seen, shift, scale), target, faces.scheme.outer_eyes).mean()
         )
 
-    with progress_bar(total=passes * len(faces), desc="box perturbation", unit="face") as bar:
+    with progress(total=passes * len(faces), desc="box perturbation", unit="face") as bar:
         by_shift = {distance: mean_nme(distance, 1.0) for distance in SHIFTS}
         by_scale = {
             scale: by_shift[0.0] if scale == 1.0 else mean_nme(0.0, scale) for scale in SCALES
