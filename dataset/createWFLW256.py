@@ -60,11 +60,8 @@ def read_source(args: argparse.Namespace) -> Source:
     return read_lists(args.images, {"train": args.train_list, "test": args.test_list}, scheme)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Cut 256 x 256 face patches and write crop lists, from WFLW, from lists in "
-        "WFLW's line layout, or from folders of pictures with .pts files."
-    )
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is prepared."""
     boxes = parser.add_mutually_exclusive_group()
     add, add_boxes = parser.add_argument, boxes.add_argument
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
@@ -92,11 +89,21 @@ def _parser() -> argparse.ArgumentParser:
         "their number)"
     )
     add("--scheme", type=Path, metavar="JSON", help=scheme)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Cut 256 x 256 face patches and write crop lists, from WFLW, from lists in "
+        "WFLW's line layout, or from folders of pictures with .pts files."
+    )
+    _add_sources(parser)
+    add = parser.add_argument
+
     out = (
         f"output folder, made where missing (default with --wflw: {DEFAULT_OUT}, in the current "
         "folder)"
     )
-    add("--out", **folder, help=out)
+    add("--out", type=Path, metavar="DIR", help=out)
     rule = (
         "how patches are resized: nearest as released, or area with pixel centres aligned "
         "(default: %(default)s)"
@@ -114,11 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip-bad", action="store_true", help=skip)
     add("--workers", type=int, metavar="N", help="threads (default: one per available core)")
 
-    return parser
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
     args = parser.parse_args(argv)
     _check_sources(parser, args)
 

@@ -11,20 +11,8 @@ import numpy as np
 from utils.files import UserError, read_bytes
 
 IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".avif",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".jp2",
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".tif", ".tiff"),
+    *(".webp", ".avif", ".gif", ".ppm", ".pgm"),
 )
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 SENSOR_BITS = (8, 10, 12, 14)  # depths that are stored in 16 bits

@@ -10,12 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.annotations import (
-    ATTRIBUTES,
-    Annotation,
-    official_list,
-    read_official_list,
-)
+from dataset.annotations import ATTRIBUTES, Annotation, official_list, read_official_list
 from dataset.boxes import BoxRule
 from dataset.crop import Box
 from dataset.landmarks import LandmarkScheme, scheme_for

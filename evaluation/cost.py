@@ -34,11 +34,7 @@ def model_cost(model: nn.Module, device: torch.device) -> dict[str, int]:
 
 @torch.no_grad()
 def measure_speed(
-    models: Sequence[nn.Module],
-    device: torch.device,
-    *,
-    batch_size: int = 64,
-    seconds: float = 1.0,
+    models: Sequence[nn.Module], device: torch.device, *, batch_size: int = 64, seconds: float = 1.0
 ) -> list[dict[str, Any]]:
     """Time of the forward pass alone (input already on the device), after warm-up, synchronised
     around each call.

@@ -34,7 +34,6 @@ from utils.device import select_device
 from utils.files import UserError
 
 LARGEST_EDGE = 10**9  # px; no picture is as large
-MOST_BOXES = 10_000  # in one picture; their patches take 2 GB
 HELD_BYTES = 256 << 20  # decoded pictures that may wait for a full batch
 # Smaller batches use one thread of the CPU: threads that wait for each other in so short
 # operations cost more than they save, ten times as much where other programs keep the cores busy.
@@ -363,11 +362,9 @@ def cut_faces(
     the boxes' angles where they have any.
 
     Raises:
-        UserError: a box that cannot be cut out, or more boxes than memory holds patches.
+        UserError: a box that cannot be cut out.
     """
     boxes, scores, *turned = boxes_of(path, image)
     (angles,) = turned or [None]
-    if len(boxes) > MOST_BOXES:
-        raise UserError(f"{path}: {len(boxes):,} boxes; at most {MOST_BOXES:,} a picture")
 
     return Shot(path, image, boxes, scores, *predictor.cut(image, boxes, angles))

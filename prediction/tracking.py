@@ -42,17 +42,14 @@ def likeness(boxes: np.ndarray, before: np.ndarray) -> np.ndarray:
     they do not, below 0 from a distance of one side of the box on, or where one is twice as large.
     """
     overlap = overlap_ratios(boxes, before)
-    centres, sides = boxes.reshape(-1, 2, 2).mean(1), np.ptp(boxes.reshape(-1, 2, 2), axis=1).max(1)
-    others, lengths = (
-        before.reshape(-1, 2, 2).mean(1),
-        np.ptp(before.reshape(-1, 2, 2), axis=1).max(1),
-    )
-    ratio = np.abs(np.log2((sides[:, None] + 1) / (lengths + 1)))
-    distance = np.linalg.norm(centres[:, None] - others, axis=-1) / (sides[:, None] + 1)
+    corners, earlier = boxes.reshape(-1, 2, 2), before.reshape(-1, 2, 2)
+    sides, lengths = (np.ptp(each, axis=1).max(axis=1) + 1 for each in (corners, earlier))
+    ratio = np.abs(np.log2(sides[:, None] / lengths))
+    way = corners.mean(axis=1)[:, None] - earlier.mean(axis=1)
+    distance = np.linalg.norm(way, axis=-1) / sides[:, None]
+    apart = MIN_OVERLAP * (1 - np.maximum(distance, ratio))
 
-    return np.where(
-        overlap >= MIN_OVERLAP, overlap, MIN_OVERLAP * (1 - np.maximum(distance, ratio))
-    )
+    return np.where(overlap >= MIN_OVERLAP, overlap, apart)
 
 
 @dataclass

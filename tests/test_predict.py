@@ -609,19 +609,6 @@ def test_a_large_table_is_not_compared_row_by_row(tmp_path, monkeypatch):
     assert len(looked_at) < 2000  # all with all: 100,000 a pass
 
 
-def test_a_picture_with_too_many_boxes_is_refused(predict, picture, tmp_path):
-    for name in ("a.png", "b.png"):
-        cv2.imwrite(str(tmp_path / name), picture)
-
-    rows = ["file,x0,y0,x1,y1", "b.png,1,2,30,40", *["a.png,1,2,30,40"] * 10_001]
-    (tmp_path / "boxes.csv").write_text("\n".join(rows))
-    pictures = [tmp_path / "a.png", tmp_path / "b.png"]
-    code, _, errors, files = predict(*pictures, "--boxes", tmp_path / "boxes.csv")
-
-    assert code == 1 and "10,001 boxes; at most 10,000" in errors and errors.count("\n") == 1
-    assert [len(entry.get("faces", [])) for entry in files] == [1, 0]
-
-
 def test_names_that_are_not_utf8(predict, picture, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -69,11 +69,8 @@ def require_file_or_nothing(path: str | os.PathLike) -> None:
     """Refuse a path where a folder, a device or a pipe lies: a finished file is renamed to its
     path, which would put it in the place of a device.
     """
-    try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise UserError(f"cannot write {path}: it is no regular file; choose another name")
-    except OSError as error:
-        raise describe_os_error(error, path) from error
+    if Path(path).exists() and not Path(path).is_file():
+        raise UserError(f"cannot write {path}: it is no regular file; choose another name")
 
 
 def is_utf8(path: str | os.PathLike) -> bool:
@@ -127,11 +124,11 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", *, wait: bool = True
             file lies at the path; an older file survives.
     """
     path = Path(path)
-    require_file_or_nothing(path)
     # Bytes of a path that are not UTF-8 become \udcXX, which JSON reads back.
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 
     try:
+        require_file_or_nothing(path)
         # a part of the name, so that the longest possible name does not become too long
         descriptor, temporary = tempfile.mkstemp(".tmp", f".{path.name[:40]}.", path.parent)
     except OSError as error:
