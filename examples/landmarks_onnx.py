@@ -51,13 +51,13 @@ def cut(image, box, said):
     return patch[64:192, 64:192], lambda p: (p + 64 + half) * side / 128 - half + (left, top)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("net")
     parser.add_argument("picture")
     parser.add_argument("--detector", help="YuNet's file")
     parser.add_argument("--box", nargs=4, type=int, action="append", help="instead of a detector")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     image = cv2.imread(args.picture)
     boxes = args.box or find_faces(image, args.detector)
 
