@@ -33,13 +33,13 @@ def train(config: TrainConfig, build: Build, **options: Any) -> int:
         step = CapturedStep(step, model, optimizer) if run.on_one_gpu else step
 
         for epoch in range(run.epoch, config.epochs):
-            set_temperature(model, temperature(epoch, start=config.temperature or 1.0))
+            if config.temperature is not None:  # there is SepBN in the network
+                set_temperature(model, temperature(epoch, start=config.temperature))
             draws = draw_epoch(faces, epoch=epoch, **run.augmentation)
             for i in range(run.position, run.steps):
                 rate = learning_rate(epoch * run.steps + i, **run.schedule)
                 loss = step(draws, run.processes.rows(draws.order, i, config.batch_size), rate)
                 run.after_step(i, loss)  # finite? save? a signal? progress
-
             run.after_epoch()  # the weights first, then test NME and log
 
     return run.exit_code
