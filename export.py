@@ -50,20 +50,14 @@ OLDEST_OPSET = 18  # the exporter's own; onnxruntime 1.14 and OpenCV 4.10 know i
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="final.pt of a run, or a released .pth"
+    add, network = parser.add_argument, "final.pt of a run, or a released .pth"
+    opset = (
+        "version of ONNX's operators, from 18 on; newer ones need newer readers (default: "
+        "%(default)s)"
     )
-    parser.add_argument(
-        "--onnx", type=Path, required=True, metavar="FILE", help="the file to write"
-    )
-    parser.add_argument(
-        "--opset",
-        type=int,
-        default=OLDEST_OPSET,
-        metavar="N",
-        help="version of ONNX's operators, from 18 on; newer ones need newer readers "
-        "(default: %(default)s)",
-    )
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help=network)
+    add("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
+    add("--opset", type=int, default=OLDEST_OPSET, metavar="N", help=opset)
     args = parser.parse_args(argv)
     if args.opset < OLDEST_OPSET:
         parser.error(f"--opset must be at least {OLDEST_OPSET}")
@@ -118,27 +112,22 @@ def to_onnx(model: nn.Module, opset: int) -> onnx.ModelProto:
     import onnx
     import torch
 
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)  # it warns that torchvision is not installed
+    # it warns that torchvision is not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    crops = torch.zeros(2, 3, 128, 128)  # a batch of 1 would be taken for a constant
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            crops = torch.zeros(2, 3, 128, 128)  # the exporter takes a batch of 1 for a constant
-
-            program = torch.onnx.export(
-                model,
-                (crops,),
-                dynamo=True,
-                input_names=["crops"],
-                output_names=["landmarks"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                verbose=False,
-                opset_version=opset,
-            )
-    finally:
-        exporter.setLevel(level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            (crops,),
+            dynamo=True,
+            input_names=["crops"],
+            output_names=["landmarks"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+            opset_version=opset,
+        )
 
     assert program is not None, "only the exporter without dynamo returns nothing"
     proto = program.model_proto
@@ -149,12 +138,8 @@ def to_onnx(model: nn.Module, opset: int) -> onnx.ModelProto:
     # as old a file format as these operators allow: older readers refuse newer ones
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
 
-    for item in (
-        *proto.graph.node,
-        *proto.graph.value_info,
-        *proto.graph.input,
-        *proto.graph.output,
-    ):
+    graph = proto.graph
+    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output):
         item.ClearField("metadata_props")
 
     return proto
@@ -169,6 +154,7 @@ def add_metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
     from dataset.landmarks import define, scheme_of_network
 
     scheme = scheme_of_network(loaded.config, loaded.path)
+    resampling, way_back = RESAMPLING[loaded.config["resample"]]
 
     entries = {
         "input_size": CROP_SIZE,
@@ -181,8 +167,8 @@ def add_metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
         "outer_eyes": f"{scheme.outer_eyes[0]} {scheme.outer_eyes[1]}",
         "crop_rule": CROP_RULE,
         "resample": loaded.config["resample"],
-        "resampling": RESAMPLING[loaded.config["resample"]][0],
-        "way_back": RESAMPLING[loaded.config["resample"]][1],
+        "resampling": resampling,
+        "way_back": way_back,
         "box_scale": loaded.config["box_scale"],
         "run": loaded.name,
         "arm": loaded.config["arm"],

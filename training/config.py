@@ -26,10 +26,11 @@ AT_LEAST_ZERO = (
 )
 
 
-def _option(
-    default: Any, help: str, *, choices: tuple[str, ...] | None = None, type: type | None = None
-) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices, "type": type})
+TYPES = {"int": int, "float": float, "str": str}  # of options, by their annotations
+
+
+def _option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -45,40 +46,30 @@ class TrainConfig:
         None,
         "normalisation; none is the released baseline (default: that of --init, or bn)",
         choices=("bn", "none"),
-        type=str,
     )
     sets: int = _option(
-        None,
-        "K, mapping sets (scale and shift) of each SepBN module (default: as --init, or 3)",
-        type=int,
+        None, "K, mapping sets (scale and shift) of each SepBN module (default: as --init, or 3)"
     )
     groups: int = _option(
         None,
         "G, channel groups with attention of their own; the released code has 1 (default: as "
         "--init, or 2)",
-        type=int,
     )
     attention_grid: int | None = _option(
         None,
         "T, attention on a T x T grid, a reconstruction of the paper's diagram (default: as "
         "--init, or as released)",
-        type=int,
     )
     temperature: float = _option(
         None,
         "softmax temperature at epoch 0; falls by 1 an epoch, stays at 1 (default: as --init, or "
         "half of --epochs, at most 30)",
-        type=float,
     )
     width: int = _option(
-        None,
-        "channels of the first stage (default: as --init, or 64, the published network)",
-        type=int,
+        None, "channels of the first stage (default: as --init, or 64, the published network)"
     )
     epochs: int = _option(2000, "passes over the training faces")
-    warmup_epochs: float = _option(
-        None, "epochs of linear warm-up (default: 0.4 of --epochs)", type=float
-    )
+    warmup_epochs: float = _option(None, "epochs of linear warm-up (default: 0.4 of --epochs)")
     batch_size: int = _option(8, "faces an iteration, over all processes together")
     lr: float = _option(
         1e-3, "peak learning rate; the released code has 1e-3 * sqrt(batch size // 8)"
@@ -96,11 +87,8 @@ class TrainConfig:
         None,
         "start from this checkpoint (released files too), whose network it takes; other landmarks "
         "start from the same points, or the mean shape",
-        type=str,
     )
-    limit: int | None = _option(
-        None, "use the first N faces of each split only, for a quick try", type=int
-    )
+    limit: int | None = _option(None, "use the first N faces of each split only, for a quick try")
     eval_every: int = _option(
         0, "epochs between test NMEs in the log; 0: only after the last epoch"
     )
@@ -122,14 +110,8 @@ class TrainConfig:
     # Settings that cannot change the result, so that a run may be resumed with other values of
     # them.
     FREE: ClassVar[tuple[str, ...]] = (
-        "data",
-        "run",
-        "device",
-        "eval_every",
-        "save_every",
-        "keep_every",
-        "tensorboard",
-        "no_graph",
+        *("data", "run", "device", "no_graph", "tensorboard"),
+        *("eval_every", "save_every", "keep_every"),
     )
 
     def settled(self, source: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -240,7 +222,7 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
 
         parser.add_argument(
             option,
-            type=setting.metadata["type"] or type(default),
+            type=TYPES[str(setting.type).removesuffix(" | None")],
             default=default,
             choices=setting.metadata["choices"],
             help=text,

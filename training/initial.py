@@ -26,14 +26,10 @@ from utils.files import UserError
 
 def settings_of_file(loaded: LoadedModel) -> dict[str, Any]:
     """What :meth:`TrainConfig.settled` takes from the file of ``--init``."""
-    temperatures = [
-        module.temperature.item()
-        for module in loaded.model.modules()
-        if isinstance(module, SepBatchNorm2d)
-    ]
+    layers = [m for m in loaded.model.modules() if isinstance(m, SepBatchNorm2d)]
     settings = {name: loaded.config[name] for name in NETWORK}
 
-    return settings | {TAU: temperatures[0] if temperatures else None}
+    return settings | {TAU: layers[0].temperature.item() if layers else None}
 
 
 def start_from(model: VanillaCNN, loaded: LoadedModel, faces: FaceSet, config: TrainConfig) -> str:
@@ -104,19 +100,13 @@ def _other_landmarks(
     ours = torch.zeros(len(theirs), wanted.num_points, 2)
     ours[-1] = faces.mean_shape()
     ours[:, known] = theirs[:, [same[i] for i in known]]
-    interpolated: tuple[int, ...] = ()
 
-    if (scheme, wanted) == (WFLW_98, IBUG_68):
-        interpolated = EYELIDS_68
-        lids = torch.from_numpy(to_ibug_68(theirs.numpy()))[:, list(interpolated)]
-        ours[:, list(interpolated)] = lids
+    lids = list(EYELIDS_68) if (scheme, wanted) == (WFLW_98, IBUG_68) else []
+    if lids:
+        ours[:, lids] = torch.from_numpy(to_ibug_68(theirs.numpy()))[:, lids]
 
-    rest = wanted.num_points - len(known) - len(interpolated)
-    counts = {
-        "points copied": len(known),
-        "interpolated": len(interpolated),
-        "at the mean shape": rest,
-    }
+    rest = wanted.num_points - len(known) - len(lids)
+    counts = {"points copied": len(known), "interpolated": len(lids), "at the mean shape": rest}
     words = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     rows = ours.flatten(1).T  # (D + 1, P, 2) -> (2P, D + 1)
 

@@ -22,12 +22,7 @@ from utils.schedule import temperature
 
 
 def run_record(
-    config: TrainConfig,
-    train: FaceSet,
-    test: FaceSet,
-    *,
-    device: torch.device,
-    processes: int = 1,
+    config: TrainConfig, train: FaceSet, test: FaceSet, *, device: torch.device, processes: int = 1
 ) -> dict[str, Any]:
     """Everything worth knowing about a run, as plain values: goes to ``config.json`` and into its
     checkpoints.
@@ -66,23 +61,16 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
     Settings in ``TrainConfig.FREE`` cannot change the result and may differ; what ``record`` lacks
     is not compared.
     """
-    # A run saved before a setting existed had its default.
-    saved = {setting.name: setting.default for setting in fields(TrainConfig)} | saved
-    names = [
-        setting.name for setting in fields(TrainConfig) if setting.name not in TrainConfig.FREE
-    ]
-    names += ["device_type", "resample", "scheme_definition", "fingerprint"]
-    labels = {
-        "scheme_definition": "landmark scheme",
-        "device_type": "kind of device",
-        "resample": "resampling of the data",
-        "fingerprint": "training faces",
-    }
+    defaults = {setting.name: setting.default for setting in fields(TrainConfig)}
+    saved = defaults | saved  # a run saved before a setting existed had its default
+    free = TrainConfig.FREE
+    labels = {name: "--" + name.replace("_", "-") for name in defaults if name not in free}
+    labels |= {"device_type": "kind of device", "resample": "resampling of the data"}
+    labels |= {"scheme_definition": "landmark scheme", "fingerprint": "training faces"}
 
     different = [
-        f"{labels.get(name, '--' + name.replace('_', '-'))} was {saved.get(name)}, is "
-        f"{record[name]}"
-        for name in names
+        f"{label} was {saved.get(name)}, is {record[name]}"
+        for name, label in labels.items()
         if name in record and saved.get(name) != record[name]
     ]
 

@@ -8,7 +8,6 @@ from those is going on exactly.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import shutil
 import signal
@@ -35,12 +34,7 @@ from models.vanilla import VanillaCNN
 from training.config import TrainConfig
 from training.initial import describe_start, settings_of_file, start_from
 from training.processes import Processes, leave, process_group
-from training.record import (
-    header,
-    refuse_other_settings,
-    run_record,
-    settings_of_run,
-)
+from training.record import header, refuse_other_settings, run_record, settings_of_run
 from utils.device import keep_freed_memory
 from utils.files import (
     UserError,
@@ -547,12 +541,10 @@ class Run:
     def _log(self, row: dict[str, Any]) -> None:
         """Add one epoch to the log."""
         self.rows_logged.append(row)
-        text = io.StringIO()
-        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
         log = self.path / "log.csv"
         try:
             with log.open("a", encoding="utf-8", newline="") as file:
-                file.write(text.getvalue())
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
         except OSError as error:
             raise describe_os_error(error, log) from error
 
