@@ -17,48 +17,33 @@ if TYPE_CHECKING:
     from evaluation.evaluate import Evaluation
     from models.checkpoint import LoadedModel
 
-MOST_VIEWS = 14  # of dataset/views.py, which brings torch along
+VIEWS = range(1, 15)  # as dataset/views.py has it, which brings torch along
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
 
-    parser.add_argument(
-        "checkpoints",
-        nargs="*",
-        metavar="CHECKPOINT",
-        type=Path,
-        help="checkpoint files, own or released form (default: every run and every .pth in "
-        "checkpoints/)",
+    add, data = parser.add_argument, Path("dataset/WFLW256")
+    files = (
+        "checkpoint files, own or released form (default: every run and every .pth in checkpoints/)"
+    )
+    out = "folder for metrics.json, faces.csv, table.md and figures (default: print only)"
+    views = (
+        "also the accuracy of the mean of N slightly different crops, up to 14: not the published "
+        "protocol, so in a table of its own (default: %(default)s)"
     )
 
-    data, out = (
-        Path("dataset/WFLW256"),
-        "folder for metrics.json, faces.csv, table.md and figures (default: print only)",
-    )
-    parser.add_argument(
+    add("checkpoints", nargs="*", metavar="CHECKPOINT", type=Path, help=files)
+    add(
         "--data", type=Path, default=data, help="folder of the prepared data (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, help="faces per forward pass (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--views",
-        type=int,
-        default=1,
-        metavar="N",
-        help="also the accuracy of the mean of N slightly different crops, up to 14: not the "
-        "published protocol, so in a table of its own (default: %(default)s)",
-    )
+    add("--out", type=Path, metavar="DIR", help=out)
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add("--batch-size", type=int, default=64, help="faces per forward pass (default: %(default)s)")
+    add("--views", type=int, default=1, metavar="N", choices=VIEWS, help=views)
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         parser.error("--batch-size must be at least 1")
-    if not 1 <= arguments.views <= MOST_VIEWS:
-        parser.error(f"--views must be from 1 to {MOST_VIEWS}")
 
     return arguments
 

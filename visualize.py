@@ -15,19 +15,17 @@ from utils.files import make_folder, reports_user_errors
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    add, data, out = parser.add_argument, Path("dataset/WFLW256"), Path("results")
     network = (
         "checkpoint file, own or released form (default: the network that comes with the code)"
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=network)
 
-    data, out = (
-        "folder of the prepared data (default: %(default)s)",
-        "for PNGs (default: %(default)s)",
+    add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=network)
+    add(
+        "--data", type=Path, default=data, help="folder of the prepared data (default: %(default)s)"
     )
-    parser.add_argument("--data", type=Path, default=Path("dataset/WFLW256"), help=data)
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help=out)
-    device = "auto, cpu, cuda or cuda:N (default: %(default)s)"
-    parser.add_argument("--device", default="auto", help=device)
+    add("--out", type=Path, default=out, metavar="DIR", help="for PNGs (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
 
     return parser.parse_args(argv)
 

@@ -162,20 +162,11 @@ def released_state_dict(model: VanillaCNN) -> dict[str, Tensor]:
         if not isinstance(module, SepBatchNorm2d):
             continue
 
-        if module.groups != 1:
-            raise ValueError(
-                f"{name}: the released form has one channel group, this model has {module.groups}"
-            )
-
-        if module.attention_grid is not None:
-            raise ValueError(f"{name}: the released form has no attention on a grid")
-
         temperature = module.temperature.item()
-
-        if temperature != 1:
+        if (module.groups, module.attention_grid, temperature) != (1, None, 1):
             raise ValueError(
-                f"{name}: the released form knows temperature 1 only, this model is at "
-                f"{temperature:g}"
+                f"{name}: the released form has one channel group, no attention on a grid and "
+                f"temperature 1, not {module.groups}, {module.attention_grid} and {temperature:g}"
             )
 
         weight, bias = state.pop(f"{name}.weight"), state.pop(f"{name}.bias")  # (K, C)

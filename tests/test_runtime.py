@@ -69,7 +69,7 @@ def test_a_gpu_that_cannot_run_a_kernel_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch, "zeros", no_kernel)
 
-    with pytest.raises(UserError, match=r"--device auto: the GPU cannot be used \(CUDA error: no"):
+    with pytest.raises(UserError, match=r"--device auto cannot be used \(CUDA error: no"):
         device.select_device("auto")
 
 

@@ -404,7 +404,7 @@ def test_a_full_disk_stops_the_run_with_one_line(train, monkeypatch):
         (["--warmup-epochs", "4"], "--warmup-epochs 4 is not shorter than the run"),
         (["--init", "absent.pt"], "absent.pt: no such checkpoint file"),
         (["--device", "cuda:7"], "--device cuda:7"),
-        (["--device", "tpu"], "--device tpu: no such device"),
+        (["--device", "tpu"], "--device tpu cannot be used"),
     ],
 )
 def test_bad_input_is_one_line(train, argv, words):

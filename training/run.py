@@ -72,11 +72,7 @@ class Diverged(UserError):
 
 
 class Stopped(Exception):
-    """A signal came, and the run was saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """A signal of this number came, and the run was saved."""
 
 
 def is_finished(
@@ -166,7 +162,7 @@ class Run:
                     run._look_around(resume=resume, overwrite=overwrite)
                     yield run
                 except Stopped as stopped:
-                    run.exit_code = 128 + stopped.number
+                    run.exit_code = 128 + stopped.args[0]
                 except Exception:
                     if run._new:
                         run._remove_traces()

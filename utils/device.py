@@ -32,25 +32,17 @@ def select_device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
+        if device.type == "cpu":
+            return torch.device("cpu")
+        if device.type != "cuda":
+            raise RuntimeError("only cpu and cuda are supported")
 
-    if device.type == "cpu":
-        return torch.device("cpu")
-
-    if device.type != "cuda":
-        raise UserError(f"--device {name}: only cpu and cuda are supported")
-
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise UserError(f"--device {name}: torch sees {count} CUDA devices; use --device cpu")
-
-    try:  # a driver that is too old, or a GPU for which this torch has no kernels, shows here
+        # a driver that is too old, or a GPU for which this torch has no kernels, shows here
         torch.zeros(1, device=device).add_(1).item()
-    except RuntimeError as error:
+    except (AssertionError, RuntimeError) as error:  # assertions of a torch without CUDA
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--device {asked}: the GPU cannot be used ({reason}); use --device cpu"
+            f"--device {asked} cannot be used ({reason}); use auto, cpu, cuda or cuda:N"
         ) from None
 
     return device
@@ -121,20 +113,9 @@ def git_commit() -> str | None:
     checkout.
     """
     root = Path(__file__).resolve().parent.parent
+    describe = ["describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-
-        changed = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *describe]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-    return commit + ("+" if changed else "")
