@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -22,14 +23,10 @@ PATIENCE = 5.0  # s; torchrun looks ten times a second whether a process has fai
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 # How torch and OpenCV, which have no MemoryError, say that they were refused memory.
-_NO_MEMORY = (
-    "not enough memory",
-    "failed to map segment",  # of a library, when it is imported
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "insufficient memory",
-    "can't start new thread",
+_NO_MEMORY = re.compile(
+    "(not enough|out of|insufficient|can't allocate|cannot allocate) memory|can't start new thread"
+    "|failed to map segment",  # of a library, when it is imported
+    re.IGNORECASE,
 )
 
 
@@ -254,7 +251,7 @@ def _one_line(error: Exception) -> str | None:
         named = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return str(UserError(named + error.strerror))
 
-    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return (
             "there is not enough memory for this; ask for less (a smaller network, batch or "
             "picture, fewer faces), or free some"
