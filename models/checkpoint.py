@@ -29,7 +29,12 @@ SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "sepbn16.pt"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Settings besides the architecture that every config has, and of which kind they are
-SETTINGS = {"resample": str, "box_scale": (int, float), "released_geometry": bool, "run": str}
+SETTINGS: dict[str, Any] = {
+    "resample": str,
+    "box_scale": (int, float),
+    "released_geometry": bool,
+    "run": str,
+}
 # Settings that files of earlier versions do not have
 IMPLIED = {"attention_grid": None, "box_scale": 1.0}
 
