@@ -13,6 +13,12 @@ from models.vanilla import NORMS, NUM_STAGES, Baseline, BaselineSepDyBN, Vanilla
 
 SEPBN_SIZE = ("sets", "groups", "attention_grid")  # fields of Architecture that SepBN alone has
 
+# (sets, groups, grid) -> what stands behind a network's words, and whether it is published
+KNOWN_SEPBN = {
+    (3, 1, None): (": as in the released code", "a published network"),
+    (3, 2, None): (": as the method is described", "the released code has G = 1"),
+}
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -39,13 +45,10 @@ class Architecture:
         """The architecture that a run's settings ask for; what concerns SepBN alone may be
         absent.
         """
-        size: dict[str, Any] = {name: config.get(name) for name in ("num_landmarks", "width")}
-        if config["norm"] != "sepbn":
-            return cls(config["norm"], **size)
+        names = ("num_landmarks", "width", *(SEPBN_SIZE if config["norm"] == "sepbn" else ()))
+        sizes: dict[str, Any] = {name: config.get(name) for name in names}
 
-        options: dict[str, Any] = {name: config.get(name) for name in SEPBN_SIZE}
-
-        return cls("sepbn", **size, **options)
+        return cls(config["norm"], **sizes)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> Architecture:
@@ -110,14 +113,11 @@ class Architecture:
         if self.attention_grid:
             grid = f"{self.attention_grid} x {self.attention_grid}"
             text += f", attention on a {grid} grid: a reconstruction of the paper's diagram"
-            return text, "not a published setting"
-        if (self.sets, self.groups) == (3, 1):
-            return text + ": as in the released code", "a published network"
-        if (self.sets, self.groups) == (3, 2):
-            published = "the released code has G = 1"
-            return text + ": as the method is described", published
 
-        return text, "not a published setting"
+        setting = (self.sets, self.groups, self.attention_grid)
+        more, published = KNOWN_SEPBN.get(setting, ("", "not a published setting"))
+
+        return text + more, published
 
 
 def _sepbn_size(state: Mapping[str, Tensor], layer: str, width: int) -> dict[str, Any]:
