@@ -212,14 +212,8 @@ def main(argv: list[str] | None = None) -> int:
 
     boxes_of = box_source(args, paths)
     checkpoint = args.checkpoint or SHIPPED
-    predictor = LandmarkPredictor(
-        checkpoint,
-        device=args.device,
-        batch_size=args.batch_size,
-        points=args.points,
-        views=args.views,
-        refine=args.refine,
-    )
+    names = ("device", "batch_size", "points", "views", "refine")
+    predictor = LandmarkPredictor(checkpoint, **{name: getattr(args, name) for name in names})
     print(f"checkpoint {checkpoint}: {predictor.config['arm']}; {predictor.scheme.name}")
 
     started = time.perf_counter()

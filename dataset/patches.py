@@ -63,7 +63,7 @@ def open_patches(
                     _make(store, source, paths, digest)
                     found = _map(store, len(paths), digest)
         except OSError as error:
-            reason = str(describe_os_error(error, store)).split(";")[0]
+            reason = describe_os_error(error, store)
             note(f"note: {reason}: patches are held in memory and decoded again by every run")
 
     if found is None:

@@ -42,9 +42,6 @@ class Source(NamedTuple):
 
 def wflw_lists(folder: Path) -> tuple[Path, dict[str, Path]]:
     """Image folder and lists of an unpacked WFLW download."""
-    if not folder.is_dir():
-        raise UserError(f"WFLW folder {folder} does not exist")
-
     return folder / "WFLW_images", {split: official_list(folder, split) for split in SPLITS}
 
 

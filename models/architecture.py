@@ -14,7 +14,7 @@ from models.vanilla import NORMS, NUM_STAGES, Baseline, BaselineSepDyBN, Vanilla
 SEPBN_SIZE = ("sets", "groups", "attention_grid")  # fields of Architecture that SepBN alone has
 
 # (sets, groups, grid) -> what stands behind a network's words, and whether it is published
-KNOWN_SEPBN = {
+KNOWN_SEPBN: dict[tuple[int | None, ...], tuple[str, str]] = {
     (3, 1, None): (": as in the released code", "a published network"),
     (3, 2, None): (": as the method is described", "the released code has G = 1"),
 }

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from models.architecture import SEPBN_SIZE, Architecture
-from models.vanilla import VanillaCNN
 from utils.files import UserError, atomic_write
 
 FORMAT = 1
@@ -56,16 +55,6 @@ class LoadedModel:
     config: dict[str, Any]
     path: Path
     name: str
-
-
-def build_model(config: dict[str, Any]) -> VanillaCNN:
-    """A freshly initialised network.
-
-    Args:
-        config: see :meth:`Architecture.from_config`; ``temperature`` is the softmax temperature to
-            start from.
-    """
-    return Architecture.from_config(config).build(config.get("temperature") or 1.0)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

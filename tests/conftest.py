@@ -104,6 +104,13 @@ def make_sets_differ(model) -> None:
         model.fc2.bias.uniform_(0, 128)
 
 
+def build_model(config: dict):
+    """A freshly initialised network of these settings."""
+    from models.architecture import Architecture
+
+    return Architecture.from_config(config).build(config.get("temperature") or 1.0)
+
+
 def write_checkpoint(path: Path, model=None, *, seed: int = 0, **settings) -> Path:
     """A checkpoint of our own form; returns ``path``.
 
@@ -113,7 +120,7 @@ def write_checkpoint(path: Path, model=None, *, seed: int = 0, **settings) -> Pa
     """
     import torch
 
-    from models.checkpoint import build_model, save
+    from models.checkpoint import save
 
     config = {"norm": "sepbn", "num_landmarks": 98, "width": 4, "sets": 3, "groups": 2}
     config |= {"temperature": 2.0, "resample": "nearest", "released_geometry": False}

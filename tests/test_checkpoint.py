@@ -8,10 +8,11 @@ import pickle
 
 import pytest
 import torch
+from conftest import build_model
 
 from models import checkpoint
 from models.architecture import Architecture
-from models.checkpoint import build_model, load_model
+from models.checkpoint import load_model
 from models.vanilla import released_state_dict
 from utils.files import UserError
 

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_sets_differ, refused, write_checkpoint
+from conftest import ROOT, build_model, make_sets_differ, refused, write_checkpoint
 
 from dataset.detector import FaceDetector
-from models.checkpoint import build_model, save
+from models.checkpoint import save
 
 PLAIN, SEPBN = {"sets": None, "groups": None}, {"norm": "sepbn", "sets": 3, "groups": 2}
 ARMS = {

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_sets_differ, symmetric_shape
+from conftest import ROOT, build_model, make_sets_differ, symmetric_shape
 from torch import nn
 
 from dataset.boxes import landmark_box
@@ -20,7 +20,7 @@ from dataset.crop import face_patch, patch_frame
 from dataset.detector import Faces
 from dataset.landmarks import scheme_for
 from models import SepBatchNorm2d
-from models.checkpoint import LoadedModel, build_model
+from models.checkpoint import LoadedModel
 from models.folding import FoldedSepBN, fold_normalisation
 from prediction.outputs import draw_faces
 from prediction.predictor import SMALL_BATCH, LandmarkPredictor, Shot, box_about

@@ -18,7 +18,7 @@ PTS = f"{PREPARE} --pts-train a --pts-test b"
 # Command; exit code; words of the line. The folder holds what `folder` below puts there.
 REFUSED = [
     (PREPARE, 2, "give one of --wflw"),
-    (f"{PREPARE} --wflw nowhere", 1, "WFLW folder"),
+    (f"{PREPARE} --wflw nowhere", 1, "image folder nowhere/WFLW_images"),
     (f"{PREPARE} --wflw listless", 1, "list_98pt_rect_attr_test.txt does not exist"),
     (f"{PREPARE} --wflw blind", 1, "WFLW_images does not exist"),
     (f"{PREPARE} --wflw official --out text.pt", 1, "cannot write text.pt"),
