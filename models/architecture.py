@@ -94,8 +94,8 @@ class Architecture:
     def describe(self) -> str:
         """Which arm of the comparison this is, in words, and whether it is the published one."""
         norm = NORMS.get(self.norm)
-        if norm is None:  # a layer of an experiment
-            return f"Vanilla CNN with {self.norm} after each convolution"
+        if norm is None:  # of an experiment, or a network of one's own
+            return f"{self.norm}: not an arm of the comparison"
 
         text, published = norm.words, norm.published
         if self.norm == "sepbn":

@@ -22,6 +22,7 @@ FILES = [
 ]
 INSTALLED = {"sepbn": "models.sepbn"}  # as pip install names it: as it lies here
 THE_READERS = {"REPO", "network", "image"}  # what an example may use without making it
+INSTALLED = {"sepbn": "models.sepbn"}  # pip gives the layer alone a name of its own
 COMMAND = re.compile(r"python ([\w/]+\.py)((?: +(?:\\\n *)?[^\s`&|)]+)*)")
 
 
