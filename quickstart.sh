@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything once, in minutes, on two CPU cores and without WFLW: draws synthetic faces, prepares them, trains two small
-# networks, tests them and shows what they predict. Run it again as often as you like.
+# Everything once, in minutes, on two CPU cores and without WFLW: renders synthetic faces, prepares them, trains two
+# small networks, tests them and shows what they predict. Run it again as often as you like.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -27,7 +27,7 @@ rm -f "$unfinished"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 began=$(date +%s)
 
-say "2/6 Drawing 2,000 training and 250 test faces"
+say "2/6 Rendering 2,000 training and 250 test faces"
 run synthetic/createSynthetic.py --out quickstart/synthetic --train 2000 --test 250
 
 say "3/6 Preparing 256 x 256 patches, as for WFLW"

@@ -25,7 +25,7 @@ _MIRROR = np.array(scheme_for(98).mirror)
 
 # The person's right half and the midline; the left half follows by the mirror permutation. (x, y)
 # on the resting face as seen from the front. Rows 33-41, the brow, are the middle of what
-# draw_brows() varies. Placed so that a network trained on drawn faces is right on average on
+# draw_brows() varies. Placed so that a network trained on synthetic faces is right on average on
 # annotated ones, not by anatomy alone: annotators follow the red of the lips, which begins below
 # the upper one's ridge and ends above the lower one's fold, put both inner edges of a closed mouth
 # on one line, the mouth's corners where its shadow ends, and let the brows' tails run out.
