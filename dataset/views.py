@@ -26,7 +26,7 @@ CHANGES = (
     (1.0, -4.0, -4.0, 0.0),
 )
 MOST_VIEWS = 2 * len(CHANGES)
-DOUBTFUL = 0.04  # of the box's side: 1 % of real faces and 99 % of other things spread more
+DOUBTFUL = 0.04  # of the box's side: nearly all that is no face spreads more, few faces do
 
 
 @dataclass(frozen=True)

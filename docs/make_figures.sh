@@ -8,6 +8,7 @@ python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+"$python" research/pictures.py sizes docs/results_data/face_sizes.csv --figure docs/figures/face_sizes.png
 "$python" research/experiment_rows.py lengths --out docs/figures/lengths.png \
     "98 points, 332 + 131 faces=docs/results_data/lengths98.csv" \
     "68 points, 870 + 337 faces=docs/results_data/lengths68.csv"

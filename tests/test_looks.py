@@ -1,0 +1,89 @@
+"""research/pictures.py: its pictures are as it says, and every part of it runs."""
+
+from __future__ import annotations
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+from conftest import load_script, write_checkpoint
+
+from dataset.annotations import read_official_list
+from dataset.detector import Faces
+
+LIST = "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
+
+
+class FindsEllipses:
+    """Stands for both detectors: the synthetic set's faces are bright ellipses."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __call__(self, image: np.ndarray) -> Faces:
+        bright = (image.min(axis=2) > 215).astype(np.uint8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(bright)
+        boxes = [[x, y, x + w - 1, y + h - 1] for x, y, w, h, area in stats[1:] if area > 100]
+        return Faces(np.array(boxes).reshape(-1, 4), np.ones(len(boxes)), np.zeros(len(boxes)))
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    loaded = load_script("research/pictures.py")
+    monkeypatch.setattr(loaded, "FaceDetector", FindsEllipses)
+    monkeypatch.setattr(loaded, "OnePass", FindsEllipses)
+    monkeypatch.setattr(loaded, "SIZES", {40: 5, 700: 1})
+    monkeypatch.setattr(loaded, "FILLING", {300: 2})
+    monkeypatch.setattr(loaded, "ANGLES", (0, 90))
+
+    return loaded
+
+
+def test_sizes_are_counted_and_drawn(script, official_set, tmp_path, capsys):
+    rows = tmp_path / "sizes.csv"
+    source = [str(official_set / LIST), str(official_set / "WFLW_images")]
+    options = ["--detector", "x.onnx", "--out", str(rows)]
+    assert script.main(["sizes", *source, *options]) == 0
+    assert "40 px" in capsys.readouterr().out
+
+    written = list(csv.DictReader(rows.open()))
+    assert [(row["side"], row["detector"]) for row in written[:2]] == [
+        ("40", "before"),
+        ("40", "after"),
+    ]
+    assert [int(row["faces"]) for row in written] == [5, 5, 1, 1, 2, 2]
+    assert sum(int(row["found"]) for row in written) >= 12
+    assert all(int(row["right"]) <= int(row["detections"]) for row in written)
+
+    picture = tmp_path / "sizes.png"
+    assert script.main(["sizes", str(rows), "--figure", str(picture)]) == 0
+    assert cv2.imread(str(picture)).shape == (360, 1000, 3)
+
+
+def test_every_part_runs(script, official_set, tmp_path, capsys):
+    checkpoint = write_checkpoint(tmp_path / "final.pt")
+    source = [str(official_set / LIST), str(official_set / "WFLW_images"), "--every", "2"]
+    options = ["--detector", "x.onnx", "--checkpoint", str(checkpoint)]
+    for part, words in (
+        ("turns", "| 90° | 4 |"),
+        ("looks", "boxes moved at random, refined"),
+        ("trembling", "| 14 views |"),
+        ("doubt", "| pieces of skin | 4 |"),
+    ):
+        assert script.main([part, *source, *options]) == 0
+        assert words in capsys.readouterr().out
+
+
+def test_a_face_is_turned_with_its_landmarks(script, official_set):
+    face = read_official_list(official_set / LIST)[0]
+    image = np.zeros((200, 200, 3), np.uint8)
+    x, y = face.landmarks[7]
+    cv2.circle(image, (round(x), round(y)), 3, (255, 255, 255), -1)
+    picture, landmarks = script.turned(image, face, 70)
+    rows, columns = np.nonzero(picture[..., 0] > 100)
+    assert np.abs(landmarks[7] - (columns.mean(), rows.mean())).max() < 1
+
+    change, other = landmarks[60] - landmarks[72], face.landmarks[60] - face.landmarks[72]
+    angles = np.degrees(np.arctan2([change[1], other[1]], [change[0], other[0]]))
+    assert (angles[0] - angles[1]) % 360 == pytest.approx(70, abs=1e-6)
