@@ -186,13 +186,9 @@ def _parse_official(text: str, number: int, num_points: int | None) -> Annotatio
         if flag not in ("0", "1"):
             raise UserError(f"attribute {name} is {flag!r}, expected 0 or 1")
 
-    return Annotation(
-        landmarks=coordinates,
-        box=(left, top, right, bottom),
-        attributes=tuple(flag == "1" for flag in flags),
-        image=fields[-1],
-        line=number,
-    )
+    attributes = tuple(flag == "1" for flag in flags)
+
+    return Annotation(coordinates, (left, top, right, bottom), attributes, fields[-1], number)
 
 
 def _official_fields(text: str, num_points: int | None) -> list[str]:

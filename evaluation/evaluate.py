@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -223,11 +224,9 @@ def paired_difference(means: np.ndarray, errors: np.ndarray) -> dict[str, float]
         the errors' unit.
     """
     low, high = np.percentile(means[1] - means[0], (2.5, 97.5))
-    return {
-        "difference": float(np.mean(errors[1] - errors[0])),
-        "low": float(low),
-        "high": float(high),
-    }
+    difference = float(np.mean(errors[1] - errors[0]))
+
+    return {"difference": difference, "low": float(low), "high": float(high)}
 
 
 def spread(count: int, wanted: int) -> np.ndarray:
@@ -300,14 +299,13 @@ def load_models(paths: list[Path], faces: FaceSet, *, asked_for: bool) -> dict[s
             "none of the checkpoints found can be evaluated on this data; name one that fits it"
         )
 
-    names = [model.name for model in models]
-    names = [
-        name if names.count(name) == 1 else str(model.path)
-        for name, model in zip(names, models, strict=True)
-    ]
-    unfinished = [" (unfinished)" if model.path.name == "last.pt" else "" for model in models]
+    counts = Counter(model.name for model in models)
 
-    return {name + note: model for name, note, model in zip(names, unfinished, models, strict=True)}
+    def distinct(model: LoadedModel) -> str:
+        name = model.name if counts[model.name] == 1 else str(model.path)
+        return f"{name} (unfinished)" if model.path.name == "last.pt" else name
+
+    return {distinct(model): model for model in models}
 
 
 def evaluate_all(
