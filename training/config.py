@@ -181,16 +181,6 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except of flags and of options that are unset."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:  # a default of 0 is shown
-            return action.help
-
-        return super()._get_help_string(action)
-
-
 def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig, dict[str, bool]]:
     """Command line of a training script -> (config, what to do with an existing run).
 
@@ -199,11 +189,8 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
         sepbn: options of ``trainBaselineSepDyBN.py`` instead of those of ``trainBaseline.py``.
     """
     what = "SepBN" if sepbn else "BatchNorm, or without normalisation"
-    parser = _Parser(
-        description=f"Train the Vanilla CNN with {what}. Files go to checkpoints/RUN.",
-        formatter_class=_HelpWithDefaults,
-        allow_abbrev=False,
-    )
+    description = f"Train the Vanilla CNN with {what}. Files go to checkpoints/RUN."
+    parser = _Parser(description=description, allow_abbrev=False)
 
     fixed: dict[str, Any] = {"norm": "sepbn"} if sepbn else {}
     left_out = fixed if sepbn else SEPBN_OPTIONS
@@ -215,18 +202,15 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
         option = "--" + setting.name.replace("_", "-")
         default = "sepbn" if sepbn and setting.name == "run" else setting.default
         text = setting.metadata["help"]
+        if default is not None and default is not False:  # a default of 0 is shown
+            text += " (default: %(default)s)"
 
-        if isinstance(default, bool):
-            parser.add_argument(option, action="store_true", help=text)
-            continue
+        how: dict[str, Any] = {"action": "store_true"}
+        if not isinstance(default, bool):
+            how = {"type": TYPES[str(setting.type).removesuffix(" | None")], "default": default}
+            how |= {"choices": setting.metadata["choices"]}
 
-        parser.add_argument(
-            option,
-            type=TYPES[str(setting.type).removesuffix(" | None")],
-            default=default,
-            choices=setting.metadata["choices"],
-            help=text,
-        )
+        parser.add_argument(option, help=text, **how)
 
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import math
 import os
 import re
 import signal
@@ -156,19 +155,11 @@ def write_json(path: Path, content: dict[str, Any], *, indent: int | None = 2) -
         content: the object.
         indent: None: everything in one line, for programs and not for people.
     """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     dumps = functools.partial(json.dumps, indent=indent, allow_nan=False, ensure_ascii=False)
     try:
         text = dumps(content)
     except ValueError:  # some number is none; copying large content is for this case only
-        text = dumps(plain(content))
+        text = dumps(json.loads(json.dumps(content), parse_constant=lambda _: None))
 
     with atomic_write(path, "w") as file:
         file.write(text if indent is None else text + "\n")
