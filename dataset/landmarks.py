@@ -305,12 +305,12 @@ def read_scheme(path: str | Path) -> LandmarkScheme:
 def scheme_from_definition(content: Any) -> LandmarkScheme:
     """The inverse of :func:`define`, for content that may be wrong anywhere."""
     try:
-        contours = tuple(Contour(**_with_tuples(item)) for item in content["contours"])
+        contours = tuple(Contour(**_with_tuples(item)) for item in content.get("contours", ()))
         same_as = _with_tuples(content.get("same_as", {}))
         fields = _with_tuples(content) | {"contours": contours, "same_as": same_as}
         scheme = LandmarkScheme(**fields)
         _check(scheme)
-    except (AttributeError, KeyError, TypeError) as error:  # fields that lack, or of another kind
+    except (AttributeError, TypeError) as error:  # fields that lack, or of another kind
         raise UserError(f"it is no landmark scheme ({error}); see docs/data.md") from None
 
     return scheme
@@ -322,7 +322,7 @@ def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _check(scheme: LandmarkScheme) -> None:
     """Refuse a scheme that contradicts itself."""
-    count, known = scheme.num_points, {known.name: known for known in SCHEMES.values()}
+    count, known = scheme.num_points, {each.name: each for each in SCHEMES.values()}
     if scheme.name in (*known, COMMON_60.name):
         raise UserError(f"name {scheme.name!r} is that of a built-in scheme; choose another")
 
@@ -340,7 +340,10 @@ def _check(scheme: LandmarkScheme) -> None:
 
     for name, points in scheme.same_as.items():
         if name not in known or len(points) != count:
-            raise UserError(f"same_as: a list of {count} points for {' or '.join(known)}, or null")
+            raise UserError(
+                f"same_as.{name} must be a list of {count} points, null where there is none, of "
+                f"{' or '.join(known)}"
+            )
         named = [point for point in points if point is not None]
         _require_points(f"same_as.{name}", named, known[name].num_points)
 

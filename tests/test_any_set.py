@@ -688,8 +688,11 @@ def contour(**fields) -> dict:
         (contour(closed="yes"), "contours[0].closed must be true or false"),
         (contour(name=7), "name 7"),
         (changed(same_as=[1]), "no landmark scheme ('list' object"),
-        (changed(same_as={"COFW": [None] * 40}), "a list of 40 points for WFLW-98 or iBUG-68"),
-        (changed(same_as={"WFLW-98": [1]}), "same_as: a list of 40 points"),
+        (
+            changed(same_as={"COFW": [None] * 40}),
+            "same_as.COFW must be a list of 40 points, null where there is none, of WFLW",
+        ),
+        (changed(same_as={"WFLW-98": [1]}), "same_as.WFLW-98 must be a list of 40 points"),
         (changed(same_as={"WFLW-98": [98] * 40}), "same_as.WFLW-98 names point 98"),
         ([1, 2], "holds a list, not an object"),
         ("{", "damaged, not JSON"),
