@@ -49,7 +49,7 @@ def eager_step(network: Network, optimizer: torch.optim.Optimizer, faces: FaceSe
     """One update: (an epoch's draws, rows of the batch, rate) -> loss in crop pixels."""
 
     def step(draws: Epoch, rows: Tensor, rate: float | Tensor) -> Tensor:
-        optimizer.param_groups[0]["lr"].fill_(rate)
+        optimizer.param_groups[0]["lr"].fill_(rate)  # this tensor is `run.rate`
         images, targets = batch(faces, draws, rows)
         loss = F.l1_loss(network(images), targets)
         optimizer.zero_grad()

@@ -57,7 +57,8 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 ]
 
-LOG_EVERY = 50  # steps between two looks at the loss: on CUDA each waits for the device
+# steps of an epoch between two looks at the loss: on CUDA each waits for the device
+LOOK_EVERY = 50
 LOOK_SECONDS = 30.0  # at least so often, however slow the steps are
 TIMED_STEPS = 5  # that say how long a run will take, after a first one
 LONG_RUN = 600.0  # seconds from which on a run's duration is told
@@ -255,6 +256,7 @@ class Run:
 
         if self._saved is not None:
             refuse_other_settings(self._saved["config"], self.record, self.last)
+            self._tell_other_code(self._saved["config"].get("commit"))
         elif self._resume and self.is_main:
             self._refuse_other_remains()
             print(f"{self.path}: nothing was saved to resume; the run starts at its first step")
@@ -390,7 +392,7 @@ class Run:
 
         alone = self.processes.count == 1  # looking at the loss at another time than the others
         silent = alone and time.monotonic() - self._last_look > LOOK_SECONDS
-        if self.position % LOG_EVERY == 0 or silent:
+        if self.position % LOOK_EVERY == 0 or silent:
             self._look()
         if self.position < self.steps:
             self._save_or_stop()
@@ -421,7 +423,7 @@ class Run:
     def _save_or_stop(self) -> None:
         """Save where it is time to, or where any process was told to stop."""
         due = self.is_main and time.monotonic() - self._last_save > 60 * self.config.save_every
-        if self.processes.count > 1 and self.device.type == "cuda" and self.position % LOG_EVERY:
+        if self.processes.count > 1 and self.device.type == "cuda" and self.position % LOOK_EVERY:
             return  # asking everybody waits for the device
 
         number, due_anywhere = self.processes.agree(self._signal, int(due), device=self.device)
@@ -568,6 +570,12 @@ class Run:
     def _logged_epochs(self) -> int:
         log = self.path / "log.csv"
         return max(0, len(log.read_text().splitlines()) - 1) if log.is_file() else 0
+
+    def _tell_other_code(self, commit: str | None) -> None:
+        """A changed loss, for one, cannot be seen from the settings."""
+        now = self.record["commit"]
+        if self.is_main and now is not None and now != commit:
+            note(f"note: {self.last} was saved by other code, commit {commit}; this is {now}")
 
     def _refuse_other_remains(self) -> None:
         """Refuse to start afresh over the log or milestones of a run with other settings."""

@@ -24,6 +24,6 @@ def learning_rate(step: int, *, total_steps: int, warmup_steps: int, peak: float
 def temperature(epoch: int, *, start: float) -> float:
     """Softmax temperature of SepBN's attention in ``epoch`` (from 0): max(1, start - epoch).
 
-    A run of few epochs ends above 1; its checkpoints keep what it ended with.
+    A run shorter than ``start`` ends above 1; its checkpoints keep what it ended with.
     """
     return max(1.0, start - epoch)
