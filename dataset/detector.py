@@ -33,6 +33,7 @@ MAX_SHARED = 0.6  # of the smaller of two boxes; two that share more are one fac
 UPRIGHT_SCORE = 0.91  # faces with a higher score are upright, …
 LIKELY_UPRIGHT = 0.86  # … and those with this one that score lower when turned, …
 CLEARLY = 0.05  # … by so much upside down
+AS_WELL = 0.03  # by which the score of a turned face may fall short of that it was found with
 MIN_TURN = 20.0  # degrees; a face that is turned by less is left as it is
 TURN_STEP = 45.0  # degrees from one look at a face to the next
 LOOK_SCALE = 1.8  # of the box that a patch is cut about for these looks
@@ -247,6 +248,8 @@ class FaceDetector:
             if scores[0] >= (LIKELY_UPRIGHT if likely else UPRIGHT_SCORE):
                 return face
 
+        # a turn must score about as well as what was found
+        scores[0] = max(scores[0], face.score - AS_WELL)
         best = int(scores.argmax())
         before, here, after = np.roll(scores, 1 - best)[:3] ** 8  # the highest, almost alone
         turn = TURN_STEP * (after - before) / max(before + here + after, 1e-9)
