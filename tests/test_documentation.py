@@ -19,6 +19,7 @@ FILES = [
     path
     for kind in ("py", "md")
     for path in (*ROOT.glob(f"*.{kind}"), *ROOT.glob(f"[!.]*/**/*.{kind}"))
+    if path.relative_to(ROOT).parts[0] != "runs"  # a reader's own, ignored by git
 ]
 INSTALLED = {"sepbn": "models.sepbn"}  # as pip install names it: as it lies here
 THE_READERS = {"REPO", "network", "image"}  # what an example may use without making it
