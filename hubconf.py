@@ -28,12 +28,16 @@ ROOT = Path(__file__).resolve().parent
 ROOMS = ("utils", "models", "dataset", "prediction")
 
 
-def sepbn_landmarks(device: str = "auto", batch_size: int = 64) -> LandmarkPredictor:
+def sepbn_landmarks(
+    device: str = "auto", batch_size: int = 64, **options: Any
+) -> LandmarkPredictor:
     """The SepBN network that comes with the code, ready to be called on pictures.
 
     Args:
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         batch_size: faces that go through the network at once.
+        options: more of ``LandmarkPredictor``'s: points, views, refine, and detector, the path of
+            YuNet's file where it cannot be fetched.
 
     Returns:
         A ``LandmarkPredictor``; call it with a path or an image (H, W, 3) uint8 **BGR** for
@@ -43,7 +47,7 @@ def sepbn_landmarks(device: str = "auto", batch_size: int = 64) -> LandmarkPredi
     with _own_modules():
         from prediction.predictor import LandmarkPredictor
 
-        return LandmarkPredictor(device=device, batch_size=batch_size)
+        return LandmarkPredictor(device=device, batch_size=batch_size, **options)
 
 
 def sepbn_vanilla(pretrained: bool = False, **settings: Any) -> VanillaCNN:

@@ -259,7 +259,9 @@ def box_source(args: argparse.Namespace, paths: list[Path]) -> BoxSource:
         return source
 
     score = MIN_SCORE if args.score is None else args.score
-    detector = FaceDetector(args.detector or yunet_path(), min_score=score, min_face=args.min_face)
+    otherwise = "name one with --detector, or say where the faces are with --box or --whole"
+    yunet = args.detector or yunet_path(otherwise)
+    detector = FaceDetector(yunet, min_score=score, min_face=args.min_face)
 
     return Detected(detector, largest=args.largest)
 

@@ -46,9 +46,10 @@ QUARTER_TURNS = {  # degrees by which a picture is turned clockwise, and what tu
 }
 
 
-def yunet_path() -> Path:
-    """YuNet's file in the cache folder, fetched at the first call."""
-    otherwise = "name one with --detector, or say where the faces are with --box or --whole"
+def yunet_path(otherwise: str = "name one with --detector") -> Path:
+    """YuNet's file in the cache folder, fetched at the first call; ``otherwise`` is what else a
+    caller without a network can do.
+    """
     return fetch_once(YUNET, otherwise=otherwise)
 
 

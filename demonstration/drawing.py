@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from dataset.landmarks import LandmarkScheme
+from dataset.views import MOST_VIEWS, is_doubtful
 from prediction.outputs import draw_faces
 
 SIDE = 720  # px of a face close up
@@ -41,12 +42,26 @@ def describe_shift(before: np.ndarray, after: np.ndarray, scheme: LandmarkScheme
     if distances.max() < 0.005:
         return "The landmarks have **not moved**."
 
-    contour = max(scheme.contours, key=lambda contour: distances[list(contour.points)].mean())
-
     return (
         f"The landmarks moved by **{distances.mean():.2f} pixels** on average, at most "
-        f"{distances.max():.2f}; most in the {contour.name}. White lines: from where they were."
+        f"{distances.max():.2f}; most in the {_most(distances, scheme)}. White lines: from where "
+        "they were."
     )
+
+
+def describe_spread(spread: np.ndarray, box: list[int], scheme: LandmarkScheme) -> str:
+    """How sure the network is of one face, by its views' spread (P,), image px."""
+    doubt = "**Doubtful**: views differ so much where there is no face. "
+
+    return (doubt if is_doubtful(spread, box) else "") + (
+        f"Seen in {MOST_VIEWS} slightly different crops, they spread by **{spread.mean():.2f} "
+        f"pixels**; most in the {_most(spread, scheme)}."
+    )
+
+
+def _most(values: np.ndarray, scheme: LandmarkScheme) -> str:
+    """The name of the contour whose values, of (P,), are largest."""
+    return max(scheme.contours, key=lambda contour: values[list(contour.points)].mean()).name
 
 
 def attention_html(used: Mapping[str, np.ndarray], trained: Mapping[str, np.ndarray]) -> str:

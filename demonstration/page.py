@@ -16,7 +16,8 @@ from dataset.boxes import BoxTable
 from dataset.crop import patch_frame
 from dataset.detector import FaceDetector, yunet_path
 from dataset.pictures import read_image
-from demonstration.drawing import attention_html, describe_shift, draw_face
+from dataset.views import MOST_VIEWS, is_doubtful
+from demonstration.drawing import attention_html, describe_shift, describe_spread, draw_face
 from demonstration.steering import ALIKE, ATTENTION, SteeredPredictor
 from utils.files import UserError, write_json
 
@@ -99,7 +100,7 @@ class Finder:
         scene, said = None, "Choose a face, or a picture of your own."
         try:
             if fetch:
-                self.detector = FaceDetector(yunet_path())
+                self.detector = FaceDetector(yunet_path("click the face's box in the picture"))
             if picture:
                 image = read_image(path)
                 found, said = self._faces(image, box)
@@ -145,7 +146,7 @@ def build_panel(predictor: SteeredPredictor, scene: gr.State, face: gr.Radio) ->
     with gr.Column(min_width=320), gr.Row():
         with gr.Column(min_width=320):
             shown = gr.Image(label=predictor.name, buttons=["download"], alt_text="landmarks")
-            shift = gr.Markdown()
+            said = gr.Markdown()
             save = gr.DownloadButton("Save landmarks and weights", size="sm")
 
         with gr.Column(min_width=320):
@@ -161,12 +162,12 @@ def build_panel(predictor: SteeredPredictor, scene: gr.State, face: gr.Radio) ->
                 ]
 
     moved = [scene.change, face.input, *(control.input for control in controls)]
-    inputs, outputs = [scene, face, *controls], [shown, shift, bars, save]
+    inputs, outputs = [scene, face, *controls], [shown, said, bars, save]
     gr.on(moved, partial(show, predictor), inputs, outputs, trigger_mode="always_last", **IN_TURN)
 
 
 def show(predictor: SteeredPredictor, scene: tuple | None, face: int, *steering: Any) -> tuple:
-    """The face close up, its landmarks' shift, the weights, and what can be saved."""
+    """The face close up, its landmarks' shift and spread, the weights, and what can be saved."""
     if scene is None:
         return None, f"No picture is here (one is kept for {KEPT // 60} minutes).", "", None
 
@@ -174,13 +175,19 @@ def show(predictor: SteeredPredictor, scene: tuple | None, face: int, *steering:
     seen = faces[face - 1]
     before, trained = predictor.answer(image, seen)
     after, used = predictor.answer(image, seen, steering)
-    drawn = draw_face(image, seen[0], after, before, predictor.scheme)
-    shift = describe_shift(before, after, predictor.scheme) if used else ""
+    box, angle = seen
+    _, (spread,) = predictor(image, [box], angles=[angle], views=MOST_VIEWS)  # steered alike
+
+    drawn = draw_face(image, box, after, before, predictor.scheme)
+    said = describe_spread(spread, box, predictor.scheme)
+    if used:
+        said = f"{describe_shift(before, after, predictor.scheme)}\n\n{said}"
 
     # in Gradio's folder, so that Gradio deletes it
     file = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / f"{Path(name).stem}.json"
     weights = {name: values.tolist() for name, values in used.items()}
-    made = {"face": seen, "landmarks": after.tolist(), "attention": weights, "steering": steering}
+    made = {"face": seen, "landmarks": after.tolist(), "spread": spread.tolist()}
+    made |= {"doubtful": is_doubtful(spread, box), "attention": weights, "steering": steering}
     write_json(file, {"file": name, "checkpoint": predictor.name, **made}, indent=None)
 
-    return drawn, shift, attention_html(used, trained), str(file)
+    return drawn, said, attention_html(used, trained), str(file)

@@ -24,7 +24,7 @@ import torch
 
 from dataset.boxes import landmark_box
 from dataset.crop import CROP_OFFSET, PATCH_SIZE, Box, PatchFrame, face_patch
-from dataset.detector import MIN_TURN, FaceDetector, yunet_path
+from dataset.detector import MIN_TURN, FaceDetector, Faces, yunet_path
 from dataset.landmarks import IBUG_68, WFLW_98, LandmarkScheme, scheme_of_network, to_ibug_68
 from dataset.pictures import read_image
 from dataset.views import Views, make_views, mean_and_spread
@@ -38,9 +38,11 @@ HELD_BYTES = 256 << 20  # decoded pictures that may wait for a full batch
 # Smaller batches use one thread of the CPU: threads that wait for each other in so short
 # operations cost more than they save, ten times as much where other programs keep the cores busy.
 SMALL_BATCH = 8
+WITHOUT_YUNET = "give the predictor boxes, or a path of the file as its detector="
 MIN_EYES = 0.3  # of the face: eye corners that are nearer in the picture tell no turn
 
 Picture = np.ndarray | str | Path
+Detector = Callable[[np.ndarray], Faces]
 Boxes = Sequence[Sequence[float]] | np.ndarray
 Angles = Sequence[float] | np.ndarray
 
@@ -72,6 +74,8 @@ class LandmarkPredictor:
             to 14.
         refine: lay a new box about the landmarks, as WFLW lays its own, and predict again. It pays
             for boxes that fit badly, not for YuNet's; needs WFLW's 98 points or iBUG's 68.
+        detector: what finds faces where no boxes are given: the path of YuNet's file, or a function
+            from an image to `dataset.detector.Faces`. None: YuNet, whose file is fetched once.
 
     Attributes:
         scheme: the meaning of the P landmarks; `scheme.name` is "WFLW-98", "iBUG-68", or that of a
@@ -82,11 +86,11 @@ class LandmarkPredictor:
     Call with a picture, which is a path or an image (H, W, 3), uint8, **BGR** (as `cv2.imread`
     gives it), and N boxes (left, top, right, bottom) in image pixels, edges inclusive, as WFLW's
     face boxes are; decimals are rounded. For heads that are turned in the picture there are N
-    angles, the degrees by which each box is turned clockwise about its centre. Without boxes YuNet
-    finds the faces and their angles, best first; its file is fetched once. Returns (N, P, 2)
-    float32: x, y in image pixels, integer coordinates are pixel centres. Landmarks may lie outside
-    their box, and outside the image. Boxes may cross the image border; one without area or without
-    any overlap with the image is a `UserError`.
+    angles, the degrees by which each box is turned clockwise about its centre. Without boxes the
+    detector finds the faces and their angles, best first. Returns (N, P, 2) float32: x, y in image
+    pixels, integer coordinates are pixel centres. Landmarks may lie outside their box, and outside
+    the image. Boxes may cross the image border; one without area or without any overlap with the
+    image is a `UserError`.
     """
 
     def __init__(
@@ -98,13 +102,14 @@ class LandmarkPredictor:
         points: int | None = None,
         views: int = 1,
         refine: bool = False,
+        detector: str | Path | Detector | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
 
         self.device = select_device(device)
         self.batch_size = batch_size
-        self._detector: FaceDetector | None = None
+        self._detector = FaceDetector(detector) if isinstance(detector, (str, Path)) else detector
 
         with _one_thread():
             loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
@@ -158,7 +163,7 @@ class LandmarkPredictor:
         scores = None
 
         if boxes is None:
-            self._detector = self._detector or FaceDetector(yunet_path())
+            self._detector = self._detector or FaceDetector(yunet_path(WITHOUT_YUNET))
             boxes, scores, angles = (values.tolist() for values in self._detector(image))
 
         shot = Shot(Path(), image, _whole_boxes(boxes), scores, *self.cut(image, boxes, angles))

@@ -236,7 +236,7 @@ class Finder:
     """Stands for YuNet: always the same two boxes."""
 
     def __init__(self, path: Path) -> None:
-        assert path == Path("yunet.onnx")
+        assert str(path) == "yunet.onnx"
 
     def __call__(self, image: np.ndarray) -> Faces:
         boxes = np.array([[40, 30, 79, 69], [0, 0, 50, 60]])
@@ -247,7 +247,7 @@ def test_a_path_is_read_faces_are_found_and_decimals_are_rounded(tmp_path, monke
     image = np.random.default_rng(2).integers(0, 256, (160, 200, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), image)
     monkeypatch.setattr("prediction.predictor.FaceDetector", Finder)
-    monkeypatch.setattr("prediction.predictor.yunet_path", lambda: Path("yunet.onnx"))
+    monkeypatch.setattr("prediction.predictor.yunet_path", lambda _: Path("yunet.onnx"))
     predictor = predictor_of(random_model("sepbn", 3, 2))
     boxes = [(40, 30, 79, 69), (0, 0, 50, 60)]
     expected = predictor(image, boxes, angles=[0, 30])
@@ -260,6 +260,22 @@ def test_a_path_is_read_faces_are_found_and_decimals_are_rounded(tmp_path, monke
 
     with pytest.raises(UserError, match=r"image .*b\.png does not exist"):
         predictor(tmp_path / "b.png")
+
+    # YuNet's file by its path, and a detector of one's own
+    for detector in ("yunet.onnx", Finder(Path("yunet.onnx"))):
+        predictor = predictor_of(random_model("sepbn", 3, 2), detector=detector)
+        assert np.array_equal(predictor(image), expected)
+
+
+def test_without_a_network_a_caller_hears_what_python_can_do(tmp_path, monkeypatch):
+    def nothing(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", nothing)
+    with pytest.raises(UserError, match="give the predictor boxes, or .* detector=") as caught:
+        predictor_of(MeanColour())(np.zeros((9, 9, 3), np.uint8))
+    assert "--" not in str(caught.value)
 
 
 def test_loading_and_predicting_do_not_import_a_compiler():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,7 +15,7 @@ from conftest import ROOT, make_sets_differ
 from dataset.boxes import BoxTable
 from dataset.detector import Faces
 from dataset.landmarks import WFLW_98
-from demonstration.drawing import attention_html, describe_shift, draw_face
+from demonstration.drawing import attention_html, describe_shift, describe_spread, draw_face
 from demonstration.steering import ALIKE, ATTENTION, SteeredPredictor
 from models import Baseline, BaselineSepDyBN, SepBatchNorm2d
 from models.checkpoint import load_model
@@ -231,6 +233,29 @@ def test_a_typed_box(page):
     for wrong in ("1, 2, 3", "a, b, c, d", f"0, 0, {10**40}, 9", "1e3, 2, 3, 4", "9, 9, 9, 9, 9"):
         with pytest.raises(UserError):
             page.parse_box(wrong)
+
+
+def test_an_answer_tells_the_spread_of_its_views(page, faces, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    predictor, image, two = faces
+    plain = LandmarkPredictor(checkpoint, device="cpu")
+
+    for number, (box, angle) in enumerate(two, 1):
+        steering = predictor.temperature, ATTENTION, MODULES
+        _, said, _, file = page.show(predictor, ("a.jpg", image, two), number, *steering)
+        _, (spread,) = plain(image, [box], angles=[angle], views=14)
+        saved = json.loads(Path(file).read_text())
+        np.testing.assert_allclose(saved["spread"], spread, atol=1e-3)
+        np.testing.assert_allclose(
+            saved["landmarks"], plain_answer(plain, image, (box, angle)), atol=1e-3
+        )
+        assert "not moved" in said and f"spread by **{spread.mean():.2f} pixels**" in said
+
+        # a network that nobody trained answers one place, whatever it sees
+        assert saved["doubtful"] and "Doubtful" in said
+
+    calm = describe_spread(np.full(98, 0.5), two[0][0], WFLW_98)
+    assert "Doubtful" not in calm and "0.50 pixels" in calm
 
 
 def test_what_is_asked_of_a_deleted_picture_shows_nothing(page, faces):
