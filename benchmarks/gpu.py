@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,16 +24,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.paired import Run, machine, synchronised, take_turns
+from benchmarks.paired import machine, synchronised, take_turns
 from benchmarks.sepbn import ManyBatchNorms
-from dataset.augment import draw_epoch
+from benchmarks.training import training_step
 from dataset.faces import FaceSet, load_faces
 from models import SepBatchNorm2d, VanillaCNN
 from models.checkpoint import read, save
 from research.pack import pack
-from training.graph import CapturedStep
-from training.processes import Processes
-from training.recipe import eager_step
 from utils.device import available_cores
 from utils.files import UserError, reports_user_errors
 
@@ -86,80 +83,51 @@ def make_faces(folder: Path, count: int, workers: int) -> tuple[Path, float]:
     return prepared, time.monotonic() - began
 
 
-def released_way(channels: int) -> nn.Module:
+class ReleasedWay(ManyBatchNorms):
     """K BatchNorms, and their attention copied to the host in every pass, as the released code."""
 
-    def copy_to_host(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        output.detach().cpu()
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.attention.register_forward_hook(lambda module, inputs, output: self.copy(output))
 
-    layer = ManyBatchNorms(channels)
-    layer.attention.register_forward_hook(copy_to_host)
-
-    return layer
+    def copy(self, attention: torch.Tensor) -> None:
+        attention.detach().cpu()
 
 
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "BatchNorm": nn.BatchNorm2d,
     "SepBN": partial(SepBatchNorm2d, num_sets=3, groups=1, temperature=5.0),
     "none": None,
-    "released way": released_way,
+    "released way": ReleasedWay,
 }
 TIMED = {"compiled graph": 2, "graph": 3, "eager": 4}  # norms; the released way waits for the host
 
 
-def make_step(
-    faces: FaceSet, how: str, norm: str, *, width: int, batch: int, precision: str
-) -> Run:
-    """A training step of the recipe on faces that lie on the device."""
-    with faces.patches.device:
-        model = VanillaCNN(NORMS[norm], faces.scheme.num_points, width)
-
-    model = model.to(memory_format=torch.channels_last)
-    rate = torch.zeros((), device=faces.patches.device)
-    decay: dict[str, Any] = {"momentum": 0.9, "weight_decay": 5e-4}
-    optimizer = torch.optim.SGD(model.parameters(), rate, fused=True, **decay)
-    network = Processes().network(model, compiled="compiled" in how, bf16=precision == "bf16")
-    step: Any = eager_step(network, optimizer, faces)
-    step = CapturedStep(step, model, optimizer) if "graph" in how else step
-    draws = draw_epoch(faces, seed=0, epoch=0)
-
-    def call() -> None:  # the epoch's first batch, each time
-        step(draws, draws.order[:batch], 1e-6)
-
-    return call
-
-
-def repeat(step: Run, times: int) -> None:
-    for _ in range(times):
-        step()
-
-
 def measure(faces: FaceSet, how: str, precision: str, batch: int, width: int) -> list[tuple]:
     """Rows of the table: medians, and medians of ratios to BatchNorm, round by round."""
-    device, steps, peaks = faces.patches.device, {}, {}
+    device, cuda = faces.patches.device, faces.patches.is_cuda
+    steps, peaks = {}, {}
 
     for norm in list(NORMS)[: TIMED[how]]:
-        if device.type == "cuda":
-            before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated() if cuda else 0
+        if cuda:
             torch.cuda.reset_peak_memory_stats()
 
-        steps[norm] = make_step(faces, how, norm, width=width, batch=batch, precision=precision)
+        model = VanillaCNN(NORMS[norm], faces.scheme.num_points, width)
+        steps[norm] = training_step(model, faces, batch, precision=precision, how=how)
         once = take_turns({norm: synchronised(steps[norm], device)}, 3)[norm].min()
-        peaks[norm] = ""
-        if device.type == "cuda":
-            peaks[norm] = str((torch.cuda.max_memory_allocated() - before) // 2**20)
+        peaks[norm] = str((torch.cuda.max_memory_allocated() - before) // 2**20) if cuda else ""
 
-    repeats = max(1, int(0.06 / once))
-    runs = {n: synchronised(partial(repeat, step, repeats), device) for n, step in steps.items()}
-    times = take_turns(runs, 5)
+    calls = max(1, int(0.06 / once))
+    times = take_turns({norm: synchronised(step, device, calls) for norm, step in steps.items()}, 5)
     rows = []
 
     for norm, seconds in times.items():
-        ms = 1000 * np.median(seconds) / repeats
+        ms = 1000 * np.median(seconds) / calls
         ratio = np.median(seconds / times["BatchNorm"])
-        numbers = (f"{ms:.4g}", f"{ratio:.3f}", peaks[norm])
         hours = 2000 * (7500 // batch) * ms / 3.6e6
-        rows.append((how, precision, batch, width, norm, *numbers, f"{hours:.2f}"))
+        found = f"{ms:.4g}", f"{ratio:.3f}", peaks[norm], f"{hours:.2f}"
+        rows.append((how, precision, batch, width, norm, *found))
 
     return rows
 

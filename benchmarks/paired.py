@@ -43,14 +43,14 @@ def take_turns(
     return {name: np.array(values) for name, values in times.items()}
 
 
-def synchronised(run: Run, device: torch.device) -> Run:
-    """The same, ending when the device's work is done: a CUDA launch returns long before that."""
-    if device.type != "cuda":
-        return run
+def synchronised(run: Run, device: torch.device, calls: int = 1) -> Run:
+    """So many calls, ending when the device's work is done: a CUDA launch returns long before."""
 
     def call() -> None:
-        run()
-        torch.cuda.synchronize(device)
+        for _ in range(calls):
+            run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     return call
 

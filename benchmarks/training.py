@@ -1,15 +1,16 @@
-"""What a training step costs, and what a straightforward loop takes for the same.
+"""What a training step and its augmentation cost, beside a straightforward loop's for the same.
 
-    python benchmarks/training.py --data dataset/WFLW256 [--pairs 5] [--parts overhead,speed,cuda]
+    python benchmarks/training.py --data dataset/WFLW256 [--pairs 5] [--parts overhead,speed]
 
 Parts:
 
-    overhead  gathering and warping a batch of 8, beside the whole step on the CPU
-    speed     SepBN's step beside the straightforward loop's: K BatchNorms, three warps a sample,
-              PNG decoding in the process, NCHW; fp32 at batch 8, ours in bf16 at batch 32
-    cuda      a batch-8 step at full width with and without the captured graph, the time of the
-              published schedule at that rate, and the share of peak bf16 arithmetic at batch 256;
-              left out where there is no CUDA device
+    overhead  gathering and warping a batch of 8, beside the whole step
+    speed     SepBN's step beside the straightforward loop's: K BatchNorms, PNG decoding and three
+              warps a sample in the process, NCHW; fp32 at batch 8, ours in bf16 at batch 32
+    augment   an augmented image, in batches of 8 on one thread, beside the straightforward sample
+              and its decoding alone
+
+Steps on CUDA are timed by benchmarks/gpu.sh.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-from itertools import count
+from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import cv2
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.paired import Run, machine, middle, paired_ratio, synchronised, take_turns
+from benchmarks.paired import Run, machine, middle, paired_ratio, take_turns
 from benchmarks.sepbn import ManyBatchNorms
-from benchmarks.straightforward import augmented_sample
 from dataset.augment import batch, draw_epoch
 from dataset.faces import FaceSet, load_faces
-from evaluation.cost import model_cost
 from models import BaselineSepDyBN, VanillaCNN
 from training.graph import CapturedStep
 from training.processes import Processes
@@ -41,36 +42,78 @@ from training.recipe import eager_step
 from utils.device import keep_freed_memory
 from utils.files import reports_user_errors
 
-PARTS = ("overhead", "speed", "cuda")
-PUBLISHED_STEPS = 2000 * 937
-PEAK_BF16 = 989e12  # dense bf16 FLOP/s of an H100 or H200 SXM by its data sheet
+PARTS = ("overhead", "speed", "augment")
+BATCH, BATCHES = 8, 20  # faces in a batch, batches in a turn of part `augment`
 
 
-def our_step(
-    faces: FaceSet,
-    width: int,
-    batch_size: int,
-    *,
-    device: str = "cpu",
-    graph: bool = False,
-    precision: str = "fp32",
+def training_step(
+    model: nn.Module, faces: FaceSet, batch_size: int, *, precision: str = "fp32", how: str = ""
 ) -> Run:
-    """A step of our training with SepBN; after an epoch's last one comes its first one again."""
-    faces = faces.to(device)
-    model = BaselineSepDyBN(num_landmarks=faces.scheme.num_points, width=width)
+    """A step of the recipe, on the device that the faces lie on; after an epoch's last batch comes
+    its first one again.
+
+    Args:
+        precision: "fp32" or "bf16".
+        how: with "graph" in it as a CUDA graph, with "compiled" in it compiled.
+    """
+    device, processes = faces.patches.device, Processes()
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    decay: dict[str, Any] = {"momentum": 0.9, "weight_decay": 5e-4}
     rate = torch.zeros((), device=device)
-    settings: dict[str, Any] = {"momentum": 0.9, "weight_decay": 5e-4, "fused": True}
-    optimizer = torch.optim.SGD(model.parameters(), rate, **settings)
-    step: Any = eager_step(Processes().network(model, bf16=precision == "bf16"), optimizer, faces)
-    step = CapturedStep(step, model, optimizer) if graph else step
-    draws, batches = draw_epoch(faces, seed=0, epoch=0), count(0)
+    optimizer = torch.optim.SGD(model.parameters(), rate, fused=True, **decay)
+    network = processes.network(model, compiled="compiled" in how, bf16=precision == "bf16")
+    step: Any = eager_step(network, optimizer, faces)
+    step = CapturedStep(step, model, optimizer) if "graph" in how else step
+    draws, batches = draw_epoch(faces, seed=0, epoch=0), cycle(range(len(faces) // batch_size))
 
-    def call() -> None:
-        i = next(batches) % (len(faces) // batch_size)
-        step(draws, Processes().rows(draws.order, i, batch_size), 1e-6)
+    return lambda: step(draws, processes.rows(draws.order, next(batches), batch_size), 1e-6)
 
-    return call
+
+def our_step(faces: FaceSet, width: int, batch_size: int, precision: str = "fp32") -> Run:
+    """A step of our training with SepBN."""
+    model = BaselineSepDyBN(num_landmarks=faces.scheme.num_points, width=width)
+    return training_step(model, faces, batch_size, precision=precision)
+
+
+def augmented_sample(
+    path: Path, landmarks: np.ndarray, mirror: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The straightforward pipeline, written from the recipe: decode the PNG, rotate, shear and
+    window with one warp each, mirror, scale, transpose.
+
+    Args:
+        path: PNG of the 256 patch.
+        landmarks: (P, 2) in patch pixels.
+        mirror: (P,) mirror permutation.
+        random: where the parameters come from.
+
+    Returns:
+        (3, 128, 128) float32 image, and (2P,) float32 targets.
+    """
+    image, points = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB), landmarks
+
+    def transform(matrix: np.ndarray, size: int) -> None:
+        nonlocal image, points
+        image = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
+        points = points @ matrix[:, :2].T + matrix[:, 2]
+
+    if random.random() < 0.5:
+        transform(cv2.getRotationMatrix2D((127.5, 127.5), random.uniform(-25, 25), 1.0), 256)
+    if random.random() < 0.5:
+        a, b = random.uniform(-0.3, 0.3, 2)
+        transform(np.array([[1.0, a, 0.0], [b, 1.0, 0.0]]), 256)
+
+    grow = random.uniform(-19.2, 19.2, 2) if random.random() < 0.5 else np.zeros(2)
+    scale = 127 / (127 + 2 * grow)
+    transform(np.column_stack([np.diag(scale), (grow - 64) * scale]), 128)
+
+    if random.random() < 0.5:
+        image = image[:, ::-1]
+        points = np.stack([127 - points[mirror, 0], points[mirror, 1]], axis=1)
+
+    pixels = (image.astype(np.float32) - 127.5) / 128
+
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), points.astype(np.float32).ravel()
 
 
 def straightforward_step(faces: FaceSet, width: int, batch_size: int) -> Run:
@@ -83,8 +126,7 @@ def straightforward_step(faces: FaceSet, width: int, batch_size: int) -> Run:
     def call() -> None:
         chosen = random.integers(0, len(faces), batch_size)
         samples = [augmented_sample(faces.paths[i], landmarks[i], mirror, random) for i in chosen]
-        images = torch.from_numpy(np.stack([image for image, _ in samples]))
-        targets = torch.from_numpy(np.stack([points for _, points in samples]))
+        images, targets = (torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
         optimizer.zero_grad()
         loss = F.l1_loss(model(images), targets)
         loss.backward()
@@ -95,7 +137,7 @@ def straightforward_step(faces: FaceSet, width: int, batch_size: int) -> Run:
 
 
 def report(what: str, first: str, second: str, times: dict[str, np.ndarray]) -> None:
-    """Both times, and the first over the second."""
+    """All times, and the first over the second."""
     milliseconds = ", ".join(f"{name} {middle(1000 * values)} ms" for name, values in times.items())
     print(f"{what}: {milliseconds}; {first} / {second} {paired_ratio(times[first], times[second])}")
 
@@ -106,28 +148,26 @@ def overhead(faces: FaceSet, width: int, pairs: int) -> None:
     rows = epoch.order[torch.arange(8) % len(faces)]
 
     for size, repeats in ((width, 2), (width // 4, 12)):
-        runs = {
-            "batch": lambda: batch(faces, epoch, rows),
-            "step": our_step(faces, size, 8),
-        }
+        runs = {"batch": lambda: batch(faces, epoch, rows), "step": our_step(faces, size, 8)}
         times = take_turns(runs, pairs, repeats=repeats)
         report(f"overhead, width {size}, batch 8", "batch", "step", times)
 
 
 def step_in_a_process(
-    connection: Connection, data: str, width: int, ours: bool, precision: str, batch_size: int
+    connection: Connection, data: str, width: int, name: str, precision: str, batch_size: int
 ) -> None:
     """Make one step for every message that comes."""
     faces = load_faces(data, "train")
 
-    if ours:  # the straightforward loop has the system's allocator
-        keep_freed_memory()
-        step = our_step(faces, width, batch_size, precision=precision)
+    if name == "ours":
+        keep_freed_memory()  # the straightforward loop has the system's allocator
+        step = our_step(faces, width, batch_size, precision)
     else:
         step = straightforward_step(faces, width, batch_size)
 
     while connection.recv():
-        connection.send(step())
+        step()
+        connection.send(True)
 
 
 def speed(data: str, width: int, pairs: int, *, precision: str, batch_size: int) -> None:
@@ -137,7 +177,7 @@ def speed(data: str, width: int, pairs: int, *, precision: str, batch_size: int)
 
     for name in ("straightforward", "ours"):
         here, there = multiprocessing.Pipe()
-        arguments = (there, data, width, name == "ours", precision, batch_size)
+        arguments = (there, data, width, name, precision, batch_size)
         processes.append(spawn.Process(target=step_in_a_process, args=arguments))
         processes[-1].start()
         there.close()  # so that a process that fails is not waited for
@@ -153,34 +193,31 @@ def speed(data: str, width: int, pairs: int, *, precision: str, batch_size: int)
     report(what, "straightforward", "ours", times)
 
 
-def cuda(faces: FaceSet, width: int, pairs: int) -> None:
-    """Steps with and without the graph, the published schedule, the share of peak."""
-    device = torch.device("cuda")
-    torch.backends.cudnn.deterministic = True
+def augment(faces: FaceSet, pairs: int) -> None:
+    """An augmented image on one thread: ours, the straightforward one, and its decoding."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    epoch = draw_epoch(faces, seed=0, epoch=0)
+    random, mirror = np.random.default_rng(0), np.array(faces.scheme.mirror)
+    landmarks = faces.landmarks.numpy()
+    numbers = torch.arange(BATCHES * BATCH) % len(faces)
 
-    for precision in ("fp32", "bf16"):
-        runs = {
-            name: synchronised(
-                our_step(
-                    faces, width, 8, device="cuda", graph=name == "graph", precision=precision
-                ),
-                device,
-            )
-            for name in ("eager", "graph")
-        }
-        times = take_turns(runs, pairs, repeats=100)
-        report(f"cuda, {precision}, batch 8", "eager", "graph", times)
-        minutes = np.median(times["graph"]) * PUBLISHED_STEPS / 60
-        print(f"cuda, {precision}: the {PUBLISHED_STEPS:,} published steps take {minutes:.0f} min")
+    def ours() -> None:
+        for rows in numbers.split(BATCH):
+            batch(faces, epoch, epoch.order[rows])
 
-    step = our_step(faces, width, 256, device="cuda", graph=True, precision="bf16")
-    seconds = np.median(take_turns({"step": synchronised(step, device)}, pairs, repeats=20)["step"])
-    network = BaselineSepDyBN(num_landmarks=faces.scheme.num_points, width=width)
-    flops = (
-        3 * 2 * 256 * model_cost(network, torch.device("cpu"))["macs"]
-    )  # backward: twice forward
-    share = flops / seconds / PEAK_BF16
-    print(f"cuda, bf16, batch 256: {1000 * seconds:.2f} ms a step, {share:.1%} of peak")
+    def straightforward() -> None:
+        for i in numbers.tolist():
+            augmented_sample(faces.paths[i], landmarks[i], mirror, random)
+
+    def decoding() -> None:
+        for i in numbers.tolist():
+            cv2.imread(str(faces.paths[i]))
+
+    runs = {"straightforward": straightforward, "of it decoding": decoding, "ours": ours}
+    times = take_turns(runs, pairs)
+    times = {name: seconds / len(numbers) for name, seconds in times.items()}
+    report("augment, an image", "straightforward", "ours", times)
 
 
 @reports_user_errors
@@ -206,8 +243,8 @@ def main(argv: list[str] | None = None) -> int:
     if "speed" in parts:
         speed(arguments.data, width, pairs, precision="fp32", batch_size=8)
         speed(arguments.data, width, pairs, precision="bf16", batch_size=min(32, len(faces)))
-    if "cuda" in parts and torch.cuda.is_available():
-        cuda(faces, width, pairs)
+    if "augment" in parts:  # last, for it leaves one thread
+        augment(faces, pairs)
 
     return 0
 

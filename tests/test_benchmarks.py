@@ -26,15 +26,11 @@ def test_contenders_take_turns():
     assert paired.paired_ratio(first, second) == "1.000 (0.500 to 4.500), 3 pairs"
 
 
-def test_augment(run_script, prepared_set):
-    code, output, errors = run_script("benchmarks/augment.py", "--data", prepared_set, "--pairs", 1)
-    assert code == 0 and "straightforward / ours: " in output, errors
-
-
 def test_training(run_script, prepared_set):
-    options = ("--data", prepared_set, "--pairs", 1, "--width", 8, "--parts", "overhead,cuda")
+    options = ("--data", prepared_set, "--pairs", 1, "--width", 8, "--parts", "overhead,augment")
     code, output, errors = run_script("benchmarks/training.py", *options)
     assert code == 0 and output.count("; batch / step ") == 2, errors
+    assert "; straightforward / ours " in output
 
     step = training.straightforward_step(load_faces(prepared_set, "train"), width=2, batch_size=3)
     step()
