@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -72,6 +73,7 @@ class Views:
         return moved
 
 
+@lru_cache(maxsize=4)
 def make_views(count: int, *, released_geometry: bool) -> Views:
     """The first `count` views: 1 is the plain crop, 2 adds its mirror image, and so on."""
     if not 1 <= count <= MOST_VIEWS:

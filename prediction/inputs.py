@@ -20,8 +20,8 @@ HEAD = 1 << 16  # bytes of a file that are looked at
 NAMED = 3  # files that a note names
 MOTION_JPEG = (".mjpeg", ".mjpg")  # JPEGs one after the other: told by the suffix alone
 
-# (path, image) -> boxes [[left, top, right, bottom], ...], their scores or None, and their angles
-# in degrees where they have any
+# (path, image) -> boxes [[left, top, right, bottom], ...], their scores, and their angles in
+# degrees; the latter None where there are none
 BoxSource = Callable[[Path, np.ndarray], tuple]
 
 
@@ -188,9 +188,9 @@ class Detected:
         ]
 
 
-def whole_pictures(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
+def whole_pictures(path: Path, image: np.ndarray) -> tuple[list[list[int]], None, None]:
     """A ``BoxSource``: every picture is a face crop."""
-    return [[0, 0, image.shape[1] - 1, image.shape[0] - 1]], None
+    return [[0, 0, image.shape[1] - 1, image.shape[0] - 1]], None, None
 
 
 def table_source(source: Path, paths: Sequence[Path]) -> tuple[BoxSource, list[str]]:
@@ -203,7 +203,7 @@ def table_source(source: Path, paths: Sequence[Path]) -> tuple[BoxSource, list[s
         said = f"lines that name none of the inputs: {len(unused)}"
         notes.append(f"{source}: {said}; the first is line {unused[0]}")
 
-    def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None]:
+    def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None, None]:
         rows = table.boxes_of(path)
         if not rows:
             raise UserError(f"{path}: no row in the table {source}")
@@ -213,6 +213,6 @@ def table_source(source: Path, paths: Sequence[Path]) -> tuple[BoxSource, list[s
                 raise UserError(
                     f"{path}: the box in {source}, line {line} lies outside the picture"
                 )
-        return [list(box) for box, _ in rows], None
+        return [list(box) for box, _ in rows], None, None
 
     return from_table, notes

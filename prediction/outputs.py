@@ -67,13 +67,11 @@ def draw_faces(
     return canvas
 
 
-def overlay_of(
-    shot: Shot, landmarks: np.ndarray, scheme: LandmarkScheme, ids: Sequence[int] = ()
-) -> np.ndarray:
+def overlay_of(shot: Shot, scheme: LandmarkScheme, ids: Sequence[int] = ()) -> np.ndarray:
     """A picture or frame with its faces drawn on it, see :func:`draw_faces`."""
     angles = [frame.angle for frame in shot.frames]
 
-    return draw_faces(shot.image, landmarks, scheme, boxes=shot.boxes, angles=angles, ids=ids)
+    return draw_faces(shot.image, shot.landmarks, scheme, boxes=shot.boxes, angles=angles, ids=ids)
 
 
 def contour_colours(count: int) -> list[tuple[int, int, int]]:
@@ -127,22 +125,21 @@ def write_pts(path: Path, landmarks: np.ndarray) -> None:
         file.write(f"version: 1\nn_points: {len(landmarks)}\n{{\n{rows}}}\n".encode())
 
 
-def describe_faces(
-    shot: Shot, landmarks: np.ndarray, ids: Sequence[int] | None = None
-) -> list[dict[str, Any]]:
+def describe_faces(shot: Shot, ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
     """Faces as they stand in landmarks.json and in the lines of a video."""
-    scores: Sequence[float | None] = shot.scores or [None] * len(shot.boxes)
-    faces: list[dict[str, Any]] = []
+    faces = []
 
-    for index, (box, score, frame) in enumerate(zip(shot.boxes, scores, shot.frames, strict=True)):
-        points = landmarks[index].astype(float).round(4).tolist()
-        face = {"box": box, "score": score, "angle": round(frame.angle, 2), "landmarks": points}
-        if shot.spread is not None:
-            spread = shot.spread[index].astype(float)
+    for index, (box, frame) in enumerate(zip(shot.boxes, shot.frames, strict=True)):
+        points, spread = (v[index].astype(float) for v in (shot.landmarks, shot.spread))
+        face: dict[str, Any] = {} if ids is None else {"id": ids[index]}
+        face |= {"box": box, "score": None if shot.scores is None else shot.scores[index]}
+        face |= {"angle": round(frame.angle, 2), "landmarks": points.round(4).tolist()}
+
+        if spread.any():  # over several views
             face["spread"] = spread.round(4).tolist()
             face |= {"doubtful": True} if is_doubtful(spread, box) else {}
 
-        faces.append(face if ids is None else {"id": ids[index]} | face)
+        faces.append(face)
 
     return faces
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dataset.pictures import read_image
 from prediction.inputs import BoxSource
 from prediction.outputs import Results, describe_faces, overlay_of, write_jpeg, write_pts
-from prediction.predictor import LandmarkPredictor, Shot, cut_faces
+from prediction.predictor import LandmarkPredictor, Shot
 from utils.files import UserError
 from utils.progress import progress
 
@@ -28,12 +28,13 @@ def predict_pictures(
     def shots() -> Iterator[Shot]:
         for path in progress(paths, desc="pictures", unit="picture"):
             try:
-                yield cut_faces(predictor, path, read_image(path), boxes_of)
+                image = read_image(path)
+                yield predictor.cut(image, *boxes_of(path, image), path=path)
             except UserError as error:
                 results.refuse(path, error)
 
-    for shot, landmarks in predictor.stream(shots()):
-        faces = describe_faces(shot, landmarks)
+    for shot in predictor.stream(shots()):
+        faces = describe_faces(shot)
         height, width = shot.image.shape[:2]
         entry = {"file": str(shot.path), "width": width, "height": height, "faces": faces}
         results.entries.append(entry)
@@ -46,12 +47,12 @@ def predict_pictures(
         # The landmarks are there, whatever becomes of the files beside them.
         try:
             file = results.place(shot.path, "_overlay.jpg")
-            write_jpeg(file, overlay_of(shot, landmarks, results.scheme))
+            write_jpeg(file, overlay_of(shot, results.scheme))
             entry["overlay"] = results.name(file)
 
             for index, face in enumerate(faces if pts else ()):
                 file = results.place(shot.path, f"_face{index}.pts")
-                write_pts(file, landmarks[index])
+                write_pts(file, shot.landmarks[index])
                 face["pts"] = results.name(file)
         except UserError as error:
             results.refuse(shot.path, error)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ from dataset.crop import CROP_OFFSET, PATCH_SIZE, Box, PatchFrame, face_patch
 from dataset.detector import MIN_TURN, FaceDetector, Faces, yunet_path
 from dataset.landmarks import IBUG_68, WFLW_98, LandmarkScheme, scheme_of_network, to_ibug_68
 from dataset.pictures import read_image
-from dataset.views import Views, make_views, mean_and_spread
+from dataset.views import make_views, mean_and_spread
 from models.checkpoint import SHIPPED, LoadedModel, load_model
 from models.folding import fold_normalisation
 from utils.device import select_device
@@ -44,20 +44,23 @@ MIN_EYES = 0.3  # of the face: eye corners that are nearer in the picture tell n
 Picture = np.ndarray | str | Path
 Detector = Callable[[np.ndarray], Faces]
 Boxes = Sequence[Sequence[float]] | np.ndarray
+Scores = Sequence[float | None] | np.ndarray
 Angles = Sequence[float] | np.ndarray
 
 
 @dataclass
 class Shot:
-    """A picture, or a frame of a video, with its faces cut out."""
+    """A picture, or a frame of a video, with its N faces cut out, and what becomes of them."""
 
     path: Path
     image: np.ndarray  # (H, W, 3) uint8 BGR
     boxes: list[list[int]]  # N times left, top, right, bottom
-    scores: Sequence[float | None] | None  # the detector's; None for boxes that were given
+    scores: Scores | None  # the detector's; None for boxes that were given
     patches: np.ndarray  # (N, 256, 256, 3) uint8 RGB
     frames: list[PatchFrame]  # where the N patches lie in the image
-    spread: np.ndarray | None = None  # (N, P) px, of landmarks that several views gave
+    seconds: float = 0.0  # from the beginning of a video
+    landmarks: np.ndarray = field(init=False)  # (N, P, 2) image px, once they are predicted, …
+    spread: np.ndarray = field(init=False)  # … and how far the views differ, (N, P) px
 
 
 class LandmarkPredictor:
@@ -90,7 +93,8 @@ class LandmarkPredictor:
     detector finds the faces and their angles, best first. Returns (N, P, 2) float32: x, y in image
     pixels, integer coordinates are pixel centres. Landmarks may lie outside their box, and outside
     the image. Boxes may cross the image border; one without area or without any overlap with the
-    image is a `UserError`.
+    image is a `UserError`. With ``views=N`` it returns landmarks and their spread over N views,
+    (N, P) float32, image px.
     """
 
     def __init__(
@@ -124,31 +128,12 @@ class LandmarkPredictor:
         self.box_scale: float = loaded.config["box_scale"]
         self.network_scheme = scheme_of_network(loaded.config, loaded.path)
         self.scheme = _scheme_of_answer(self.network_scheme, points, loaded.path)
-        self.refine = refine
-        self._views = self._make_views(views)
+        self.refine, self.views = refine, views
         if refine and self.network_scheme not in (WFLW_98, IBUG_68):
             raise UserError(
                 f"{loaded.path}: a second look needs the points of {WFLW_98.name} or "
                 f"{IBUG_68.name}, which tell where the face ends; it has {self.network_scheme.name}"
             )
-
-    def _make_views(self, count: int) -> Views:
-        return make_views(count, released_geometry=self.config["released_geometry"])
-
-    @overload
-    def __call__(
-        self, picture: Picture, boxes: Boxes | None = None, *, angles: Angles | None = None
-    ) -> np.ndarray: ...
-
-    @overload
-    def __call__(
-        self,
-        picture: Picture,
-        boxes: Boxes | None = None,
-        *,
-        angles: Angles | None = None,
-        views: int,
-    ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def __call__(
         self,
@@ -157,28 +142,34 @@ class LandmarkPredictor:
         *,
         angles: Angles | None = None,
         views: int | None = None,
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    ) -> Any:
         image = read_image(picture) if isinstance(picture, (str, Path)) else picture
         _require_image(image)
-        scores = None
 
         if boxes is None:
             self._detector = self._detector or FaceDetector(yunet_path(WITHOUT_YUNET))
-            boxes, scores, angles = (values.tolist() for values in self._detector(image))
+            shot = self.cut(image, *self._detector(image))
+        else:
+            shot = self.cut(image, boxes, None, angles)
 
-        shot = Shot(Path(), image, _whole_boxes(boxes), scores, *self.cut(image, boxes, angles))
-        chosen = self._views if views is None else self._make_views(views)
-        landmarks, spread = self._predict_shots([shot], chosen)
+        self.predict([shot], views)
 
-        return landmarks if views is None else (landmarks, spread)
+        return shot.landmarks if views is None else (shot.landmarks, shot.spread)
 
     def cut(
-        self, image: np.ndarray, boxes: Boxes, angles: Angles | None = None
-    ) -> tuple[np.ndarray, list[PatchFrame]]:
-        """Face patches (N, 256, 256, 3) uint8 in **RGB**, and where they lie, for
-        `predict_patches`.
+        self,
+        image: np.ndarray,
+        boxes: Boxes,
+        scores: Scores | None = None,
+        angles: Angles | None = None,
+        *,
+        path: Path = Path(),
+    ) -> Shot:
+        """A picture with its faces cut out.
+
+        Raises:
+            UserError: a box that cannot be cut out.
         """
-        _require_image(image)
         edges = _whole_boxes(boxes)
         turns = np.zeros(len(edges)) if angles is None else np.asarray(angles, np.float64)
         if turns.shape != (len(edges),) or not np.isfinite(turns).all():
@@ -187,40 +178,69 @@ class LandmarkPredictor:
         patches = np.empty((len(edges), PATCH_SIZE, PATCH_SIZE, 3), np.uint8)
         frames = []
 
-        for index, ((left, top, right, bottom), angle) in enumerate(
-            zip(edges, turns.tolist(), strict=True)
-        ):
-            box = left, top, right, bottom
+        for out, box, angle in zip(patches, edges, turns.tolist(), strict=True):
             patch, frame = face_patch(image, box, self.resample, self.box_scale, angle=angle)
-            cv2.cvtColor(patch, cv2.COLOR_BGR2RGB, dst=patches[index])
+            cv2.cvtColor(patch, cv2.COLOR_BGR2RGB, dst=out)
             frames.append(frame)
 
-        return patches, frames
+        return Shot(path, image, edges, scores, patches, frames)
 
-    def predict_patches(self, patches: np.ndarray, frames: Sequence[PatchFrame]) -> np.ndarray:
-        """Landmarks (N, P, 2) float32 in the pixels of the image (or images) that `cut` took the N
-        patches from: the mean of all views.
-        """
-        return self._predict(patches, frames, self._views)[0]
+    def stream(self, shots: Iterable[Shot]) -> Iterator[Shot]:
+        """The shots, with landmarks, in their order; a batch takes the faces of many shots."""
+        held: list[Shot] = []
+        for shot in shots:
+            held.append(shot)
+            faces = sum(len(shot.frames) for shot in held)
+            if faces >= self.batch_size or sum(shot.image.nbytes for shot in held) > HELD_BYTES:
+                self.predict(held)
+                yield from held
+                held = []
+
+        if held:
+            self.predict(held)
+            yield from held
+
+    def predict(self, shots: list[Shot], views: int | None = None) -> None:
+        """Give the shots their landmarks and spread, after a second look where it is due."""
+        frames = [frame for shot in shots for frame in shot.frames]
+        patches = np.concatenate([shot.patches for shot in shots])
+        if self.refine:
+            images = [shot.image for shot in shots for _ in shot.frames]
+            first, _ = self.predict_patches(patches, frames, 1)
+            for index, (image, points) in enumerate(zip(images, first, strict=True)):
+                again = self._second_look(image, points, frames[index])
+                if again is not None:
+                    patches[index], frames[index] = again.patches[0], again.frames[0]
+
+        landmarks, spread = self.predict_patches(patches, frames, views)
+        start = 0
+        for shot in shots:
+            end = start + len(shot.frames)
+            shot.landmarks, shot.spread = landmarks[start:end], spread[start:end]
+            start = end
 
     @torch.inference_mode()
-    def _predict(
-        self, patches: np.ndarray, frames: Sequence[PatchFrame], views: Views
+    def predict_patches(
+        self, patches: np.ndarray, frames: Sequence[PatchFrame], views: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Landmarks (N, P, 2) and their spread (N, P) over the views, float32, image px."""
+        """Landmarks (N, P, 2) and their spread (N, P) over the views, float32, in px of the images
+        that the N patches (N, 256, 256, 3) uint8 RGB with these frames were cut from.
+        """
+        count = self.views if views is None else views
+        seen = make_views(count, released_geometry=self.config["released_geometry"])
         landmarks = np.empty((len(patches), self.scheme.num_points, 2), np.float32)
         spread = np.empty(landmarks.shape[:2], np.float32)
-        step = max(1, self.batch_size // len(views))
+        step = max(1, self.batch_size // count)
 
         for start in range(0, len(patches), step):
             batch = torch.from_numpy(patches[start : start + step]).to(self.device)
-            small = self.device.type == "cpu" and len(batch) * len(views) < SMALL_BATCH
+            small = self.device.type == "cpu" and len(batch) * count < SMALL_BATCH
             with _one_thread() if small else nullcontext():
-                crop_px = self._model(views.crops(batch)).double().cpu().numpy()
+                crop_px = self._model(seen.crops(batch)).double().cpu().numpy()
 
             # (B · N, 2P) -> (B, N, P, 2), N views
-            crop_px = crop_px.reshape(len(batch), len(views), -1, 2)
-            crop_px = views.back(crop_px, self.network_scheme.mirror)
+            crop_px = crop_px.reshape(len(batch), count, -1, 2)
+            crop_px = seen.back(crop_px, self.network_scheme.mirror)
             if self.scheme != self.network_scheme:
                 crop_px = to_ibug_68(crop_px)
 
@@ -231,64 +251,18 @@ class LandmarkPredictor:
 
         return landmarks, spread
 
-    def stream(self, shots: Iterable[Shot]) -> Iterator[tuple[Shot, np.ndarray]]:
-        """Each shot with its landmarks (N, P, 2) in image px, in their order; a batch takes the
-        faces of many shots.
-        """
-        held: list[Shot] = []
-        for shot in shots:
-            held.append(shot)
-            faces = sum(len(shot.frames) for shot in held)
-            if faces >= self.batch_size or sum(shot.image.nbytes for shot in held) > HELD_BYTES:
-                yield from self._predict_held(held)
-                held = []
-
-        if held:
-            yield from self._predict_held(held)
-
-    def _predict_held(self, held: list[Shot]) -> Iterator[tuple[Shot, np.ndarray]]:
-        landmarks, spread = self._predict_shots(held, self._views)
-        if len(self._views) > 1:
-            for shot, lengths in zip(held, _by_shot(spread, held), strict=True):
-                shot.spread = lengths
-
-        yield from zip(held, _by_shot(landmarks, held), strict=True)
-
-    def _predict_shots(self, shots: list[Shot], views: Views) -> tuple[np.ndarray, np.ndarray]:
-        """Landmarks and spread of all faces of the shots, after a second look where it is due."""
-        frames = [frame for shot in shots for frame in shot.frames]
-        patches = np.concatenate([shot.patches for shot in shots])
-        if self.refine:
-            images = [shot.image for shot in shots for _ in shot.frames]
-            first, _ = self._predict(patches, frames, self._make_views(1))
-            for index, (image, points) in enumerate(zip(images, first, strict=True)):
-                again = self._second_patch(image, points, frames[index])
-                if again is not None:
-                    patches[index], frames[index] = again
-
-        return self._predict(patches, frames, views)
-
-    def _second_patch(
+    def _second_look(
         self, image: np.ndarray, landmarks: np.ndarray, frame: PatchFrame
-    ) -> tuple[np.ndarray, PatchFrame] | None:
-        """The patch that landmarks (P, 2), image px, ask for, and its frame; None where they cannot
-        be a face's.
-        """
+    ) -> Shot | None:
+        """The face that landmarks (P, 2), image px, ask for; None where they cannot be a face's."""
         if not (np.abs(landmarks) < LARGEST_EDGE).all():
             return None
 
         try:
             box, angle = box_about(landmarks, self.scheme.outer_eyes, frame.angle)
-            patches, frames = self.cut(image, [box], [angle])
+            return self.cut(image, [box], None, [angle])
         except UserError:  # all points in one place, or far from the picture
             return None
-
-        return patches[0], frames[0]
-
-
-def _by_shot(values: np.ndarray, shots: list[Shot]) -> list[np.ndarray]:
-    """Values of all faces (N, …), split by shots."""
-    return np.split(values, np.cumsum([len(shot.frames) for shot in shots])[:-1])
 
 
 def box_about(landmarks: np.ndarray, eyes: tuple[int, int], angle: float) -> tuple[Box, float]:
@@ -336,8 +310,8 @@ def _require_image(image: object) -> None:
         raise ValueError(f"image must be uint8, from 0 to 255, not {image.dtype}")
 
 
-def _whole_boxes(boxes: Boxes) -> list[list[int]]:
-    """N boxes in whole pixels."""
+def _whole_boxes(boxes: Boxes) -> list:
+    """N boxes [left, top, right, bottom] in whole pixels."""
     edges = np.asarray(boxes, np.float64)
     if edges.size == 0:
         return []
@@ -358,18 +332,3 @@ def _scheme_of_answer(network: LandmarkScheme, points: int | None, path: Path) -
         f"{path}: {points} points cannot be made of its {network.num_points} ({network.name}); "
         "68 can be made of WFLW's 98"
     )
-
-
-def cut_faces(
-    predictor: LandmarkPredictor, path: Path, image: np.ndarray, boxes_of: Callable
-) -> Shot:
-    """A picture with its faces cut out; ``boxes_of(path, image)`` gives boxes, scores or None, and
-    the boxes' angles where they have any.
-
-    Raises:
-        UserError: a box that cannot be cut out.
-    """
-    boxes, scores, *turned = boxes_of(path, image)
-    (angles,) = turned or [None]
-
-    return Shot(path, image, boxes, scores, *predictor.cut(image, boxes, angles))

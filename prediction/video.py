@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from prediction.inputs import BoxSource, open_video
 from prediction.outputs import Results, describe_faces, overlay_of
-from prediction.predictor import LandmarkPredictor, Shot, cut_faces
+from prediction.predictor import LandmarkPredictor, Shot
 from prediction.smoothing import LandmarkSmoother
 from prediction.tracking import FaceTracker, Identities
 from utils.files import UserError, atomic_write, describe_os_error, require_file_or_nothing
@@ -136,15 +136,14 @@ def predict_video(
     count = found = 0
 
     with atomic_write(rows, "w") as file, atomic_video(overlay, video.fps) as write:
-        for shot, landmarks, seconds in _shots(predictor, video, boxes_of, every):
-            ids = identities(shot.boxes, seconds)
+        for shot in _shots(predictor, video, boxes_of, every):
+            ids = identities(shot.boxes, shot.seconds)
             if smooth:
-                landmarks = smoother(ids, shot.boxes, landmarks, seconds)
+                shot.landmarks = smoother(ids, shot.boxes, shot.landmarks, shot.seconds)
 
-            time = round(seconds, 4)
-            faces = describe_faces(shot, landmarks, ids)
+            time, faces = round(shot.seconds, 4), describe_faces(shot, ids)
             file.write(json.dumps({"frame": count, "time": time, "faces": faces}) + "\n")
-            write(overlay_of(shot, landmarks, results.scheme, ids))
+            write(overlay_of(shot, results.scheme, ids))
             results.count(path, count, time, faces)
             count += 1
             found += len(faces)
@@ -160,39 +159,22 @@ def predict_video(
 
 def _shots(
     predictor: LandmarkPredictor, video: Video, boxes_of: BoxSource, every: int
-) -> Iterator[tuple[Shot, np.ndarray, float]]:
-    """Each frame with its faces, their landmarks (N, P, 2) in image px, and its time in s."""
-    times: deque[float] = deque()
+) -> Iterator[Shot]:
+    """Each frame with its faces and their landmarks."""
+    tracker = FaceTracker(partial(boxes_of, video.path), every)
 
-    def frames() -> Iterator[np.ndarray]:
+    def shots() -> Iterator[Shot]:
         total = video.announced or None
         for frame, seconds in progress(video, desc=video.path.name, total=total, unit="frame"):
-            times.append(seconds)
-            yield frame
+            shot = predictor.cut(frame, *tracker.boxes(frame), path=video.path)
+            shot.seconds = seconds
+            yield shot
 
-    if every > 1:
-        answers = _carried(predictor, video.path, frames(), boxes_of, every)
-    else:
-        answers = predictor.stream(
-            cut_faces(predictor, video.path, frame, boxes_of) for frame in frames()
-        )
+    if every == 1:
+        yield from predictor.stream(shots())
+        return
 
-    for shot, landmarks in answers:
-        yield shot, landmarks, times.popleft()
-
-
-def _carried(
-    predictor: LandmarkPredictor,
-    path: Path,
-    frames: Iterable[np.ndarray],
-    boxes_of: BoxSource,
-    every: int,
-) -> Iterator[tuple[Shot, np.ndarray]]:
-    """Frame by frame, since a frame's boxes may need the landmarks of the one before."""
-    tracker = FaceTracker(lambda image: boxes_of(path, image), every)
-
-    for frame in frames:
-        shot = cut_faces(predictor, path, frame, lambda _, image: tracker.boxes(image))
-        ((shot, landmarks),) = predictor.stream([shot])
-        tracker.update(landmarks)
-        yield shot, landmarks
+    for shot in shots():  # one by one: boxes may need the landmarks of the frame before
+        predictor.predict([shot])
+        tracker.update(shot.landmarks)
+        yield shot

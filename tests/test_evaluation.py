@@ -410,7 +410,7 @@ def test_views_stand_beside_the_published_protocol(run_script, prepared_set, fac
     # as the predictor's mean, which cuts the views in the same patches
     predictor = LandmarkPredictor(checkpoint, device="cpu", views=14)
     frames = [PatchFrame(0, 0, 256, "nearest")] * len(faces)
-    prediction = predictor.predict_patches(faces.patches.numpy(), frames)
+    prediction, _ = predictor.predict_patches(faces.patches.numpy(), frames)
     expected = 100 * nme(prediction, faces.landmarks.numpy(), faces.scheme.outer_eyes).mean()
     assert views["with_views"]["a"]["full"]["nme_percent"] == pytest.approx(expected, rel=1e-5)
 

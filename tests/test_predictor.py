@@ -23,7 +23,7 @@ from models import SepBatchNorm2d
 from models.checkpoint import LoadedModel
 from models.folding import FoldedSepBN, fold_normalisation
 from prediction.outputs import draw_faces
-from prediction.predictor import SMALL_BATCH, LandmarkPredictor, Shot, box_about
+from prediction.predictor import SMALL_BATCH, LandmarkPredictor, box_about
 from utils.files import UserError
 
 ARMS = [("none", None, None), ("bn", None, None), ("sepbn", 3, 1), ("sepbn", 3, 2)]
@@ -106,10 +106,10 @@ def test_the_patch_is_cut_by_the_rule_of_the_checkpoint():
     image = np.random.default_rng(1).integers(0, 256, (90, 90, 3), dtype=np.uint8)
     box = (20, 20, 60, 60)
     for resample, other in (("nearest", "area"), ("area", "nearest")):
-        patches, frames = predictor_of(MeanColour(), resample).cut(image, [box])
-        assert np.array_equal(patches[0][..., ::-1], face_patch(image, box, resample)[0])
-        assert not np.array_equal(patches[0][..., ::-1], face_patch(image, box, other)[0])
-        assert frames[0].resample == resample
+        shot = predictor_of(MeanColour(), resample).cut(image, [box])
+        assert np.array_equal(shot.patches[0][..., ::-1], face_patch(image, box, resample)[0])
+        assert not np.array_equal(shot.patches[0][..., ::-1], face_patch(image, box, other)[0])
+        assert shot.frames[0].resample == resample
 
 
 def test_the_network_sees_rgb():
@@ -129,18 +129,13 @@ def test_batches_and_streams_do_not_change_the_answer():
 
     predictor = predictor_of(model, batch_size=4)
     groups = [BOXES[:1], [], BOXES[1:6], BOXES[:2]]
-    shots = [
-        Shot(Path(str(i)), image, boxes, None, *predictor.cut(image, boxes))
-        for i, boxes in enumerate(groups)
-    ]
-    answers = list(predictor.stream(iter(shots)))
-    assert [shot for shot, _ in answers] == shots
+    answers = list(predictor.stream(predictor.cut(image, boxes) for boxes in groups))
 
-    for (_, points), expected in zip(
+    for shot, expected in zip(
         answers, [single[:1], single[:0], single[1:6], single[:2]], strict=True
     ):
-        assert points.shape == expected.shape
-        assert np.abs(points - expected).max(initial=0) < 1e-3
+        assert shot.landmarks.shape == expected.shape
+        assert np.abs(shot.landmarks - expected).max(initial=0) < 1e-3
 
 
 def test_a_turned_box_shows_the_turned_picture():

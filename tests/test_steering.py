@@ -87,7 +87,7 @@ def test_weights_are_those_of_the_modules(checkpoint, faces):
     """An independent way: hooks on the network that was not folded."""
     predictor, image, two = faces
     boxes, angles = zip(*two, strict=True)
-    patches, _ = predictor.cut(image, boxes, angles)
+    patches = predictor.cut(image, boxes, angles=angles).patches
     model, seen = load_model(checkpoint).model, []
     for layer in sepbn_layers(model):
         layer.register_forward_pre_hook(lambda m, x: seen.append(m.attention(x[0])))
