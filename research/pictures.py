@@ -1,5 +1,5 @@
 """What predict.py does with pictures: faces found by size, heads turned in the picture, several
-views, a second look, and what is no face.
+views, a second look, a detector's boxes, and what is no face.
 
     python research/pictures.py sizes LIST IMAGES --out sizes.csv
     python research/pictures.py sizes --figure docs/figures/sizes.png sizes.csv
@@ -8,8 +8,10 @@ views, a second look, and what is no face.
     python research/pictures.py doubt LIST IMAGES
     python research/pictures.py trembling LIST IMAGES
 
-LIST is in WFLW's layout. Differences are paired, with 95 % percentile bootstraps over faces.
-"before" is YuNet run once, on pictures shrunk to 1,600 px, and boxes that are never turned.
+LIST is in WFLW's layout. Differences are paired, with 95 % percentile bootstraps over faces. A face
+counts as found where a detection overlaps its annotated box by an IoU of at least 0.5; the one that
+overlaps most is taken. "before" is YuNet run once, on pictures shrunk to 1,600 px, and boxes that
+are never turned.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ from dataset.crop import overlap_ratios
 from dataset.detector import FaceDetector, Faces, inclusive_box, yunet_path
 from dataset.pictures import read_image
 from dataset.views import DOUBTFUL
-from evaluation.evaluate import bootstrap_means, paired_difference
 from evaluation.tables import markdown_table
 from models.checkpoint import SHIPPED
 from prediction.predictor import LandmarkPredictor
-from research.released import MIN_IOU, cell, percent_errors
+from research.released import cells, percent_errors
 from utils.files import atomic_write, reports_user_errors
 from utils.progress import progress
 
+MIN_IOU = 0.5  # of a detection with the annotated box
 # side of the faces, px, and how many are tried: every picture is a large one from 600 px on
 SIZES = {20: 200, 24: 200, 32: 200, 48: 200, 96: 120, 200: 60, 400: 40, 800: 40, 1600: 16, 3000: 8}
 FILLING = {400: 40, 800: 40, 1600: 40, 3000: 40}  # the same in pictures of √2 times the face
@@ -49,6 +51,12 @@ PICTURE = 1152, 864  # px, one megapixel
 ANGLES = (0, 20, 30, 45, 60, 90, 120, 150, 180)
 VIEWS = 14
 SEED = 20_261_127
+COUNTED = ("filling", "side", "detector", "faces", "found", "detections", "right", "seconds")
+LOOKS = (  # whose boxes, views, a second look
+    *(("annotated boxes", 1, False), ("annotated boxes", VIEWS, False)),
+    *(("YuNet's boxes", 1, False), ("YuNet's boxes", 1, True), ("YuNet's boxes", VIEWS, False)),
+    *(("boxes moved at random", 1, False), ("boxes moved at random", 1, True)),
+)
 
 
 class OnePass:
@@ -115,39 +123,34 @@ def scenes(
         yield canvas, np.array(boxes)
 
 
+def detectors(yunet: Path) -> dict[str, Callable[[np.ndarray], Faces]]:
+    return {"before": OnePass(yunet), "after": FaceDetector(yunet)}
+
+
 def sizes(faces: list[Annotation], images: Path, yunet: Path) -> list[dict]:
     """Rows of what both detectors find among faces of each size."""
-    detectors: dict[str, Callable[[np.ndarray], Faces]]
-    detectors = {"before": OnePass(yunet), "after": FaceDetector(yunet)}
-    rows = []
+    both, rows = detectors(yunet), []
+    tasks = [
+        (filling, *size) for filling, part in enumerate((SIZES, FILLING)) for size in part.items()
+    ]
 
-    for filling, counts in ((False, SIZES), (True, FILLING)):
-        for side, count in progress(list(counts.items()), desc="sizes", unit="size"):
-            tried = faces[:: max(1, len(faces) // count)][:count]
-            row = {name: np.zeros(4) for name in detectors}  # found, detections, right, seconds
-            for picture, boxes in scenes(tried, images, side, filling):
-                for name, detector in detectors.items():
-                    started = time.perf_counter()
-                    detected = detector(picture).boxes
-                    seconds = time.perf_counter() - started
-                    ratios = overlap_ratios(boxes, detected)
-                    found = (ratios.max(axis=1, initial=0) >= MIN_IOU).sum()
-                    right = (ratios.max(axis=0, initial=0) >= MIN_IOU).sum()
-                    row[name] += (found, len(detected), right, seconds)
+    for filling, side, count in progress(tasks, desc="sizes", unit="size"):
+        tried = faces[:: max(1, len(faces) // count)][:count]
+        found = {name: np.zeros(4) for name in both}  # found, detections, right, seconds
 
-            for name, (found, detections, right, seconds) in row.items():
-                rows.append(
-                    {
-                        "filling": int(filling),
-                        "side": side,
-                        "detector": name,
-                        "faces": len(tried),
-                        "found": int(found),
-                        "detections": int(detections),
-                        "right": int(right),
-                        "seconds": round(float(seconds), 3),
-                    }
-                )
+        for picture, boxes in scenes(tried, images, side, bool(filling)):
+            for name, detector in both.items():
+                started = time.perf_counter()
+                detected = detector(picture).boxes
+                seconds = time.perf_counter() - started
+                hits = overlap_ratios(boxes, detected) >= MIN_IOU  # (N, M)
+                true, right = hits.any(axis=1).sum(), hits.any(axis=0).sum()
+                found[name] += (true, len(detected), right, seconds)
+
+        for name, (*counts, seconds) in found.items():
+            numbers = *map(int, counts), round(float(seconds), 3)
+            values = (filling, side, name, len(tried), *numbers)
+            rows.append(dict(zip(COUNTED, values, strict=True)))
 
     return rows
 
@@ -168,35 +171,31 @@ def draw_sizes(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
-    for axes, part, of, title in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("found", "right"),
-        ("faces", "detections"),
-        ("Faces found, %", "Detections that are a labelled face, %"),
-        strict=True,
+    recall, precision = figure.subplots(1, 2, sharey=True)
+    ticks = [20, 50, 100, 300, 1000, 3000]
+
+    for axes, part, of, title in (
+        (recall, "found", "faces", "Faces found, %"),
+        (precision, "right", "detections", "Detections that are a labelled face, %"),
     ):
-        for filling, style, where in ((0, "-", "in a larger picture"), (1, "--", "filling it")):
+        for style, where in (("-", "in a larger picture"), ("--", "filling it")):
             for name, colour in (("before", "#b0413e"), ("after", "#1f6f8b")):
-                chosen = [
-                    row
-                    for row in rows
-                    if int(row["filling"]) == filling and row["detector"] == name
-                ]
+                kind = str(int(style == "--")), name
+                chosen = [row for row in rows if (row["filling"], row["detector"]) == kind]
                 x = [int(row["side"]) for row in chosen]
                 y = [100 * int(row[part]) / max(int(row[of]), 1) for row in chosen]
                 axes.plot(x, y, style, color=colour, marker="o", ms=3, label=f"{name}, {where}")
 
         axes.set_xscale("log")
-        ticks = [20, 50, 100, 300, 1000, 3000]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("side of the face, px")
         axes.set_title(title, fontsize=11)
         axes.grid(alpha=0.3)
 
-    figure.axes[0].legend(fontsize=10, loc="lower left")
+    recall.legend(fontsize=10, loc="lower left")
     with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix.removeprefix("."))
+        figure.savefig(file, format="png")
 
 
 def chosen_faces(faces: Faces, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -230,17 +229,20 @@ def by_picture(
         yield read_image(images / name), group
 
 
+def moved(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Sides and offsets x, y of the centres of ``others`` (N, 4), in sides of ``boxes``: (N, 3)."""
+    sides, other_sides = ((b[:, 2:] - b[:, :2] + 1).max(axis=1) for b in (boxes, others))
+    offsets = (others[:, :2] + others[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
+
+    return np.column_stack([other_sides, offsets]) / sides[:, None]
+
+
 def comparison(names: Sequence[str], errors: np.ndarray, unit: str = "NME, %") -> str:
     """A table of mean errors (M, N) in %, and of each one's difference from the first."""
-    means = bootstrap_means(errors)
-    lines = []
-    for index, name in enumerate(names):
-        bounds = np.percentile(means[index], (2.5, 97.5))
-        change = paired_difference(means[[0, index]], errors[[0, index]])
-        difference = cell(*change.values()) if index else ""
-        lines.append([name, cell(errors[index].mean(), *bounds), difference])
+    found = cells(errors, *((0, index) for index in range(1, len(names))))
+    lines = zip(names, found, ["", *found[len(names) :]], strict=False)
 
-    return markdown_table((f"n = {errors.shape[1]}", unit, "difference"), lines, aligned=False)
+    return markdown_table((f"n = {errors.shape[1]}", unit, "difference"), [*lines], aligned=False)
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
@@ -250,48 +252,52 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def looks(faces: list[Annotation], images: Path, yunet: Path, checkpoint: Path) -> str:
-    """NME with several views and second looks, on boxes of three kinds."""
+    """NME with several views and second looks, on boxes of three kinds, and how boxes differ."""
     detector, random = FaceDetector(yunet), np.random.default_rng(SEED)
-    plain, refined = (
-        LandmarkPredictor(checkpoint, device="cpu", refine=refine) for refine in (False, True)
-    )
-    answers: dict[str, list] = {}
-    spreads: list[float] = []
-    truth: list[np.ndarray] = []
-
-    def add(name: str, landmarks: np.ndarray) -> None:
-        answers.setdefault(name, []).extend(landmarks)
+    networks = [
+        LandmarkPredictor(checkpoint, device="cpu", refine=again) for again in (False, True)
+    ]
+    answers: dict[tuple, list] = {look: [] for look in LOOKS}
+    truth, spreads, changes = [], [], []
 
     for image, group in by_picture(faces, images):
         annotated = np.array([face.box for face in group])
-        boxes, angles, found = chosen_faces(detector(image), annotated)
+        detected, angles, found = chosen_faces(detector(image), annotated)
         if not found.any():
             continue
 
         truth += [face.landmarks for face, here in zip(group, found, strict=True) if here]
         annotated = annotated[found]
-        viewed, spread = plain(image, annotated, views=VIEWS)
-        shifted = moved_at_random(annotated, random)
-        spreads += (spread.mean(axis=1) / np.ptp(annotated[:, ::2], axis=1)).tolist()
+        changes.append(moved(annotated, detected))
+        boxes = {
+            "annotated boxes": (annotated, None),
+            "YuNet's boxes": (detected, angles),
+            "boxes moved at random": (moved_at_random(annotated, random), None),
+        }
 
-        add("annotated boxes", plain(image, annotated))
-        add(f"annotated boxes, {VIEWS} views", viewed)
-        add("YuNet's boxes", plain(image, boxes, angles=angles))
-        add("YuNet's boxes, refined", refined(image, boxes, angles=angles))
-        add(f"YuNet's boxes, {VIEWS} views", plain(image, boxes, angles=angles, views=VIEWS)[0])
-        add("boxes moved at random", plain(image, shifted))
-        add("boxes moved at random, refined", refined(image, shifted))
+        for look, landmarks in answers.items():
+            (places, turns), (_, views, again) = boxes[look[0]], look
+            points, spread = networks[again](image, places, angles=turns, views=views)
+            landmarks.extend(points)
+            if look == LOOKS[1]:
+                spreads += (spread.mean(axis=1) / np.ptp(annotated[:, ::2], axis=1)).tolist()
 
     target = np.array(truth)
     errors = np.stack([percent_errors(np.array(points), target) for points in answers.values()])
+    names = [
+        kind + (f", {views} views" if views > 1 else "") + (", refined" if again else "")
+        for kind, views, again in LOOKS
+    ]
+    parts = ([0, 2], [0, 1], [2, 3, 4], [5, 6])
+    tables = [comparison([names[i] for i in part], errors[part]) for part in parts]
+    change = np.concatenate(changes)
+    side, x, y = (f"{m:.2f} ± {s:.2f}" for m, s in zip(change.mean(0), change.std(0), strict=True))
     correlation = spearman(np.array(spreads), errors[1])  # of the same boxes and views
 
     return "\n\n".join(
         [
-            f"found: {len(truth)} of {len(faces)}",
-            comparison(list(answers)[:2], errors[:2]),
-            comparison(list(answers)[2:5], errors[2:5]),
-            comparison(list(answers)[5:], errors[5:]),
+            f"found: {len(truth)} of {len(faces)}; side {side}, centre off by x {x}, y {y} sides",
+            *tables,
             f"Spearman's correlation of spread and error over faces: {correlation:.2f}",
         ]
     )
@@ -311,14 +317,12 @@ def turned(image: np.ndarray, face: Annotation, angle: float) -> tuple[np.ndarra
 
 def turns(faces: list[Annotation], images: Path, yunet: Path, checkpoint: Path) -> str:
     """Faces found and their NME at every angle, before and after."""
-    detectors: dict[str, Callable[[np.ndarray], Faces]]
-    detectors = {"before": OnePass(yunet), "after": FaceDetector(yunet)}
     predictor = LandmarkPredictor(checkpoint, device="cpu")
-    lines = []
+    both, lines = detectors(yunet), []
 
     for angle in progress(ANGLES, desc="angles", unit="angle"):
-        cells = []
-        for detector in detectors.values():
+        line = [f"{angle}°", str(len(faces))]
+        for detector in both.values():
             answers, truth = [], []
             for face in faces:
                 image, landmarks = turned(read_image(images / face.image), face, angle)
@@ -331,10 +335,9 @@ def turns(faces: list[Annotation], images: Path, yunet: Path, checkpoint: Path) 
                 truth += [landmarks] * len(near)
 
             errors = percent_errors(np.array(answers), np.array(truth))
-            bounds = np.percentile(bootstrap_means(errors[None]), (2.5, 97.5))
-            cells += [str(len(errors)), cell(errors.mean(), *bounds)]
+            line += [str(len(errors)), *cells(errors[None])]
 
-        lines.append([f"{angle}°", str(len(faces)), *cells])
+        lines.append(line)
 
     heads = ("turn", "n", "found before", "NME, %", "found after", "NME, %")
     return markdown_table(heads, lines, aligned=False)

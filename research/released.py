@@ -1,14 +1,11 @@
-"""What networks that are given away can do: NME on several sets, by attribute, by skin tone, and
-with a detector's boxes.
+"""What networks that are given away can do: NME on several sets, by attribute and by skin tone.
 
     python research/released.py checkpoints/sepbn16.pt checkpoints/bn16.pt \\
-        --set "131 WFLW" PREPARED test --set "332 WFLW" PREPARED train \\
-        --pictures "131 WFLW" LIST IMAGES --detector YUNET.onnx --tones 2000
+        --set "131 WFLW" PREPARED test --set "332 WFLW" PREPARED train --tones 2000
 
-Intervals are 95 % percentile bootstraps over faces; differences of two networks, or of two kinds of
-boxes, are paired: both see the same faces. A face counts as found where a detection overlaps its
-annotated box by an IoU of at least 0.5; the one that overlaps most is taken. Networks with 98
-points are tried on sets with 68 on the 60 points that both schemes have.
+Intervals are 95 % percentile bootstraps over faces; differences of two networks are paired: both
+see the same faces. Networks with 98 points are tried on sets with 68 on the 60 points that both
+schemes have. What a detector's box costs is said by research/pictures.py.
 """
 
 from __future__ import annotations
@@ -26,16 +23,13 @@ import numpy as np
 import torch
 
 from benchmarks.paired import machine
-from dataset.annotations import ATTRIBUTES, Annotation, read_official_list
-from dataset.crop import face_patch, overlap_ratios
-from dataset.detector import FaceDetector, yunet_path
+from dataset.annotations import ATTRIBUTES
+from dataset.crop import face_patch
 from dataset.faces import FaceSet, load_faces
 from dataset.landmarks import COMMON_60, WFLW_98, LandmarkScheme, points_within, scheme_for
-from dataset.pictures import read_image
 from evaluation.evaluate import bootstrap_means, paired_difference, predict_landmarks
 from evaluation.tables import MISSING, markdown_table
 from models.checkpoint import LoadedModel, load_model
-from prediction.predictor import LandmarkPredictor
 from synthetic.face import draw_face
 from utils.files import UserError, reports_user_errors
 from utils.metrics import nme
@@ -44,7 +38,6 @@ from utils.progress import progress
 # Individual typology angle of the skin, degrees: lower ends of the usual classes, light to dark.
 TONES = {"very light": 55, "light": 41, "intermediate": 28, "tan": 10, "brown": -30, "dark": -90}
 TONE_SEED = 20_261_124  # of faces made for nothing else
-MIN_IOU = 0.5  # of a detection with the annotated box
 
 
 def shared_points(
@@ -85,90 +78,84 @@ def without_offsets(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarr
     distance = np.linalg.norm(true[:, left] - true[:, right], axis=1)
     offsets = 100 * (chosen - true) / distance[:, None, None]
     rest = np.empty_like(offsets)
-
-    for half, other in (
-        (slice(0, None, 2), slice(1, None, 2)),
-        (slice(1, None, 2), slice(0, None, 2)),
-    ):
-        rest[half] = offsets[half] - np.median(offsets[other], axis=0)
+    for half in (0, 1):
+        rest[half::2] = offsets[half::2] - np.median(offsets[1 - half :: 2], axis=0)
 
     return np.linalg.norm(rest, axis=2).mean(axis=1), np.median(offsets, axis=0)
-
-
-def set_errors(networks: list[LoadedModel], faces: FaceSet) -> np.ndarray:
-    """NME in %, (M, N), of M networks over N faces."""
-    truth = faces.crop_landmarks().numpy()
-    return np.stack(
-        [
-            percent_errors(predict_landmarks(network.model, faces, device="cpu"), truth)
-            for network in networks
-        ]
-    )
 
 
 def cell(mean: float, low: float, high: float) -> str:
     return f"{mean:.2f} ({low:.2f} … {high:.2f})".replace("-", "−")
 
 
-def row(name: str, errors: np.ndarray) -> list[str]:
-    """A table's row for errors (M, N): n, every network's mean, the difference of the first two."""
-    if not errors.shape[1]:
-        return [name, "0"] + [MISSING] * (len(errors) + (len(errors) > 1))
-
+def cells(errors: np.ndarray, *pairs: tuple[int, int]) -> list[str]:
+    """Means of errors (M, N) with intervals, then the differences of pairs: second − first."""
     means = bootstrap_means(errors)
     bounds = np.percentile(means, (2.5, 97.5), axis=1)  # (2, M)
-    cells = [cell(*values) for values in zip(errors.mean(axis=1), *bounds, strict=True)]
-    if len(errors) > 1:
-        change = paired_difference(means[[1, 0]], errors[[1, 0]])
-        cells.append(cell(change["difference"], change["low"], change["high"]))
+    found = [cell(*values) for values in zip(errors.mean(axis=1), *bounds, strict=True)]
 
-    return [name, str(errors.shape[1]), *cells]
-
-
-def table(first: str, networks: list[LoadedModel], rows: list[list[str]]) -> str:
-    names = [network.name for network in networks]
-    heads = [first, "n", *names]
-    heads += [f"{names[0]} − {names[1]}"] if len(names) > 1 else []
-
-    return markdown_table(heads, rows, aligned=False)
+    return found + [
+        cell(*paired_difference(means[list(pair)], errors[list(pair)]).values()) for pair in pairs
+    ]
 
 
-def set_tables(networks: list[LoadedModel], sets: Sequence[Sequence[str]]) -> list[str]:
-    """NME on every set, and by attribute where a set has any."""
-    everything, parts = [], []
+class Table:
+    """Rows of several networks' errors, and of the difference of the first two."""
+
+    def __init__(self, what: str, networks: list[LoadedModel]) -> None:
+        names = [network.name for network in networks]
+        self.pairs = [(1, 0)] if len(names) > 1 else []
+        self.heads = [what, "n", *names, *(f"{names[j]} − {names[i]}" for i, j in self.pairs)]
+        self.rows: list[list[str]] = []
+
+    def add(self, name: str, errors: np.ndarray) -> None:
+        """A row for errors (M, N)."""
+        missing = [MISSING] * (len(self.heads) - 2)
+        found = cells(errors, *self.pairs) if errors.shape[1] else missing
+        self.rows.append([name, str(errors.shape[1]), *found])
+
+    def __str__(self) -> str:
+        return markdown_table(self.heads, self.rows, aligned=False)
+
+
+def try_all(
+    networks: list[LoadedModel], faces: FaceSet
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Of M networks: their landmarks (N, P, 2), the true ones, crop px, and NME in %, (M, N)."""
+    truth = faces.crop_landmarks().numpy()
+    answers = [predict_landmarks(network.model, faces, device="cpu") for network in networks]
+
+    return answers, truth, np.stack([percent_errors(answer, truth) for answer in answers])
+
+
+def set_tables(
+    networks: list[LoadedModel], sets: Sequence[Sequence[str]], *, offsets: bool
+) -> list[str]:
+    """NME on every set; by attribute where a set has any; and without the points' median offsets,
+    with the largest of these.
+    """
+    whole, parts = Table("NME in %", networks), Table("by attribute", networks)
+    without = []
 
     for name, folder, split in sets:
         faces = load_faces(folder, split)
-        errors = set_errors(networks, faces)
-        everything.append(row(name, errors))
+        answers, truth, errors = try_all(networks, faces)
+        whole.add(name, errors)
         if faces.attributes.any():
-            parts += [
-                row(f"{name}, {attribute}", errors[:, faces.attributes[:, column]])
-                for column, attribute in enumerate(ATTRIBUTES)
-            ]
+            for attribute, has_it in zip(ATTRIBUTES, faces.attributes.T, strict=True):
+                parts.add(f"{name}, {attribute}", errors[:, has_it])
 
-    tables = [table("NME in %", networks, everything)] if everything else []
+        for network, answer, before in zip(networks, answers, errors, strict=True):
+            rest, moved = without_offsets(answer, truth)
+            numbers = before.mean(), rest.mean(), np.linalg.norm(moved, axis=1).max()
+            without.append([name, str(len(faces)), network.name, *(f"{x:.2f}" for x in numbers)])
 
-    return tables + ([table("by attribute", networks, parts)] if parts else [])
+    tables = [str(table) for table in (whole, parts) if table.rows]
+    if offsets:
+        heads = ("set", "n", "network", "NME, %", "without median offsets", "largest offset, %")
+        tables.append(markdown_table(heads, without, aligned=False))
 
-
-def offset_table(networks: list[LoadedModel], sets: Sequence[Sequence[str]]) -> str:
-    """NME on every set with and without the points' median offsets, and the largest of these."""
-    rows = []
-
-    for name, folder, split in sets:
-        faces = load_faces(folder, split)
-        truth = faces.crop_landmarks().numpy()
-
-        for network in networks:
-            prediction = predict_landmarks(network.model, faces, device="cpu")
-            rest, offsets = without_offsets(prediction, truth)
-            before = percent_errors(prediction, truth).mean()
-            numbers = (before, rest.mean(), np.linalg.norm(offsets, axis=1).max())
-            rows.append([name, str(len(faces)), network.name, *(f"{x:.2f}" for x in numbers)])
-
-    heads = ("set", "n", "network", "NME, %", "without median offsets", "largest offset, %")
-    return markdown_table(heads, rows, aligned=False)
+    return tables
 
 
 def typology_angle(bgr: np.ndarray) -> np.ndarray:
@@ -182,143 +169,54 @@ def toned_faces(count: int) -> tuple[FaceSet, np.ndarray]:
 
     In profile the eye corners nearly meet, and a few such faces would decide the mean of a tone.
     """
-    patches, landmarks, skins, attributes = [], [], [], []
+    rows = []
 
     for index in progress(range(count), desc="synthetic faces", unit="face"):
         face = draw_face(TONE_SEED, "test", index, frozenset({"pose"}))
         patch, frame = face_patch(face.picture, face.box)
-        patches.append(cv2.cvtColor(patch, cv2.COLOR_BGR2RGB))
-        landmarks.append(frame.to_patch(face.landmarks))
-        skins.append(face.skin)
-        attributes.append(face.attributes)
+        patch = cv2.cvtColor(patch, cv2.COLOR_BGR2RGB)
+        rows.append((patch, frame.to_patch(face.landmarks), face.skin, face.attributes))
 
+    patches, landmarks, skins, attributes = map(np.array, zip(*rows, strict=True))
     faces = FaceSet(
-        patches=torch.from_numpy(np.stack(patches)),
-        landmarks=torch.from_numpy(np.stack(landmarks).astype(np.float32)),
+        patches=torch.from_numpy(patches),
+        landmarks=torch.from_numpy(landmarks.astype(np.float32)),
         scheme=WFLW_98,
-        attributes=np.array(attributes),
+        attributes=attributes,
         paths=[],
     )
 
-    return faces, typology_angle(np.stack(skins))
+    return faces, typology_angle(skins)
 
 
 def tone_table(networks: list[LoadedModel], count: int) -> str:
     """NME by the tone of the synthetic faces' skin."""
     faces, angles = toned_faces(count)
-    errors = set_errors(networks, faces)
-    rows, upper = [], np.inf
+    errors = try_all(networks, faces)[2]
+    table = Table("nearly frontal synthetic faces, by skin (typology angle)", networks)
+    upper = np.inf
 
     for name, lower in TONES.items():
         bounds = (f"> {lower}°" if lower > -90 else f"≤ {upper}°").replace("-", "−")
-        rows.append(row(f"{name} ({bounds})", errors[:, (angles > lower) & (angles <= upper)]))
+        table.add(f"{name} ({bounds})", errors[:, (angles > lower) & (angles <= upper)])
         upper = lower
 
-    return table("nearly frontal synthetic faces, by skin (typology angle)", networks, rows)
-
-
-def detected_boxes(
-    detector: FaceDetector, image: np.ndarray, boxes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The detection that overlaps each box (N, 4) most, itself where there is none: (N, 4), and
-    whether one was found (N,).
-    """
-    candidates = detector(image).boxes
-    if not len(candidates):
-        return boxes.copy(), np.zeros(len(boxes), bool)
-
-    ratios = overlap_ratios(boxes, candidates)  # (N, M)
-    found = ratios.max(axis=1) >= MIN_IOU
-
-    return np.where(found[:, None], candidates[ratios.argmax(axis=1)], boxes), found
-
-
-def moved(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Sides and offsets x, y of the centres of ``others`` (N, 4), in sides of ``boxes``: (N, 3)."""
-    sides, other_sides = ((b[:, 2:] - b[:, :2] + 1).max(axis=1) for b in (boxes, others))
-    offsets = (others[:, :2] + others[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
-
-    return np.column_stack([other_sides, offsets]) / sides[:, None]
-
-
-def detector_lines(
-    predictors: list[LandmarkPredictor],
-    detector: FaceDetector,
-    name: str,
-    source: Path,
-    images: Path,
-) -> tuple[list[list[str]], str]:
-    """Rows with the NME of annotated and of detected boxes, for the faces of a list that were
-    found, and how the boxes differ.
-    """
-    groups: dict[str, list[Annotation]] = {}
-    for face in read_official_list(source):
-        groups.setdefault(face.image, []).append(face)
-
-    truth, hits, boxes, others = [], [], [], []
-    answers: list[list[list[np.ndarray]]] = [[[], []] for _ in predictors]
-
-    for image_name, group in progress(groups.items(), desc=name, unit="picture"):
-        image = read_image(images / image_name)
-        annotated = np.array([face.box for face in group])
-        detected, found = detected_boxes(detector, image, annotated)
-        truth += [face.landmarks for face in group]
-        hits += found.tolist()
-        boxes += annotated.tolist()
-        others += detected.tolist()
-
-        for predictor, both in zip(predictors, answers, strict=True):
-            both[0] += list(predictor(image, detected))
-            both[1] += list(predictor(image, annotated))
-
-    found = np.array(hits)
-    rows = []
-
-    for predictor, both in zip(predictors, answers, strict=True):
-        # detected first, so that the difference is detected - annotated
-        errors = np.stack([percent_errors(np.array(p), np.array(truth))[found] for p in both])
-        rows.append(row(f"{name}, {predictor.name}, {len(found)} faces", errors))
-
-    change = moved(np.array(boxes)[found], np.array(others)[found])
-    side, x, y = (f"{m:.2f} ± {s:.2f}" for m, s in zip(change.mean(0), change.std(0), strict=True))
-
-    return rows, f"{name}: {found.mean():.1%} found; side {side}, centre off by x {x}, y {y} sides."
-
-
-def detector_table(
-    networks: list[LoadedModel], detector: FaceDetector, pictures: Sequence[Sequence[str]]
-) -> str:
-    """NME with annotated and with detected boxes on every set of pictures, and the boxes."""
-    predictors = [LandmarkPredictor(network, device="cpu") for network in networks]
-    rows, notes = [], []
-
-    for name, source, images in pictures:
-        lines, note = detector_lines(predictors, detector, name, Path(source), Path(images))
-        rows += lines
-        notes.append(note)
-
-    heads = ("set, network", "found", "detected boxes", "annotated boxes", "difference")
-    return "\n".join([markdown_table(heads, rows, aligned=False), "", *notes])
+    return str(table)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="NME of networks on several sets, by attribute, tone and kind of box."
+        description="NME of networks on several sets, by attribute and by skin tone."
     )
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
-    several: dict[str, Any] = {"nargs": 3, "action": "append", "default": []}
-    names = ("NAME", "PREPARED", "SPLIT")
+    add = parser.add_argument
+    add("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    sets: dict[str, Any] = {"nargs": 3, "action": "append", "default": []}
     parts = "a prepared folder's train or test faces; may be repeated"
-    parser.add_argument("--set", dest="sets", **several, metavar=names, help=parts)
-    names = ("NAME", "LIST", "IMAGES")
-    lists = "an official list and its image folder, for the detector's boxes; may be repeated"
-    parser.add_argument("--pictures", **several, metavar=names, help=lists)
-    yunet = "YuNet (default: fetched once)"
-    parser.add_argument("--detector", type=Path, metavar="ONNX", help=yunet)
+    add("--set", dest="sets", **sets, metavar=("NAME", "PREPARED", "SPLIT"), help=parts)
     tones = "make N synthetic faces and sort them by the tone of their skin"
-    parser.add_argument("--tones", type=int, default=0, metavar="N", help=tones)
+    add("--tones", type=int, default=0, metavar="N", help=tones)
     offsets = "also the NME without each point's median offset, a matter of definition"
-    parser.add_argument("--offsets", action="store_true", help=offsets)
+    add("--offsets", action="store_true", help=offsets)
     args = parser.parse_args(argv)
     if args.tones < 0:
         parser.error("--tones must not be negative")
@@ -332,25 +230,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     networks = [load_model(path) for path in args.checkpoints]
 
     print(machine())
     for path, network in zip(args.checkpoints, networks, strict=True):
         print(f"{network.name}: {path}, {network.config['arm']}")
 
-    for text in set_tables(networks, args.sets):
+    for text in set_tables(networks, args.sets, offsets=args.offsets):
         print(f"\n{text}")
-
-    if args.offsets:
-        print(f"\n{offset_table(networks, args.sets)}")
-
     if args.tones:
         print(f"\n{tone_table(networks, args.tones)}")
-
-    if args.pictures:
-        detector = FaceDetector(args.detector or yunet_path())
-        print(f"\n{detector_table(networks, detector, args.pictures)}")
 
     return 0
 

@@ -14,11 +14,8 @@ import pytest
 import torch
 from conftest import ROOT, load_script, write_checkpoint, write_official_set
 
-from dataset.annotations import read_official_list
-from dataset.detector import Faces
 from dataset.faces import load_faces
 from dataset.landmarks import IBUG_68, WFLW_98
-from dataset.pictures import read_image
 from evaluation.evaluate import face_errors, find_checkpoints, predict_landmarks
 from models.checkpoint import load_model, read, save
 from prediction.predictor import LandmarkPredictor
@@ -308,41 +305,6 @@ def test_the_typology_angle_of_known_colours():
     assert light > 55 and abs(middle) < 10 and dark < -30
 
 
-def test_released_compares_annotated_and_detected_boxes(run, official_set, run_script, monkeypatch):
-    lists = official_set / "WFLW_annotations/list_98pt_rect_attr_train_test"
-    annotations = read_official_list(lists / "list_98pt_rect_attr_test.txt")
-
-    class Detector:
-        """Finds every annotated face, in the annotated box; but none in the first picture."""
-
-        def __init__(self, path: Path) -> None:
-            pass
-
-        def __call__(self, image: np.ndarray) -> Faces:
-            boxes = [
-                face.box
-                for face in annotations
-                if face.image != annotations[0].image
-                and np.array_equal(read_image(official_set / "WFLW_images" / face.image), image)
-            ]
-            count = len(boxes)
-            return Faces(np.array(boxes).reshape(-1, 4), np.ones(count), np.zeros(count))
-
-    script = load_script("research/released.py")
-    monkeypatch.setattr(script, "FaceDetector", Detector)
-    network = load_model(run / "final.pt")
-    pictures = [("faces", lists / "list_98pt_rect_attr_test.txt", official_set / "WFLW_images")]
-    _, _, row, _, note = script.detector_table([network], Detector(Path()), pictures).splitlines()
-    found = sum(face.image != annotations[0].image for face in annotations)
-    assert f"{len(annotations)} faces | {found} |" in row
-    assert note.endswith(
-        "found; side 1.00 ± 0.00, centre off by x 0.00 ± 0.00, y 0.00 ± 0.00 sides."
-    )
-
-    detected, annotated, difference = numbers(row)[0], numbers(row)[3], numbers(row)[6:]
-    assert detected == annotated and difference == [0, 0, 0]
-
-
 def test_jitter_is_printed_before_and_after(run, run_script):
     code, output, errors = run_script(
         "research/jitter.py", "--checkpoint", run / "final.pt", "--sigma", 5, "--faces", 1
@@ -355,12 +317,6 @@ def test_jitter_is_printed_before_and_after(run, run_script):
     for row in rows:
         before, after = numbers(row)[:2]
         assert 0 < after < before
-
-
-def test_a_box_moved_by_half_its_side_and_twice_as_large():
-    moved = load_script("research/released.py").moved
-    box, other = np.array([[0, 0, 9, 9]]), np.array([[0, -5, 19, 14]])
-    assert moved(box, other).tolist() == [[2, 0.5, 0]]
 
 
 def test_offsets_of_definition_are_taken_away():

@@ -11,6 +11,7 @@ from conftest import load_script, write_checkpoint
 
 from dataset.annotations import read_official_list
 from dataset.detector import Faces
+from dataset.pictures import read_image
 
 LIST = "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
 
@@ -73,6 +74,35 @@ def test_every_part_runs(script, official_set, tmp_path, capsys):
     ):
         assert script.main([part, *source, *options]) == 0
         assert words in capsys.readouterr().out
+
+
+def test_boxes_that_are_the_annotated_ones_cost_nothing(
+    script, official_set, tmp_path, monkeypatch, capsys
+):
+    faces = read_official_list(official_set / LIST)
+    first, pictures = faces[0].image, official_set / "WFLW_images"
+
+    def finds_all_but_the_first(image: np.ndarray) -> Faces:
+        shown = next(f.image for f in faces if (read_image(pictures / f.image) == image).all())
+        boxes = [face.box for face in faces if face.image == shown != first]
+        return Faces(np.array(boxes).reshape(-1, 4), np.ones(len(boxes)), np.zeros(len(boxes)))
+
+    monkeypatch.setattr(script, "FaceDetector", lambda path: finds_all_but_the_first)
+    checkpoint = str(write_checkpoint(tmp_path / "final.pt"))
+    options = ["--detector", "x.onnx", "--checkpoint", checkpoint]
+    assert script.main(["looks", str(official_set / LIST), str(pictures), *options]) == 0
+
+    output = capsys.readouterr().out
+    found = sum(face.image != first for face in faces)
+    still = "side 1.00 ± 0.00, centre off by x 0.00 ± 0.00, y 0.00 ± 0.00 sides"
+    assert f"found: {found} of {len(faces)}; {still}" in output
+    line = next(line for line in output.splitlines() if line.startswith("| YuNet's boxes |"))
+    assert line.endswith(" 0.00 (0.00 … 0.00) |")
+
+
+def test_a_box_moved_by_half_its_side_and_twice_as_large(script):
+    box, other = np.array([[0, 0, 9, 9]]), np.array([[0, -5, 19, 14]])
+    assert script.moved(box, other).tolist() == [[2, 0.5, 0]]
 
 
 def test_a_face_is_turned_with_its_landmarks(script, official_set):
