@@ -14,169 +14,118 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from utils.files import UserError, reports_user_errors, write_json
+from utils.files import reports_user_errors
 
 if TYPE_CHECKING:
     from prediction.inputs import BoxSource, Inputs
     from prediction.outputs import Results
-    from prediction.predictor import LandmarkPredictor
 
 
 LARGEST_EDGE = 10**9  # px; no picture is as large
 VIEWS = range(1, 15)  # as dataset/views.py has it, which brings torch along
+HELP = {
+    "inputs": "picture, video, or folder of them",
+    "--recursive": "folders with all the folders in them",
+    "--checkpoint": "trained network (default: the released SepBN network, checkpoints/sepbn16.pt);"
+    " a run of your own is checkpoints/RUN/final.pt",
+    "--device": "auto, cpu, cuda or cuda:N (default: %(default)s)",
+    "--batch-size": "faces at once, over pictures and frames (default: %(default)s)",
+    "--box": "face box in px, edges inclusive, decimals are rounded; may be repeated; holds for "
+    "every input and frame",
+    "--boxes": "boxes in a table with the header file,x0,y0,x1,y1 (or with semicolons or tabs); "
+    "file is a picture's path or a tail of it",
+    "--whole": "every picture is a face crop: its box is the picture",
+    "--detector": "YuNet of the OpenCV Zoo, face_detection_yunet_2023mar.onnx, in a file of your "
+    "own",
+    "--angle": "how far the head in a --box is turned clockwise in the picture; the box is turned "
+    "with it about its centre; one for each --box (default: upright)",
+    "--min-face": "side of the smallest faces that YuNet searches for; half of it may take four "
+    "times as long (default: 32, or 1/64 of the longer side of a picture of more than 2,048 px)",
+    "--score": "of YuNet's faces, 0 to 1, at least (default: %(default)s)",
+    "--largest": "only the largest of YuNet's faces in each picture",
+    "--refine": "predict, lay a new box about the landmarks as WFLW lays its own, and predict "
+    "again: for boxes that fit badly; YuNet's do well without",
+    "--views": "slightly different crops of each face, up to 14: landmarks are their mean, and "
+    "landmarks.json gets their spread in px and says which faces are doubtful (default: "
+    "%(default)s)",
+    "--smooth": "a One-Euro filter for every point: its cutoff is 1 Hz at rest and grows by 10 Hz "
+    "for every face side a second of speed (which is smoothed at 1 Hz); a moving point lags 1.6 %% "
+    "of the face's side at most",
+    "--detect-every": "frames from one search for faces to the next; in between, boxes go with the "
+    "last landmarks, and scores are null (default: %(default)s)",
+    "--out": "results (default: %(default)s)",
+    "--format": "beside landmarks.json, pts: a .pts file for each face of a picture "
+    "(a.jpg_face0.pts, …), pixels counted from 1 as iBUG does; csv: landmarks.csv with one row per "
+    "face, columns named as OpenFace names them (default: %(default)s)",
+    "--points": "iBUG's 68 points of a network with WFLW's 98: 60 are the same points, the eight "
+    "on the eyelids are interpolated along the network's lids (default: the network's own points)",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    folders = "folders with all the folders in them"
-    checkpoint = (
-        "trained network (default: the released SepBN network, checkpoints/sepbn16.pt); a run of "
-        "your own is checkpoints/RUN/final.pt"
-    )
-    device = "auto, cpu, cuda or cuda:N (default: %(default)s)"
-    batch_size = "faces at once, over pictures and frames (default: %(default)s)"
+    default = "default: YuNet finds them; its file is fetched once"
+    where = parser.add_argument_group("where the faces are", default)
+    looks = parser.add_argument_group("how often the network looks at a face")
+    videos, source = parser.add_argument_group("videos"), where.add_mutually_exclusive_group()
+    edges = ("X0", "Y0", "X1", "Y1")
 
-    add("inputs", nargs="+", type=Path, metavar="INPUT", help="picture, video, or folder of them")
-    add("--recursive", action="store_true", help=folders)
-    add("--checkpoint", type=Path, metavar="FILE", help=checkpoint)
-    add_box_options(parser)
-    add_look_options(parser)
-    add_video_options(parser)
-    add_output_options(parser)
-    add("--device", default="auto", help=device)
-    add("--batch-size", type=int, default=64, help=batch_size)
+    def add(name: str, group: Any = parser, **settings: Any) -> None:
+        group.add_argument(name, help=HELP[name], **settings)
+
+    add("inputs", nargs="+", type=Path, metavar="INPUT")
+    add("--recursive", action="store_true")
+    add("--checkpoint", type=Path, metavar="FILE")
+    add("--device", default="auto")
+    add("--batch-size", type=int, default=64)
+    add("--out", type=Path, default=Path("predictions"), metavar="DIR")
+    add("--format", choices=("json", "pts", "csv"), default="json")
+    add("--points", type=int, choices=(68,))
+
+    add("--box", source, nargs=4, type=float, action="append", default=[], metavar=edges)
+    add("--boxes", source, type=Path, metavar="CSV")
+    add("--whole", source, action="store_true")
+    add("--detector", source, type=Path, metavar="ONNX")
+    add("--angle", where, type=float, action="append", metavar="DEG")
+    add("--min-face", where, type=float, metavar="PX")
+    add("--score", where, type=float, default=0.6, metavar="S")
+    add("--largest", where, action="store_true")
+
+    add("--refine", looks, action="store_true")
+    add("--views", looks, type=int, default=1, metavar="N", choices=VIEWS)
+    add("--smooth", videos, action="store_true")
+    add("--detect-every", videos, type=int, default=1, metavar="N")
 
     return parser
-
-
-def add_box_options(parser: argparse.ArgumentParser) -> None:
-    title, default = "where the faces are", "default: YuNet finds them; its file is fetched once"
-    group = parser.add_argument_group(title, default)
-    source = group.add_mutually_exclusive_group()
-    box = (
-        "face box in px, edges inclusive, decimals are rounded; may be repeated; holds for every "
-        "input and frame"
-    )
-    boxes = (
-        "boxes in a table with the header file,x0,y0,x1,y1 (or with semicolons or tabs); file is a "
-        "picture's path or a tail of it"
-    )
-    whole = "every picture is a face crop: its box is the picture"
-    detector = "YuNet of the OpenCV Zoo, face_detection_yunet_2023mar.onnx, in a file of your own"
-    angle = (
-        "how far the head in a --box is turned clockwise in the picture; the box is turned with it "
-        "about its centre; one for each --box (default: upright)"
-    )
-
-    edges = ("X0", "Y0", "X1", "Y1")
-    source.add_argument("--box", nargs=4, type=float, action="append", metavar=edges, help=box)
-    source.add_argument("--boxes", type=Path, metavar="CSV", help=boxes)
-    source.add_argument("--whole", action="store_true", help=whole)
-    source.add_argument("--detector", type=Path, metavar="ONNX", help=detector)
-    group.add_argument("--angle", type=float, action="append", metavar="DEG", help=angle)
-    add_detector_options(group)
-
-
-def add_detector_options(group: argparse._ArgumentGroup) -> None:
-    min_face = (
-        "side of the smallest faces that YuNet searches for; half of it may take four times as "
-        "long (default: 32, or 1/64 of the longer side of a picture of more than 2,048 px)"
-    )
-    score = "of YuNet's faces, 0 to 1, at least (default: 0.6)"
-    largest = "only the largest of YuNet's faces in each picture"
-
-    group.add_argument("--min-face", type=float, metavar="PX", help=min_face)
-    group.add_argument("--score", type=float, metavar="S", help=score)
-    group.add_argument("--largest", action="store_true", help=largest)
-
-
-def add_look_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how often the network looks at a face")
-    refine = (
-        "predict, lay a new box about the landmarks as WFLW lays its own, and predict again: for "
-        "boxes that fit badly; YuNet's do well without"
-    )
-    views = (
-        "slightly different crops of each face, up to 14: landmarks are their mean, and "
-        "landmarks.json gets their spread in px and says which faces are doubtful (default: "
-        "%(default)s)"
-    )
-
-    group.add_argument("--refine", action="store_true", help=refine)
-    group.add_argument("--views", type=int, default=1, metavar="N", choices=VIEWS, help=views)
-
-
-def add_video_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("videos")
-    smooth = (
-        "a One-Euro filter for every point: its cutoff is 1 Hz at rest and grows by 10 Hz for "
-        "every face side a second of speed (which is smoothed at 1 Hz); a moving point lags 1.6 %% "
-        "of the face's side at most"
-    )
-    every = (
-        "frames from one search for faces to the next; in between, boxes go with the last "
-        "landmarks, and scores are null (default: %(default)s)"
-    )
-
-    group.add_argument("--smooth", action="store_true", help=smooth)
-    group.add_argument("--detect-every", type=int, default=1, metavar="N", help=every)
-
-
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    form = (
-        "beside landmarks.json, pts: a .pts file for each face of a picture (a.jpg_face0.pts, …), "
-        "pixels counted from 1 as iBUG does; csv: landmarks.csv with one row per face, columns "
-        "named as OpenFace names them (default: %(default)s)"
-    )
-    points = (
-        "iBUG's 68 points of a network with WFLW's 98: 60 are the same points, the eight on the "
-        "eyelids are interpolated along the network's lids (default: the network's own points)"
-    )
-    out, forms = Path("predictions"), ("json", "pts", "csv")
-
-    add = parser.add_argument
-    add("--out", type=Path, default=out, metavar="DIR", help="results (default: %(default)s)")
-    add("--format", choices=forms, default="json", help=form)
-    add("--points", type=int, choices=(68,), help=points)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The options; what is wrong with them leaves with a usage error."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    boxes, angles, min_face = args.box or [], args.angle or [], args.min_face
-    args.box = [[round(edge) if abs(edge) < LARGEST_EDGE else 0 for edge in box] for box in boxes]
+    boxes, angles, min_face = args.box, args.angle or [], args.min_face
 
     required = {
         "--batch-size must be at least 1": args.batch_size >= 1,
         "--detect-every must be at least 1": args.detect_every >= 1,
         "--min-face must be at least 8 px": min_face is None or 8 <= min_face < LARGEST_EDGE,
-        "--score must lie between 0 and 1": args.score is None or 0 < args.score < 1,
+        "--score must lie between 0 and 1": 0 < args.score < 1,
         "--angle: give one for each --box, in the same order": len(angles) in (0, len(boxes)),
         "--angle must be a number of degrees": all(map(math.isfinite, angles)),
         f"--box: an edge lies beyond {LARGEST_EDGE:,} px, or is no number": all(
             abs(edge) < LARGEST_EDGE for box in boxes for edge in box
         ),
+        "--box has no area; the order is left, top, right, bottom": all(
+            x0 <= x1 and y0 <= y1 for x0, y0, x1, y1 in boxes
+        ),
     }
-    required |= {
-        f"--box {left} {top} {right} {bottom} has no area; the order is left, top, right, bottom": (
-            left <= right and top <= bottom
-        )
-        for left, top, right, bottom in args.box
-    }
-
     if boxes or args.boxes or args.whole:
-        searching = {
-            "--detect-every": args.detect_every > 1,
-            "--min-face": min_face is not None,
-            "--score": args.score is not None,
-            "--largest": args.largest,
-        }
-        where = "is for a detector's boxes; leave out --box, --boxes, --whole"
-        required |= {f"{option} {where}": not given for option, given in searching.items()}
+        for name in ("detect_every", "min_face", "score", "largest"):
+            option = f"--{name.replace('_', '-')}"
+            message = f"{option} is for a detector's boxes; leave out --box, --boxes, --whole"
+            required[message] = getattr(args, name) == parser.get_default(name)
 
     for message, fine in required.items():
         if not fine:
@@ -193,7 +142,9 @@ def main(argv: list[str] | None = None) -> int:
     from models.checkpoint import SHIPPED
     from prediction.inputs import Detected, find_inputs
     from prediction.outputs import Results
+    from prediction.pictures import predict_pictures
     from prediction.predictor import LandmarkPredictor
+    from prediction.video import predict_video
     from utils.device import keep_freed_memory
 
     gc.freeze()  # nor does leaving look through them
@@ -204,30 +155,39 @@ def main(argv: list[str] | None = None) -> int:
     inputs = find_inputs(args.inputs, recursive=args.recursive, used=used)
     paths = inputs.pictures + inputs.videos
     refuse_usage(args, inputs)
-    for note in inputs.notes:
-        print(f"note: {note}")
+    say(inputs.notes)
     if not paths:
         print(*(f"error: {error}" for error in inputs.errors.values()), sep="\n", file=sys.stderr)
         return 1
 
     boxes_of = box_source(args, paths)
-    checkpoint = args.checkpoint or SHIPPED
     names = ("device", "batch_size", "points", "views", "refine")
-    predictor = LandmarkPredictor(checkpoint, **{name: getattr(args, name) for name in names})
-    print(f"checkpoint {checkpoint}: {predictor.config['arm']}; {predictor.scheme.name}")
+    options = {name: getattr(args, name) for name in names}
+    predictor = LandmarkPredictor(args.checkpoint or SHIPPED, **options)
+    print(f"checkpoint {predictor.path}: {predictor.config['arm']}; {predictor.scheme.name}")
 
     started = time.perf_counter()
-    results = Results(args.out, paths, predictor.scheme)
+    results = Results(args.out, paths, predictor)
     for path, error in inputs.errors.items():
         results.refuse(path, error)
 
-    predict_all(args, predictor, inputs, boxes_of, results)
-    write_summary(results, checkpoint, predictor)
+    with results.table(wanted=args.format == "csv"):
+        pts, how = args.format == "pts", {"smooth": args.smooth, "every": args.detect_every}
+        predict_pictures(predictor, inputs.pictures, boxes_of, results, pts=pts)
+        for path in inputs.videos:
+            with results.refusing(path):
+                predict_video(predictor, path, boxes_of, results, **how)
+
+    results.write_summary()
     report(results, time.perf_counter() - started, args.batch_size)
-    for note in boxes_of.notes() if isinstance(boxes_of, Detected) else ():
-        print(f"note: {note}")
+    say(boxes_of.notes() if isinstance(boxes_of, Detected) else [])
 
     return 1 if results.errors else 0
+
+
+def say(notes: list[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
 
 
 def refuse_usage(args: argparse.Namespace, inputs: Inputs) -> None:
@@ -245,7 +205,7 @@ def refuse_usage(args: argparse.Namespace, inputs: Inputs) -> None:
 
 def box_source(args: argparse.Namespace, paths: list[Path]) -> BoxSource:
     """Boxes and scores as the options ask for."""
-    from dataset.detector import MIN_SCORE, FaceDetector, yunet_path
+    from dataset.detector import FaceDetector, yunet_path
     from prediction.inputs import Detected, table_source, whole_pictures
 
     if args.box:
@@ -254,70 +214,14 @@ def box_source(args: argparse.Namespace, paths: list[Path]) -> BoxSource:
         return whole_pictures
     if args.boxes:
         source, notes = table_source(args.boxes, paths)
-        for note in notes:
-            print(f"note: {note}")
+        say(notes)
         return source
 
-    score = MIN_SCORE if args.score is None else args.score
     otherwise = "name one with --detector, or say where the faces are with --box or --whole"
     yunet = args.detector or yunet_path(otherwise)
-    detector = FaceDetector(yunet, min_score=score, min_face=args.min_face)
+    detector = FaceDetector(yunet, min_score=args.score, min_face=args.min_face)
 
     return Detected(detector, largest=args.largest)
-
-
-def predict_all(
-    args: argparse.Namespace,
-    predictor: LandmarkPredictor,
-    inputs: Inputs,
-    boxes_of: BoxSource,
-    results: Results,
-) -> None:
-    """Write what belongs to each input."""
-    from contextlib import nullcontext
-
-    from prediction.pictures import predict_pictures
-    from prediction.video import predict_video
-
-    with results.table() if args.format == "csv" else nullcontext():
-        pts = args.format == "pts"
-        predict_pictures(predictor, inputs.pictures, boxes_of, results, pts=pts)
-
-        for path in inputs.videos:
-            how = {"smooth": args.smooth, "every": args.detect_every}
-            try:
-                predict_video(predictor, path, boxes_of, results, **how)
-            except UserError as error:
-                results.refuse(path, error)
-
-
-def write_summary(results: Results, checkpoint: Path, predictor: LandmarkPredictor) -> None:
-    """Write landmarks.json."""
-    from dataset.landmarks import EYELIDS_68
-
-    said = {"scheme": predictor.scheme.name, "box_scale": predictor.box_scale}
-    if predictor.scheme != predictor.network_scheme:
-        said["made_from"] = predictor.network_scheme.name
-        said["interpolated_along_the_eyelids"] = list(EYELIDS_68)
-
-    described = {entry["file"] for entry in results.entries}
-    refused = [
-        {"file": str(path), "error": message}
-        for path, message in results.errors.items()
-        if str(path) not in described
-    ]
-
-    content = {
-        "format": 1,
-        **said,
-        "checkpoint": str(checkpoint),
-        "arm": predictor.config["arm"],
-        "pixels": "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have "
-        "inclusive edges",
-        "files": results.entries + refused,
-    }
-
-    write_json(results.folder / "landmarks.json", content, indent=None)
 
 
 def report(results: Results, seconds: float, batch_size: int) -> None:

@@ -16,15 +16,16 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.boxes import BOX_COLUMNS
-from dataset.landmarks import LandmarkScheme
+from dataset.landmarks import EYELIDS_68, LandmarkScheme
 from dataset.views import is_doubtful
-from prediction.predictor import Shot
-from utils.files import UserError, atomic_write, make_folder
+from prediction.predictor import LandmarkPredictor, Shot
+from utils.files import UserError, atomic_write, make_folder, write_json
 
 _SHIFT = 4  # cv2 draws at fixed-point coordinates with this many fractional bits
 _LIMIT = 1e6  # px; keeps the fixed-point numbers inside 32 bits when a network answers nonsense
 _JPEG_SIDE = 65_500  # px; libjpeg's limit
 _BOX_COLOUR = (255, 255, 255)
+PIXELS = "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have inclusive edges"
 
 
 def draw_faces(
@@ -168,22 +169,22 @@ class Results:
     Args:
         folder: it is made where it is missing.
         paths: all inputs.
-        scheme: of the landmarks.
+        predictor: what the landmarks come from.
 
     Attributes:
-        entries: what landmarks.json says about each input.
+        entries: what landmarks.json says about each input that was read.
         errors: what is wrong with an input.
         frames, faces: pictures and frames of videos so far, and their faces.
         doubtful: how many faces of an input are doubtful, where there are any.
     """
 
-    def __init__(self, folder: Path, paths: Sequence[Path], scheme: LandmarkScheme) -> None:
-        self.folder, self.scheme = make_folder(folder), scheme
-        self.entries: list[dict[str, Any]] = []
+    def __init__(self, folder: Path, paths: Sequence[Path], predictor: LandmarkPredictor) -> None:
+        self.folder, self.scheme = make_folder(folder), predictor.scheme
+        self.entries: dict[Path, dict[str, Any]] = {}
         self.errors: dict[Path, str] = {}
         self.frames = self.faces = 0
         self.doubtful: dict[Path, int] = {}
-        self._names = output_names(paths)
+        self._names, self._predictor = output_names(paths), predictor
         self._written: set[Path] = set()
         self._table: Any = None
 
@@ -206,6 +207,14 @@ class Results:
         self.errors[path] = said if str(path) in said else f"{path}: {said}"
         tqdm.write(f"error: {self.errors[path]}", file=sys.stderr)
 
+    @contextmanager
+    def refusing(self, path: Path) -> Iterator[None]:
+        """What is wrong with an input inside is said, and the rest is done."""
+        try:
+            yield
+        except UserError as error:
+            self.refuse(path, error)
+
     def count(self, path: Path, frame: int, seconds: float, faces: list[dict[str, Any]]) -> None:
         """Count a picture or a frame; its faces are rows of the table, if there is one."""
         self.frames += 1
@@ -220,8 +229,12 @@ class Results:
             self._table.writerow([*start, *x, *y])
 
     @contextmanager
-    def table(self) -> Iterator[None]:
-        """Inside, faces go to landmarks.csv too, which appears at the end."""
+    def table(self, *, wanted: bool) -> Iterator[None]:
+        """Inside, faces go to landmarks.csv too where it is wanted; it appears at the end."""
+        if not wanted:
+            yield
+            return
+
         points = range(self.scheme.num_points)
         coordinates = [f"{axis}_{point}" for axis in "xy" for point in points]
         header = ["file", "frame", "face_id", "timestamp", "confidence", "success"]
@@ -232,6 +245,23 @@ class Results:
             self._table = csv.writer(text)
             self._table.writerow([*header, *BOX_COLUMNS[1:], *coordinates])
             yield
+
+    def write_summary(self) -> None:
+        """Write landmarks.json."""
+        predictor = self._predictor
+        content = {"format": 1, "scheme": self.scheme.name, "box_scale": predictor.box_scale}
+        if self.scheme != predictor.network_scheme:
+            content["made_from"] = predictor.network_scheme.name
+            content["interpolated_along_the_eyelids"] = list(EYELIDS_68)
+
+        wrong = {path: {"error": message} for path, message in self.errors.items()}
+        files = [
+            {"file": str(path)} | self.entries.get(path, {}) | wrong.get(path, {})
+            for path in self.entries | wrong
+        ]
+        content |= {"checkpoint": str(predictor.path), "arm": predictor.config["arm"]}
+        content |= {"pixels": PIXELS, "files": files}
+        write_json(self.folder / "landmarks.json", content, indent=None)
 
     def others(self) -> list[Path]:
         """Files in the folder that this call did not write."""

@@ -11,7 +11,6 @@ from dataset.pictures import read_image
 from prediction.inputs import BoxSource
 from prediction.outputs import Results, describe_faces, overlay_of, write_jpeg, write_pts
 from prediction.predictor import LandmarkPredictor, Shot
-from utils.files import UserError
 from utils.progress import progress
 
 
@@ -27,17 +26,15 @@ def predict_pictures(
 
     def shots() -> Iterator[Shot]:
         for path in progress(paths, desc="pictures", unit="picture"):
-            try:
+            with results.refusing(path):
                 image = read_image(path)
                 yield predictor.cut(image, *boxes_of(path, image), path=path)
-            except UserError as error:
-                results.refuse(path, error)
 
     for shot in predictor.stream(shots()):
         faces = describe_faces(shot)
         height, width = shot.image.shape[:2]
-        entry = {"file": str(shot.path), "width": width, "height": height, "faces": faces}
-        results.entries.append(entry)
+        entry = {"width": width, "height": height, "faces": faces}
+        results.entries[shot.path] = entry
         results.count(shot.path, 0, 0.0, faces)
 
         if not faces:
@@ -45,7 +42,7 @@ def predict_pictures(
             continue
 
         # The landmarks are there, whatever becomes of the files beside them.
-        try:
+        with results.refusing(shot.path):
             file = results.place(shot.path, "_overlay.jpg")
             write_jpeg(file, overlay_of(shot, results.scheme))
             entry["overlay"] = results.name(file)
@@ -54,6 +51,3 @@ def predict_pictures(
                 file = results.place(shot.path, f"_face{index}.pts")
                 write_pts(file, shot.landmarks[index])
                 face["pts"] = results.name(file)
-        except UserError as error:
-            results.refuse(shot.path, error)
-            entry["error"] = results.errors[shot.path]

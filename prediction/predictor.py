@@ -122,7 +122,7 @@ class LandmarkPredictor:
                 self.device, memory_format=torch.channels_last
             )
 
-        self.name: str = loaded.name
+        self.name, self.path = loaded.name, loaded.path
         self.config: dict = loaded.config
         self.resample: str = loaded.config["resample"]
         self.box_scale: float = loaded.config["box_scale"]

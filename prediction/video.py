@@ -152,9 +152,9 @@ def predict_video(
         tqdm.write(f"{path}: no face")
 
     height, width = shot.image.shape[:2]
-    entry = {"file": str(path), "width": width, "height": height}
-    entry |= {"rows": results.name(rows), "overlay": results.name(overlay)}
-    results.entries.append(entry | {"frames": count, "frames_per_second": video.fps})
+    names = {"rows": results.name(rows), "overlay": results.name(overlay)}
+    told = {"frames": count, "frames_per_second": video.fps}
+    results.entries[path] = {"width": width, "height": height} | names | told
 
 
 def _shots(
