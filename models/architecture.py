@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -55,23 +55,18 @@ class Architecture:
         """The architecture that weights of ours, or of the released code, have.
 
         Looks at a few names and shapes only: whether all weights fit shows when they are loaded.
-
-        Raises:
-            ValueError: saying which tensor is missing or of an impossible shape.
+        Raises whatever a lookup raises where these few are not those of the Vanilla CNN.
         """
-        width = _shape(state, "conv1.weight", (None, 3, 3, 3))[0]
-        coordinates = _shape(state, "fc2.weight", (None, None))[0]
-        if coordinates % 2:
-            raise ValueError(f"fc2.weight has {coordinates} rows, not two for every landmark")
+        size: dict[str, Any] = {
+            "num_landmarks": len(state["fc2.bias"]) // 2,
+            "width": len(state["conv1.weight"]),
+        }
 
         # The last stage tells the two kinds of attention apart at every width.
-        layer = f"bn{NUM_STAGES}"
-        size: dict[str, Any] = {"num_landmarks": coordinates // 2, "width": width}
-
-        norms = NORMS.items()
+        layer, norms = f"bn{NUM_STAGES}", NORMS.items()
         name = next(n for n, norm in norms if not norm.entry or f"{layer}.{norm.entry}" in state)
         if name == "sepbn":
-            size |= _sepbn_size(state, layer, width)
+            size |= _sepbn_size(state, layer)
 
         return cls(name, **size)
 
@@ -86,10 +81,6 @@ class Architecture:
         return BaselineSepDyBN(
             self.sets, self.groups, temperature, attention_grid=self.attention_grid, **size
         )
-
-    def as_config(self) -> dict[str, Any]:
-        """Plain values, as they stand in a checkpoint's config."""
-        return asdict(self)
 
     def describe(self) -> str:
         """Which arm of the comparison this is, in words, and whether it is the published one."""
@@ -120,46 +111,17 @@ class Architecture:
         return text + more, published
 
 
-def _sepbn_size(state: Mapping[str, Tensor], layer: str, width: int) -> dict[str, Any]:
+def _sepbn_size(state: Mapping[str, Tensor], layer: str) -> dict[str, Any]:
     """Sets, groups and grid of a SepBN module, in our form or the released one (a list ``bn``)."""
     if f"{layer}.weight" in state:
-        sets = _shape(state, f"{layer}.weight", (None, None))[0]
+        sets = len(state[f"{layer}.weight"])
     else:
         sets = sum(name.startswith(f"{layer}.bn.") and name.endswith(".weight") for name in state)
 
-    hidden = _shape(state, f"{layer}.fc1.weight", (None, None, 1, 1))[0]
-    outputs, inputs = _shape(state, f"{layer}.fc2.weight", (None, None, 1, 1))[:2]
-
-    if not sets or outputs % sets or width % (outputs // sets):
-        raise ValueError(
-            f"{layer}.fc2.weight has {outputs} rows, which {sets} sets and {width} channels do not "
-            "share equally"
-        )
-
-    groups, grid = outputs // sets, None
-    if hidden == groups:  # on a grid, each group has one channel
-        grid = math.isqrt(inputs // groups)
-        if grid < 1:
-            raise ValueError(f"{layer}.fc2.weight has {inputs} columns, too few for a grid")
+    outputs, inputs = state[f"{layer}.fc2.weight"].shape[:2]
+    groups = outputs // sets
+    # On a grid, each group has one hidden channel
+    on_grid = len(state[f"{layer}.fc1.weight"]) == groups
+    grid = math.isqrt(inputs // groups) if on_grid else None
 
     return {"sets": sets, "groups": groups, "attention_grid": grid}
-
-
-def _shape(
-    state: Mapping[str, Tensor], name: str, expected: tuple[int | None, ...]
-) -> tuple[int, ...]:
-    """Shape of a tensor that must have ``expected`` (None: any size but zero)."""
-    if name not in state:
-        raise ValueError(f"{name} is missing")
-
-    shape = tuple(state[name].shape)
-    fits = len(shape) == len(expected) and all(
-        size > 0 if wanted is None else size == wanted
-        for size, wanted in zip(shape, expected, strict=True)
-    )
-
-    if not fits:
-        pattern = ", ".join("n" if wanted is None else str(wanted) for wanted in expected)
-        raise ValueError(f"{name} has the shape {shape}, not ({pattern})")
-
-    return shape

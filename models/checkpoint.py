@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import io
 import pickle
-import reprlib
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from models.architecture import SEPBN_SIZE, Architecture
-from utils.files import UserError, atomic_write
+from models.architecture import Architecture
+from utils.files import UserError, atomic_write, read_bytes
 
 FORMAT = 1
 # the SepBN network that comes with the code
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "sepbn16.pt"
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Settings besides the architecture that every config has, and of which kind they are
 SETTINGS: dict[str, Any] = {
@@ -70,94 +70,45 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint's content onto the CPU without running any code that it may carry.
 
     Raises:
-        UserError: missing, truncated, not a checkpoint, or a pickle of anything but tensors and
-            plain values.
+        UserError: missing, truncated, not a checkpoint, of another format, or a pickle of anything
+            but tensors and plain values.
     """
-    path = Path(path)
+    data = io.BytesIO(read_bytes(path, "checkpoint"))
 
     try:
-        if not path.is_file():
-            raise UserError(f"{path}: no such checkpoint file")
-
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old forms; what matters is checked below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+            warnings.simplefilter("ignore")  # of old forms
+            content = torch.load(data, map_location="cpu", weights_only=True)
+        form = content.get("format", FORMAT)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: refused, since it is no plain checkpoint: it is damaged or holds Python "
             "objects, which could run code; save a state_dict instead"
         ) from None
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read it; allow it, or copy the file") from None
     except Exception:  # in a damaged file torch.load stumbles over anything
         raise UserError(
             f"{path}: truncated or not a checkpoint; copy it again or use another one"
         ) from None
 
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: holds a {type(content).__name__}, not a checkpoint or a state_dict"
-        )
+    if form != FORMAT:
+        raise UserError(f"{path}: written in format {form}, this code reads format {FORMAT}")
 
     return content
 
 
-def _short(value: Any) -> str:
-    """What a file holds, for a message of one line."""
-    return " ".join(reprlib.repr(value).split())
-
-
-def check_own(content: dict[str, Any], path: Path) -> None:
-    """Check the parts of a file in our own form, but not yet whether weights and config agree.
-
-    Raises:
-        UserError: another format; a part or a setting is missing or of an impossible kind; see
-            also :func:`check_weights`.
+@contextmanager
+def understood(path: Path, *, otherwise: str = "use another file") -> Iterator[None]:
+    """What makes no sense in the content of a file becomes one line that names the file and says
+    what to do, ``otherwise``.
     """
-    if _short(content.get("format")) != str(FORMAT):
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = " ".join(str(e).split())[:200]
         raise UserError(
-            f"{path}: written in format {_short(content.get('format'))}, this code reads format "
-            f"{FORMAT}"
-        )
-
-    if not isinstance(content.get("config"), dict):
-        raise UserError(f"{path}: it holds no config; use a checkpoint written by this project")
-
-    config = IMPLIED | content["config"]
-    for name, kind in SETTINGS.items():
-        if not isinstance(config.get(name), kind):
-            raise UserError(
-                f"{path}: its config says {name} = {_short(config.get(name))}, which cannot be; "
-                "use a checkpoint written by this project"
-            )
-
-    check_weights(content.get("model"), path)
-
-
-def check_weights(state: Any, path: Path) -> None:
-    """Check that ``state`` is names and finite tensors.
-
-    Raises:
-        UserError: naming the first entry that cannot be a network's weight.
-    """
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: its weights are a {type(state).__name__}, not a state_dict")
-
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            said = "is no tensor with a name"
-        elif tensor.layout != torch.strided or tensor.is_meta:
-            said = "is no ordinary tensor"
-        elif tensor.dtype not in FLOATS and not name.endswith("num_batches_tracked"):
-            said = f"is {tensor.dtype}, not floating-point"
-        elif not torch.isfinite(tensor.float()).all():
-            said = "is not finite"
-        else:
-            continue
-
-        raise UserError(f"{path}: {_short(name)} {said}: no weights of a network; use another file")
+            f"{path}: damaged, or no checkpoint of this project or of the released code "
+            f"({type(e).__name__}: {reason}); {otherwise}"
+        ) from None
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
@@ -170,34 +121,24 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         device: where to put the network.
 
     Raises:
-        UserError: see :func:`read`, :func:`check_own`; also where weights are missing, unexpected
-            or of another shape than others or the config say.
+        UserError: see :func:`read`; also where weights are missing, unexpected, not finite, or of
+            another shape than others or the config say.
     """
     path = Path(path)
     content = read(path)
-    own = "model" in content and "config" in content
 
-    if own:
-        check_own(content, path)
-        state, config = content["model"], IMPLIED | content["config"]
-    else:
-        check_weights(content, path)
-        state, config = content, {}
+    with understood(path):
+        own = "model" in content and "config" in content
+        state = content["model"] if own else content
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        architecture = Architecture.from_state_dict(state)
 
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    architecture = _architecture(state, path)
+        config = _own_config(content["config"], architecture) if own else _bare_config(state, path)
+        config |= asdict(architecture) | {"arm": architecture.describe()}
 
-    if own:
-        _refuse_contradictions(architecture, config, path)
-        config["format_name"] = "own"
-    else:
-        config = _bare_config(state, path)
-
-    config |= architecture.as_config() | {"arm": architecture.describe()}
-
-    # Initial weights are replaced at once: leave the generator alone
-    with torch.random.fork_rng(devices=[]):
-        model = architecture.build()
+        # Initial weights are replaced at once: leave the generator alone
+        with torch.random.fork_rng(devices=[]):
+            model = architecture.build()
 
     load_weights(model, state, path)
     # Channels last is the order of the crops: a third of the time of a batch of one on a CPU.
@@ -206,24 +147,20 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     return LoadedModel(model.eval(), config, path, config["run"])
 
 
-def _architecture(state: dict[str, torch.Tensor], path: Path) -> Architecture:
-    try:
-        return Architecture.from_state_dict(state)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: neither a checkpoint of this project nor a released state_dict ({error})"
-        ) from None
+def _own_config(config: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """The config of a file of ours, which must agree with its weights."""
+    config = IMPLIED | config | {"format_name": "own"}
 
+    for name, kind in SETTINGS.items():
+        if not isinstance(config[name], kind):
+            raise ValueError(f"its config says {name} = {config[name]!r}")
 
-def _refuse_contradictions(architecture: Architecture, config: dict[str, Any], path: Path) -> None:
-    """Refuse a config that says other than the weights; SepBN's settings count with SepBN."""
-    for name, value in architecture.as_config().items():
-        said, counts = config.get(name), architecture.norm == "sepbn" or name not in SEPBN_SIZE
-        if counts and (type(said) is not type(value) or said != value):
-            raise UserError(
-                f"{path}: its config says {name} = {_short(said)}, its weights say {value}; "
-                "use a checkpoint written by this project"
-            )
+    said = asdict(Architecture.from_config(config))
+    for name, value in asdict(architecture).items():
+        if said[name] != value:
+            raise ValueError(f"its config says {name} = {said[name]!r}, its weights {value!r}")
+
+    return config
 
 
 def _bare_config(state: dict[str, torch.Tensor], path: Path) -> dict[str, Any]:
@@ -242,12 +179,11 @@ def _bare_config(state: dict[str, torch.Tensor], path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """``model.load_state_dict(state, strict=True)``, with its complaints in one line."""
-    try:
+    """``model.load_state_dict(state, strict=True)``; what does not fit, or is not finite, is one
+    line.
+    """
+    with understood(path):
         model.load_state_dict(state, strict=True)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        more = f" (and {len(lines) - 1} more complaints)" if len(lines) > 1 else ""
-        raise UserError(
-            f"{path}: its weights do not fit the network: {lines[0][:200]}{more}"
-        ) from None
+        for name, tensor in model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} is not finite")

@@ -12,54 +12,29 @@ from training.config import TrainConfig, parse_arguments
 from utils.files import UserError
 from utils.schedule import temperature
 
+PUBLISHED = {"epochs": 2000, "warmup_epochs": 800, "batch_size": 8, "lr": 1e-3}
+PUBLISHED |= {"momentum": 0.9, "weight_decay": 5e-4, "width": 64}
+BASELINE = {"norm": "bn", "run": "baseline", "sets": None, "temperature": None}
+SEPBN = {"norm": "sepbn", "run": "sepbn", "sets": 3, "groups": 2, "temperature": 30.0}
 
-def test_defaults_are_the_published_recipe():
-    config, existing = parse_arguments([], sepbn=True)
-    config = config.settled()
 
-    assert (config.norm, config.sets, config.groups, config.temperature, config.run) == (
-        "sepbn",
-        3,
-        2,
-        30.0,
-        "sepbn",
-    )
-
-    assert (config.epochs, config.warmup_epochs, config.batch_size, config.lr) == (
-        2000,
-        800,
-        8,
-        1e-3,
-    )
-    assert (config.momentum, config.weight_decay, config.width) == (0.9, 5e-4, 64)
-    assert existing == {"resume": False, "overwrite": False}
-
+@pytest.mark.parametrize(("sepbn", "own"), [(False, BASELINE), (True, SEPBN)])
+def test_defaults_are_the_published_recipe(sepbn, own):
+    config, existing = parse_arguments([], sepbn=sepbn)
     config.check()
-    baseline = parse_arguments([], sepbn=False)[0].settled()
+    settled = config.settled()
+    settled.check()
+    for name, value in (PUBLISHED | own).items():
+        assert getattr(settled, name) == value, name
 
-    assert (baseline.norm, baseline.run, baseline.sets, baseline.temperature) == (
-        "bn",
-        "baseline",
-        None,
-        None,
-    )
+    assert existing == {"resume": False, "overwrite": False}
 
 
 def test_every_option_reaches_the_config():
-    config, existing = parse_arguments(
-        "--norm none --width 8 --epochs 50 --lr 2e-2 --mean-shape-init --limit 20 --resume".split(),
-        sepbn=False,
-    )
-
-    assert config == TrainConfig(
-        norm="none",
-        width=8,
-        epochs=50,
-        lr=0.02,
-        mean_shape_init=True,
-        limit=20,
-    )
-
+    argv = "--norm none --width 8 --epochs 50 --lr 2e-2 --mean-shape-init --limit 20 --resume"
+    config, existing = parse_arguments(argv.split(), sepbn=False)
+    given = {"norm": "none", "width": 8, "epochs": 50, "lr": 0.02}
+    assert config == TrainConfig(run="none", mean_shape_init=True, limit=20, **given)
     assert existing["resume"] and config.settled().warmup_epochs == 20
 
 
@@ -83,11 +58,9 @@ def test_the_temperature_gets_down_to_one_in_every_run(epochs, start):
     assert temperature(epochs - 1, start=config.temperature) == 1
 
 
-@pytest.mark.parametrize(
-    "argv", [["--sets", "3"], ["--norm", "sepbn"], ["--resume", "--overwrite"], ["--epoch", "5"]]
-)
+@pytest.mark.parametrize("argv", ["--sets 3", "--norm sepbn", "--resume --overwrite", "--epoch 5"])
 def test_wrong_usage_exits_with_two(run_script, argv):
-    code, _, errors = run_script("trainBaseline.py", *argv)
+    code, _, errors = run_script("trainBaseline.py", *argv.split())
     assert code == 2 and "usage:" in errors
 
 
@@ -102,50 +75,42 @@ def test_help_shows_defaults(run_script, script):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (
-            ["--epochs", "50", "--warmup-epochs", "50"],
-            "--warmup-epochs 50 is not shorter than the run of 50 epochs",
-        ),
-        (["--epochs", "0"], "--epochs 0: must be at least 1"),
-        (["--lr", "nan"], "--lr nan: must be a finite number"),
-        (["--weight-decay", "-1"], "--weight-decay -1.0: must not be negative"),
-        (["--temperature", "0.5"], "--temperature 0.5: must be at least 1"),
-        (["--groups", "3"], "--groups 3 does not divide --width 64"),
-        (["--limit", "0"], "--limit 0: must be at least 1"),
-        (["--attention-grid", "3"], "--attention-grid 3: must be 1, 2 or 4"),
-        (["--run", "a/b"], "--run 'a/b': must be a plain name"),
-        (["--run", ".."], "--run '..': must be a plain name"),
-        (["--run", ""], "--run '': must be a plain name"),
-        (["--seed", str(2**63)], "must be below 2"),
-        (["--width", "1" + "0" * 400], r"--width: must be below 2\*\*63"),
-        (["--epochs", "-1" + "0" * 400], r"--epochs: must be below 2\*\*63"),
+        ("--epochs=50 --warmup-epochs=50", "50 is not shorter than the run of 50 epochs"),
+        ("--epochs=0", "--epochs: must be a number, at least 1"),
+        ("--lr=nan", "--lr: must be a number, at least 0"),
+        ("--weight-decay=-1", "--weight-decay: must be a number, at least 0"),
+        ("--temperature=0.5", "--temperature: must be a number, at least 1"),
+        ("--groups=3", "--groups 3 does not divide --width 64"),
+        ("--attention-grid=3", "--attention-grid 3: must be 1, 2 or 4"),
+        ("--run=a/b", "--run 'a/b': must be a plain name"),
+        ("--run=..", "--run '..': must be a plain name"),
+        ("--run=", "--run '': must be a plain name"),
+        (f"--seed={2**63}", r"--seed: .* below 2\*\*63"),
+        ("--width=1" + "0" * 400, r"--width: .* below 2\*\*63"),
+        ("--epochs=-1" + "0" * 400, "--epochs: must be a number, at least 1"),
     ],
 )
 def test_values_no_run_could_use(argv, message):
     with pytest.raises(UserError, match=message):
-        parse_arguments(argv, sepbn=True)[0].settled().check()
+        config = parse_arguments(argv.split(), sepbn=True)[0]
+        config.check()
+        config.settled().check()
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("norm", "width", "sepbn", "words"),
     [
-        ({"norm": "none", "width": 64}, "(a published network)"),
-        ({"norm": "bn", "width": 64}, "not published; the published baseline has no normalisation"),
-        ({"norm": "sepbn", "width": 64, "sets": 3, "groups": 1}, "(a published network)"),
-        (
-            {"norm": "sepbn", "width": 64, "sets": 3, "groups": 2},
-            "the released code has G = 1",
-        ),
-        ({"norm": "sepbn", "width": 64, "sets": 4, "groups": 1}, "not a published setting"),
-        (
-            {"norm": "sepbn", "width": 64, "sets": 3, "groups": 2, "attention_grid": 4},
-            "4 x 4 grid: a reconstruction",
-        ),
-        ({"norm": "none", "width": 16}, "width 16, not the published 64"),
+        ("none", 64, (), "(a published network)"),
+        ("bn", 64, (), "not published; the published baseline has no normalisation"),
+        ("none", 16, (), "width 16, not the published 64"),
+        ("sepbn", 64, (3, 1), "(a published network)"),
+        ("sepbn", 64, (3, 2), "the released code has G = 1"),
+        ("sepbn", 64, (4, 1), "not a published setting"),
+        ("sepbn", 64, (3, 2, 4), "4 x 4 grid: a reconstruction"),
     ],
 )
-def test_the_arm_in_words(settings, words):
-    assert words in Architecture(num_landmarks=98, **settings).describe()
+def test_the_arm_in_words(norm, width, sepbn, words):
+    assert words in Architecture(norm, 98, width, *sepbn).describe()
 
 
 def test_every_norm_that_may_be_chosen_has_layers_and_words():

@@ -78,7 +78,7 @@ def test_change_the_loss(copy, prepared_set, run_script, monkeypatch):
 def test_add_a_norm(copy, prepared_set):
     follow("Add a norm.", copy)
     command = ("trainBaseline.py", "--data", prepared_set, *TWO_STEPS, "--norm", "gn")
-    assert "GroupNorm" in run(copy, *command, "--run", "gn")
+    assert "GroupNorm" in run(copy, *command)
 
     path = copy / "checkpoints" / "gn" / "final.pt"
     state = read(path)["model"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,13 +17,13 @@ SEPBN_OPTIONS = ("sets", "groups", "attention_grid", "temperature")
 # else this.
 NETWORK = {"norm": "bn", "width": 64, "sets": 3, "groups": 2, "attention_grid": None}
 
-# What numbers may be; all of them are finite.
-AT_LEAST_ONE = ("sets", "groups", "width", "epochs", "batch_size", "limit")
-AT_LEAST_ZERO = (
-    *("lr", "momentum", "weight_decay", "seed"),
-    *("warmup_epochs", "eval_every", "save_every", "keep_every"),
-)
+# --norm -> name of a run that gets none; other ones are called as their norm is.
+RUN_OF = {None: "baseline", "bn": "baseline"}
 
+# The least that numbers may be.
+LEAST = dict.fromkeys(("sets", "groups", "width", "epochs", "batch_size", "limit", TAU), 1)
+LEAST |= dict.fromkeys(("lr", "momentum", "weight_decay", "seed", "warmup_epochs"), 0)
+LEAST |= dict.fromkeys(("eval_every", "save_every", "keep_every"), 0)
 
 TYPES = {"int": int, "float": float, "str": str}  # of options, by their annotations
 
@@ -41,7 +40,11 @@ class TrainConfig:
     """
 
     data: str = _option("dataset/WFLW256", "folder prepared by dataset/createWFLW256.py")
-    run: str = _option("baseline", "name of the run; its files go to checkpoints/RUN")
+    run: str = _option(
+        None,
+        "name of the run; its files go to checkpoints/RUN (default: baseline for bn, else the "
+        "normalisation: none, sepbn)",
+    )
     norm: str = _option(
         None,
         "normalisation; none is the released baseline (default: that of --init, or bn)",
@@ -115,14 +118,14 @@ class TrainConfig:
     )
 
     def settled(self, source: Mapping[str, Any] | None = None) -> TrainConfig:
-        """The same settings with what is left open filled in.
+        """The same settings, which are checked, with what is left open filled in.
 
         Args:
             source: settings of another network, to be taken where they are not None: ``NETWORK``
                 and the temperature.
         """
         known: dict[str, Any] = NETWORK | {TAU: max(2, min(60, self.epochs)) / 2}
-        known |= {"warmup_epochs": 0.4 * max(0, min(self.epochs, 2**63))}
+        known |= {"warmup_epochs": 0.4 * self.epochs}
         known |= {name: value for name, value in (source or {}).items() if value is not None}
         values = {name: value for name, value in known.items() if getattr(self, name) is None}
 
@@ -137,18 +140,11 @@ class TrainConfig:
         Raises:
             UserError: naming the option and what it must be.
         """
-        for name in (*AT_LEAST_ONE, *AT_LEAST_ZERO, TAU):
-            value, option = getattr(self, name), "--" + name.replace("_", "-")
-            if value is None:
-                continue
-            if isinstance(value, int) and abs(value) >= 2**63:
-                raise UserError(f"{option}: must be below 2**63")
-            if not math.isfinite(value):
-                raise UserError(f"{option} {value}: must be a finite number")
-            if name not in AT_LEAST_ZERO and value < 1:
-                raise UserError(f"{option} {value}: must be at least 1")
-            if value < 0:
-                raise UserError(f"{option} {value}: must not be negative")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < 2**63:  # which nan is not either
+                option = "--" + name.replace("_", "-")
+                raise UserError(f"{option}: must be a number, at least {least} and below 2**63")
 
         if self.run in ("", "..") or self.run != Path(self.run).name:
             raise UserError(
@@ -200,8 +196,7 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
             continue
 
         option = "--" + setting.name.replace("_", "-")
-        default = "sepbn" if sepbn and setting.name == "run" else setting.default
-        text = setting.metadata["help"]
+        text, default = setting.metadata["help"], setting.default
         if default is not None and default is not False:  # a default of 0 is shown
             text += " (default: %(default)s)"
 
@@ -222,5 +217,8 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
     existing.add_argument("--overwrite", action="store_true", help="replace an existing run")
     values: dict[str, Any] = vars(parser.parse_args(argv))
     what_exists = {name: values.pop(name) for name in ("resume", "overwrite")}
+    values |= fixed
+    if values["run"] is None:
+        values["run"] = RUN_OF.get(values["norm"], values["norm"])
 
-    return TrainConfig(**values, **fixed), what_exists
+    return TrainConfig(**values), what_exists

@@ -36,14 +36,14 @@ def start_from(model: VanillaCNN, loaded: LoadedModel, faces: FaceSet, config: T
     """Give a fresh network the weights of a file.
 
     Points that the file's network has too keep their rows of the last layer (the lids of 68 are
-    interpolated from 98). The others start at the mean shape; all of them do with
-    ``config.mean_shape_init``.
+    interpolated from 98). The others start at the mean shape; with ``config.mean_shape_init`` the
+    last layer is not taken at all, and all of them do.
 
     Returns:
         What became of the last layer, in words.
 
     Raises:
-        UserError: the networks differ, or ``config.mean_shape_init`` has no effect.
+        UserError: the networks differ.
     """
     theirs, norm = loaded.model.state_dict(), loaded.config["norm"]
 
@@ -53,24 +53,15 @@ def start_from(model: VanillaCNN, loaded: LoadedModel, faces: FaceSet, config: T
             f"{config.norm}; trainBaseline.py takes bn and none, trainBaselineSepDyBN.py sepbn"
         )
 
-    scheme = _scheme_of(loaded, faces.scheme)
-    if scheme == faces.scheme:
-        if config.mean_shape_init:
-            raise UserError(
-                f"--mean-shape-init has no effect: --init {loaded.path} has a last bias; leave one "
-                "of them out"
-            )
-
-        load_weights(model, theirs, loaded.path)
-        return "last layer as it is"
-
-    words = "last layer anew, at the mean shape"
-    weight, bias = model.fc2.weight.detach().clone(), model.fc2.bias.detach().clone()
-
-    if not config.mean_shape_init:
+    scheme, words = _scheme_of(loaded, faces.scheme), "last layer as it is"
+    if config.mean_shape_init:
+        own, words = model.fc2.state_dict(), "last layer anew, at the mean shape"
+        theirs |= {f"fc2.{name}": tensor.clone() for name, tensor in own.items()}
+    elif scheme != faces.scheme:
         weight, bias, words = _other_landmarks(loaded, scheme, faces)
+        theirs |= {"fc2.weight": weight, "fc2.bias": bias}
 
-    load_weights(model, theirs | {"fc2.weight": weight, "fc2.bias": bias}, loaded.path)
+    load_weights(model, theirs, loaded.path)
 
     return words
 

@@ -19,7 +19,7 @@ from utils.schedule import learning_rate, temperature
 
 def train(config: TrainConfig, build: Build, **options: Any) -> int:
     """Train ``build(config, number of landmarks)`` -> exit code; options as of `Run.open`."""
-    if options.get("resume") and is_finished(config, **options):
+    if is_finished(config, **options):
         return 0
 
     with Run.open(config, **options) as run:  # folder, lock, resume, signals, log, progress

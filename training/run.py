@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,9 @@ from training.initial import describe_start, settings_of_file, start_from
 from training.processes import Processes, leave, process_group
 from training.record import header, refuse_other_settings, run_record, settings_of_run
 from utils.device import keep_freed_memory
-from utils.files import (
-    UserError,
-    atomic_write,
-    describe_os_error,
-    read_json,
-    require_file_or_nothing,
-    write_json,
-)
+from utils.files import UserError, atomic_write, read_json, write_json
 from utils.metrics import nme
-from utils.progress import duration, note, progress
+from utils.progress import note, progress
 from utils.schedule import learning_rate, temperature
 
 RUNS = Path("checkpoints")
@@ -59,9 +52,7 @@ SIGNALS = [
 
 # steps of an epoch between two looks at the loss: on CUDA each waits for the device
 LOOK_EVERY = 50
-LOOK_SECONDS = 30.0  # at least so often, however slow the steps are
-TIMED_STEPS = 5  # that say how long a run will take, after a first one
-LONG_RUN = 600.0  # seconds from which on a run's duration is told
+LOOK_SECONDS = 10.0  # at least so often, however slow the steps are
 
 Build = Callable[[TrainConfig, int], VanillaCNN]  # settings and number of landmarks -> network
 Network = Callable[[Tensor], Tensor]  # (B, 3, 128, 128) -> (B, 2P)
@@ -82,7 +73,7 @@ def is_finished(
     """Whether the run that is to be resumed has nothing left to do, which is said.
 
     Raises:
-        UserError: it had other settings.
+        UserError: settings that no run could have, or other ones than it had.
     """
     config.check()
     path = runs / config.run
@@ -90,10 +81,11 @@ def is_finished(
     if not (resume and final.exists()) or (path / "last.pt").exists():
         return False
 
-    finished = checkpoint.read(final)
-    checkpoint.check_own(finished, final)
-    settled = config.settled(settings_of_run(finished["config"], config))
-    refuse_other_settings(finished["config"], asdict(settled), final)
+    with checkpoint.understood(final):
+        saved = checkpoint.read(final)["config"]
+        settled = config.settled(settings_of_run(saved, config))
+        refuse_other_settings(saved, asdict(settled), final)
+
     print(f"{path} is finished already; nothing to do")
 
     return True
@@ -128,7 +120,6 @@ class Run:
         self._signal = 0
         self._handlers: dict[int, Any] = {}  # of signals, before the first step
         self._began = self._last_save = self._last_look = time.monotonic()
-        self._step_ends: list[float] = []  # of the first steps
         self._bar: tqdm | None = None
         self._writer: Any = None
         self._exits = ExitStack()
@@ -155,7 +146,6 @@ class Run:
             UserError: wrong settings, bad data, a run that is in the way or in use, a full disk.
             Diverged: the loss is no longer finite.
         """
-        config.check()
         with process_group(config.device) as (processes, device):
             run = cls(config, runs / config.run, processes, device)
             with run._exits:
@@ -188,9 +178,6 @@ class Run:
 
             self._exits.callback(self._unlock, lock)
 
-        for name in FILES:
-            require_file_or_nothing(self.path / name)
-
         remains = (self.final, self.last, self.path / "log.csv")
         if not (resume or overwrite) and any(file.exists() for file in remains):
             raise UserError(
@@ -203,14 +190,18 @@ class Run:
 
         if resume and self.last.exists():
             self._saved = checkpoint.read(self.last)
-            checkpoint.check_own(self._saved, self.last)
-            source = settings_of_run(self._saved["config"], self.asked)
+            with self._understood():
+                source = settings_of_run(self._saved["config"], self.asked)
         elif self.asked.init is not None:
             self._init = checkpoint.load_model(self.asked.init)
             source = settings_of_file(self._init)
 
         self.config = self.asked.settled(source)
         self.config.check()
+
+    def _understood(self) -> AbstractContextManager[None]:
+        """For what takes its values from ``last.pt``."""
+        return checkpoint.understood(self.last, otherwise="train anew with --overwrite")
 
     def _unlock(self, lock: FileLock) -> None:
         """Let others into the folder, which goes if it is empty."""
@@ -258,7 +249,8 @@ class Run:
             refuse_other_settings(self._saved["config"], self.record, self.last)
             self._tell_other_code(self._saved["config"].get("commit"))
         elif self._resume and self.is_main:
-            self._refuse_other_remains()
+            if (before := read_json(self.path / "config.json")) is not None:
+                refuse_other_settings(before, self.record, self.path)
             print(f"{self.path}: nothing was saved to resume; the run starts at its first step")
 
         return self.faces
@@ -270,7 +262,8 @@ class Run:
                 model.fc2.bias.copy_(self.faces.mean_shape().flatten())
 
         if self._saved is not None:
-            checkpoint.load_weights(model, self._saved["model"], self.last)
+            with self._understood():
+                checkpoint.load_weights(model, self._saved["model"], self.last)
         elif self._init is not None:
             words = start_from(model, self._init, self.faces, self.config)
             if self.is_main:
@@ -311,24 +304,15 @@ class Run:
 
     def _take_up(self, saved: dict[str, Any]) -> None:
         """Position, losses, momentum and log of ``last.pt``."""
-        try:
+        with self._understood():
             state = saved["training"]
-            epoch, position, rows = state["epoch"], state["position"], state["log"]
-            if not (0 <= position < self.steps and 0 <= epoch == len(rows)):
-                raise ValueError("no such position")
-
-            self._losses[:position] = state["losses"]
-            self.epoch, self.position = epoch, position
-            self.rows_logged = [{name: row[name] for name in COLUMNS} for row in rows]
+            self.epoch, self.position = state["epoch"], state["position"]
+            self.rows_logged = [dict.fromkeys(COLUMNS, "") | row for row in state["log"]]
             self._began -= state["seconds"]
+            self._losses[: self.position] = state["losses"]
 
             for name, buffer in self._momentum().items():
                 buffer.copy_(state["momentum"][name])
-        except (LookupError, TypeError, ValueError, RuntimeError):
-            raise UserError(
-                f"{self.last}: its state of the training is damaged, or of another version; it "
-                "cannot be resumed, train anew with --overwrite"
-            ) from None
 
     def _momentum(self) -> dict[str, Tensor]:
         """Momentum buffers by the names of their weights."""
@@ -350,7 +334,7 @@ class Run:
             for old in (*map(self.path.joinpath, FILES), *self.path.glob(MILESTONES)):
                 old.unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        elif self._new and self._logged_epochs():
+        elif self._new and log.is_file() and log.read_text().count("\n") > 1:
             number = 1 + len(list(self.path.glob("log_old*.csv")))
             os.replace(log, self.path / f"log_old{number}.csv")
 
@@ -358,9 +342,7 @@ class Run:
             leftover.unlink(missing_ok=True)
 
         write_json(self.path / "config.json", self.record)
-        with atomic_write(log, "w") as file:  # rows past a checkpoint are thereby cut
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writeheader()
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(self.rows_logged)
+        self._write_log()  # rows past a checkpoint are thereby cut
 
     def _start_showing(self) -> None:
         """Header, progress bar, TensorBoard."""
@@ -388,7 +370,6 @@ class Run:
         """Keep the loss; look at it, save and stop where that is due."""
         self._losses[i] = loss
         self.position = i + 1
-        self._tell_duration()
 
         alone = self.processes.count == 1  # looking at the loss at another time than the others
         silent = alone and time.monotonic() - self._last_look > LOOK_SECONDS
@@ -470,18 +451,6 @@ class Run:
             "checkpoint is from before; lower --lr, lengthen --warmup-epochs or use a normalisation"
         )
 
-    def _tell_duration(self) -> None:
-        """Say how long the run will take, as soon as some steps have shown it."""
-        if self._bar is None or len(self._step_ends) > TIMED_STEPS:
-            return
-
-        self._step_ends.append(time.monotonic())
-        if len(self._step_ends) > TIMED_STEPS:
-            step = (self._step_ends[-1] - self._step_ends[0]) / TIMED_STEPS
-            left = (self.config.epochs - self.epoch) * self.steps - self.position
-            if left * step > LONG_RUN:
-                note(f"{left:,} steps of about {1000 * step:.0f} ms to go: {duration(left * step)}")
-
     # --- what is written ---
 
     def _content(self) -> dict[str, Any]:
@@ -524,32 +493,29 @@ class Run:
             percent = 100 * float(errors.mean())
 
         tau = config.temperature
-        self._log(
-            {
-                "epoch": done - 1,
-                "loss": loss,
-                "lr": learning_rate(done * self.steps - 1, **self.schedule),
-                "temperature": "" if tau is None else temperature(done - 1, start=tau),
-                "test_nme_percent": percent,
-                "images_per_s": round(self.steps * config.batch_size / seconds, 1),
-                "seconds": round(seconds, 2),
-            }
-        )
+        row = {
+            "epoch": done - 1,
+            "loss": loss,
+            "lr": learning_rate(done * self.steps - 1, **self.schedule),
+            "temperature": "" if tau is None else temperature(done - 1, start=tau),
+            "test_nme_percent": percent,
+            "images_per_s": round(self.steps * config.batch_size / seconds, 1),
+            "seconds": round(seconds, 2),
+        }
 
-    def _log(self, row: dict[str, Any]) -> None:
-        """Add one epoch to the log."""
         self.rows_logged.append(row)
-        log = self.path / "log.csv"
-        try:
-            with log.open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-        except OSError as error:
-            raise describe_os_error(error, log) from error
-
+        self._write_log()
         if self._writer is not None:
             for name in COLUMNS[1:]:
                 if row[name] != "":
                     self._writer.add_scalar(name, row[name], row["epoch"])
+
+    def _write_log(self) -> None:
+        """Whole, since a run that goes on may have lost epochs that an earlier log had."""
+        with atomic_write(self.path / "log.csv", "w", wait=False) as file:
+            log = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+            log.writeheader()
+            log.writerows(self.rows_logged)
 
     def _finish(self) -> None:
         self.last.unlink(missing_ok=True)
@@ -567,29 +533,11 @@ class Run:
 
     # --- what lies in the folder ---
 
-    def _logged_epochs(self) -> int:
-        log = self.path / "log.csv"
-        return max(0, len(log.read_text().splitlines()) - 1) if log.is_file() else 0
-
     def _tell_other_code(self, commit: str | None) -> None:
         """A changed loss, for one, cannot be seen from the settings."""
         now = self.record["commit"]
         if self.is_main and now is not None and now != commit:
             note(f"note: {self.last} was saved by other code, commit {commit}; this is {now}")
-
-    def _refuse_other_remains(self) -> None:
-        """Refuse to start afresh over the log or milestones of a run with other settings."""
-        if not ([*self.path.glob(MILESTONES)] or self._logged_epochs()):
-            return
-
-        settings = read_json(self.path / "config.json")
-        if settings is None:
-            raise UserError(
-                f"{self.path} holds a log or milestones but no last.pt and no config.json to go on "
-                "from; add --overwrite to replace them, or choose another name with --run"
-            )
-
-        refuse_other_settings(settings, self.record, self.path)
 
     def _remove_traces(self) -> None:
         """Leave no folder of a run that could not do its first epoch, so that the next try, with
