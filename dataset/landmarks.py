@@ -10,7 +10,7 @@ is w - 1 - x.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,11 @@ class LandmarkScheme:
 
 def _mirror(num_points: int, *swaps: tuple[list[int], list[int]]) -> tuple[int, ...]:
     """Involution that exchanges the listed landmarks pair by pair and leaves the others."""
-    permutation = list(range(num_points))
+    permutation = np.arange(num_points)
     for left, right in swaps:
-        for a, b in zip(left, right, strict=True):
-            permutation[a], permutation[b] = b, a
-    return tuple(permutation)
+        permutation[[*left, *right]] = [*right, *left]
+
+    return tuple(permutation.tolist())
 
 
 def _run(first: int, last: int) -> tuple[int, ...]:
@@ -243,14 +243,14 @@ def scheme_for(num_points: int) -> LandmarkScheme:
     Raises:
         UserError: no scheme has that many.
     """
-    try:
-        return SCHEMES[num_points]
-    except KeyError:
-        known = ", ".join(f"{s.num_points} ({s.name})" for s in SCHEMES.values())
+    known = ", ".join(f"{s.num_points} ({s.name})" for s in SCHEMES.values())
+    if num_points not in SCHEMES:
         raise UserError(
             f"no landmark scheme has {num_points} points; known: {known}; prepare the faces with "
             "--scheme FILE.json for points of your own"
-        ) from None
+        )
+
+    return SCHEMES[num_points]
 
 
 def define(scheme: LandmarkScheme) -> dict[str, Any]:
@@ -309,9 +309,12 @@ def scheme_from_definition(content: Any) -> LandmarkScheme:
         same_as = _with_tuples(content.get("same_as", {}))
         fields = _with_tuples(content) | {"contours": contours, "same_as": same_as}
         scheme = LandmarkScheme(**fields)
-        _check(scheme)
+        wrong = next((message for fine, message in _requirements(scheme) if not fine), None)
     except (AttributeError, TypeError) as error:  # fields that lack, or of another kind
-        raise UserError(f"it is no landmark scheme ({error}); see docs/data.md") from None
+        wrong = f"it is no landmark scheme ({error}); see docs/data.md"
+
+    if wrong:
+        raise UserError(wrong)
 
     return scheme
 
@@ -320,49 +323,43 @@ def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
 
 
-def _check(scheme: LandmarkScheme) -> None:
-    """Refuse a scheme that contradicts itself."""
+def _requirements(scheme: LandmarkScheme) -> Iterator[tuple[bool, str]]:
+    """Whether the scheme agrees with itself, point by point, and what to say where it does not."""
     count, known = scheme.num_points, {each.name: each for each in SCHEMES.values()}
-    if scheme.name in (*known, COMMON_60.name):
-        raise UserError(f"name {scheme.name!r} is that of a built-in scheme; choose another")
+    taken = f"name {scheme.name!r} is that of a built-in scheme; choose another"
+    yield scheme.name not in (*known, COMMON_60.name), taken
 
     for name in (scheme.name, *(contour.name for contour in scheme.contours)):
-        if not (isinstance(name, str) and name.strip() and name.isprintable()):
-            raise UserError(f"name {name!r}: it must be a text of one line")
+        fine = isinstance(name, str) and bool(name.strip()) and name.isprintable()
+        yield fine, f"name {name!r}: it must be a text of one line"
 
-    _require_points("mirror", scheme.mirror, count)
-    _require_points("outer_eyes", scheme.outer_eyes, count)
-
+    yield from _all_points("mirror", scheme.mirror, count)
+    yield from _all_points("outer_eyes", scheme.outer_eyes, count)
     for number, contour in enumerate(scheme.contours):
-        _require_points(f"contours[{number}].points", contour.points, count)
-        if not isinstance(contour.closed, bool):
-            raise UserError(f"contours[{number}].closed must be true or false")
+        what = f"contours[{number}]"
+        yield from _all_points(f"{what}.points", contour.points, count)
+        yield isinstance(contour.closed, bool), f"{what}.closed must be true or false"
 
     for name, points in scheme.same_as.items():
-        if name not in known or len(points) != count:
-            raise UserError(
-                f"same_as.{name} must be a list of {count} points, null where there is none, of "
-                f"{' or '.join(known)}"
-            )
+        wanted = f"{count} points, null where there is none, of {' or '.join(known)}"
+        fine = name in known and len(points) == count
+        yield fine, f"same_as.{name} must be a list of {wanted}"
         named = [point for point in points if point is not None]
-        _require_points(f"same_as.{name}", named, known[name].num_points)
+        yield from _all_points(f"same_as.{name}", named, known[name].num_points)
 
-    if len(scheme.outer_eyes) != 2:
-        raise UserError("outer_eyes must be a list of the two points that normalise the NME")
+    eyes = "outer_eyes must be a list of the two points that normalise the NME"
+    yield len(scheme.outer_eyes) == 2, eyes
 
-    for point, partner in enumerate(scheme.mirror):
-        if scheme.mirror[partner] != point:
-            raise UserError(f"mirror is no involution: {point} goes to {partner}, but not back")
-
-    missing = {*range(count)} - {point for contour in scheme.contours for point in contour.points}
-    if missing:
-        raise UserError(f"no contour holds point {min(missing)}; every point must be in one")
+    held = {point for contour in scheme.contours for point in contour.points}
+    for point, other in enumerate(scheme.mirror):
+        back = scheme.mirror[other] == point
+        yield back, f"mirror is no involution: {point} goes to {other}, but not back"
+        yield point in held, f"no contour holds point {point}; every point must be in one"
 
 
-def _require_points(what: str, points: Sequence[Any], count: int) -> None:
+def _all_points(what: str, points: Sequence[Any], count: int) -> Iterator[tuple[bool, str]]:
     """Landmarks of a scheme with ``count`` of them, each at most once."""
     for point in points:
-        if type(point) is not int or not 0 <= point < count:
-            raise UserError(f"{what} names point {point!r}; points are 0 to {count - 1}")
-        if points.count(point) > 1:
-            raise UserError(f"{what} names point {point} twice")
+        known = type(point) is int and 0 <= point < count
+        yield known, f"{what} names point {point!r}; points are 0 to {count - 1}"
+        yield points.count(point) == 1, f"{what} names point {point} twice"
