@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset.annotations import ATTRIBUTES, read_crop_list, read_official_list, write_crop_list
+from dataset.annotations import read_crop_list, read_official_list, write_crop_list
 from utils.files import UserError
 
 
@@ -42,10 +42,6 @@ def test_official_list(tmp_path, points):
 
     found = [(face.image, face.line) for face in (first, second)]
     assert found == [("1--Event/a.jpg", 1), ("2--Other/b.png", 2)]
-
-
-def test_order_of_the_attributes():
-    assert ATTRIBUTES == ("largepose", "expression", "illumination", "makeup", "occlusion", "blur")
 
 
 def test_windows_line_ends_and_blank_lines_at_the_end_do_no_harm(tmp_path):
@@ -190,9 +186,3 @@ def test_a_first_crop_line_of_no_known_scheme_is_named(tmp_path, patches, count)
         UserError, match=f"line 1: {count} numbers before the patch's path, expected 196"
     ):
         read_crop_list(path)
-
-
-def test_landmarks_and_patches_must_match(tmp_path):
-    with pytest.raises(ValueError):
-        write_crop_list(tmp_path / "list.txt", np.zeros((1, 98, 2)), ["a.png", "b.png"])
-    assert not list(tmp_path.iterdir())

@@ -4,8 +4,6 @@ depends on the batch.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -132,25 +130,6 @@ def test_without_draws_the_crop_is_the_central_one_bit_for_bit():
 
 def only_flips(count: int, **_: object) -> tuple[np.ndarray, Draws]:
     return np.arange(count), Draws(**(no_draws(count) | {"flip": np.ones(count, bool)}))
-
-
-def test_flipping_twice_is_the_identity(monkeypatch):
-    faces = random_faces()
-    monkeypatch.setattr(augment, "draw", only_flips)
-
-    def flip(faces: FaceSet) -> tuple[torch.Tensor, torch.Tensor]:
-        images, targets = batch(faces, draw_epoch(faces, seed=0, epoch=0), torch.arange(len(faces)))
-        return images, targets.unflatten(1, (98, 2))
-
-    images, targets = flip(faces)
-    assert not torch.equal(images, central_crops(faces.patches))
-
-    patches = faces.patches.clone()
-    patches[:, 64:192, 64:192] = (images.permute(0, 2, 3, 1) * 128 + 127.5).round().to(torch.uint8)
-    images, targets = flip(replace(faces, patches=patches, landmarks=targets + 64))
-
-    assert torch.equal(images, central_crops(faces.patches))
-    assert torch.allclose(targets, faces.crop_landmarks(), atol=1e-4)
 
 
 def test_flipped_targets_are_mirrored_and_permuted(monkeypatch):

@@ -103,18 +103,6 @@ def test_patch_is_the_resized_padded_square(box, resample):
     np.testing.assert_array_equal(image, before)
 
 
-def test_a_patch_of_its_own_size_is_a_copy():
-    image = np.random.default_rng(2).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    for resample in ("nearest", "area"):
-        patch, frame = face_patch(image, (80, 90, 207, 217), resample)
-        np.testing.assert_array_equal(patch, image[26:282, 16:272])
-        np.testing.assert_allclose(
-            frame.to_patch([[16, 26], [271, 281]]), [[0, 0], [255, 255]], atol=1e-12
-        )
-        patch[:] = 0
-        assert image[26:282, 16:272].any()
-
-
 @pytest.mark.parametrize("resample", ["nearest", "area"])
 def test_to_image_undoes_to_patch(resample):
     points = np.random.default_rng(3).uniform(-50, 400, (4, 98, 2))

@@ -89,15 +89,6 @@ def test_a_limit_decodes_so_many_only_unless_there_is_a_store(folder, monkeypatc
     assert torch.equal(few.patches, again.patches) and few.fingerprint() == again.fingerprint()
 
 
-def test_a_limit_that_leaves_many_maps_them(folder, monkeypatch):
-    seen = count_decodings(monkeypatch)
-    monkeypatch.setattr(module, "FEW", 4)
-    faces = load_faces(folder, "train", limit=5)
-
-    assert len(faces) == 5 and len(seen) == 12
-    assert list_path(folder, "train").with_suffix(".patches").is_file()
-
-
 def test_where_nothing_can_be_written_patches_go_to_memory(folder, monkeypatch, capfd):
     def refuse(*_):
         raise OSError(28, "No space left on device")

@@ -65,8 +65,10 @@ def test_deep_pictures_keep_the_upper_bits_in_use(bits, suffix):
     assert np.abs(read.astype(int) - plain).max() <= (1 if suffix == ".tif" else 0)
 
     grey = deep[..., 0]
-    read = decode(cv2.imencode(suffix, grey)[1].tobytes())
-    assert np.abs(read.astype(int) - plain[..., :1]).max() <= (1 if suffix == ".tif" else 0)
+    alpha = np.dstack([grey, grey, grey, np.full_like(grey, deep.max())])
+    for pixels in (grey, alpha):
+        read = decode(cv2.imencode(suffix, pixels)[1].tobytes())
+        assert np.abs(read.astype(int) - plain[..., :1]).max() <= (1 if suffix == ".tif" else 0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

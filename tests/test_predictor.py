@@ -19,9 +19,8 @@ from dataset.boxes import landmark_box
 from dataset.crop import face_patch, patch_frame
 from dataset.detector import Faces
 from dataset.landmarks import scheme_for
-from models import SepBatchNorm2d
 from models.checkpoint import LoadedModel
-from models.folding import FoldedSepBN, fold_normalisation
+from models.folding import fold_normalisation
 from prediction.outputs import draw_faces
 from prediction.predictor import SMALL_BATCH, LandmarkPredictor, box_about
 from utils.files import UserError
@@ -205,10 +204,6 @@ def test_the_box_about_landmarks_turns_with_them(angle):
         assert np.abs(np.array(box) - plain).max() <= 1
 
 
-def test_no_boxes_give_no_landmarks():
-    assert predictor_of(MeanColour())(np.zeros((9, 9, 3), np.uint8), []).shape == (0, 98, 2)
-
-
 @pytest.mark.parametrize(
     ("image", "boxes"),
     [
@@ -335,32 +330,6 @@ def test_folding_keeps_the_function_and_the_model(norm, sets, groups):
 
     assert not any(type(layer) is nn.BatchNorm2d for layer in folded.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_folded_sepbn_is_the_equation():
-    torch.manual_seed(0)
-    layer = SepBatchNorm2d(6, num_sets=4, groups=3, temperature=0.7).double().eval()
-    with torch.no_grad():
-        for tensor in (layer.weight, layer.bias, layer.running_mean):
-            tensor.normal_()
-
-        layer.running_var.uniform_(0.2, 2)
-        x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
-        p = layer.attention(x)
-        expected = torch.empty_like(x)
-
-        for n in range(2):
-            for c in range(6):
-                normal = (x[n, c] - layer.running_mean[c]) / torch.sqrt(
-                    layer.running_var[c] + layer.eps
-                )
-                weights = p[n, c // 2]  # three groups of two channels
-                scale = sum(weights[k] * layer.weight[k, c] for k in range(4))
-                expected[n, c] = scale * normal + sum(
-                    weights[k] * layer.bias[k, c] for k in range(4)
-                )
-
-        assert (FoldedSepBN(layer)(x) - expected).abs().max() < 1e-12
 
 
 def test_drawing_marks_points_and_box_on_a_copy():

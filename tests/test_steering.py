@@ -119,13 +119,6 @@ def test_alike_is_the_limit_of_a_high_temperature(faces):
     assert distances[0] > 10 * distances[1] > 0 and distances[2] < 1e-3
 
 
-def test_the_lowest_temperature_leaves_the_strongest_set(faces):
-    predictor, image, (face, _) = faces
-    trained = predictor.answer(image, face)[1]["bn1"]
-    cold = predictor.answer(image, face, (1e-12, ATTENTION, ()))[1]["bn1"]
-    np.testing.assert_allclose(cold, np.eye(3)[trained.argmax(1)], atol=1e-6)
-
-
 @pytest.mark.parametrize(("k", "modules"), [(0, MODULES), (2, MODULES), (1, ("bn3",))])
 def test_only_one_set_is_a_network_that_has_no_other_there(checkpoint, faces, k, modules):
     predictor, image, (face, _) = faces
