@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import shutil
@@ -53,25 +52,21 @@ def quick_timing(monkeypatch):
 
 def write_pts_folders(folder: Path, images: Path, lists: dict[str, Path], step: int = 1) -> Path:
     """A folder of pictures and .pts files for each split, from every ``step``-th face of a list,
-    and ``boxes.csv`` with their boxes; ``SPLIT.txt`` is the list of these faces.
+    and ``boxes.csv`` with their boxes.
     """
-    with open(folder / "boxes.csv", "w", newline="") as table:
-        writer = csv.writer(table)
-        writer.writerow(["file", "x0", "y0", "x1", "y1"])
+    rows = ["file,x0,y0,x1,y1"]
 
-        for split, path in lists.items():
-            (folder / split).mkdir()
-            lines = path.read_text().splitlines()[::step]
-            (folder / f"{split}.txt").write_text("\n".join(lines))
+    for split, path in lists.items():
+        (folder / split).mkdir(parents=True)
+        for index, face in enumerate(read_official_list(path)[::step]):
+            place = folder / split / f"face{index:04d}{Path(face.image).suffix}"
+            shutil.copy(images / face.image, place)
+            points = "".join(f"{x!r} {y!r}\n" for x, y in (face.landmarks + 1).tolist())
+            header = f"version: 1\nn_points:  {len(face.landmarks)}\n"
+            place.with_suffix(".pts").write_text(f"{header}{{\n{points}}}\n")
+            rows.append(",".join(map(str, [f"{split}/{place.name}", *face.box])))
 
-            for index, face in enumerate(read_official_list(folder / f"{split}.txt")):
-                source = images / face.image
-                name = f"face{index:04d}"
-                shutil.copy(source, folder / split / f"{name}{source.suffix}")
-                rows = "".join(f"{x!r} {y!r}\n" for x, y in (face.landmarks + 1).tolist())
-                header = f"version: 1\nn_points:  {len(face.landmarks)}\n"
-                (folder / split / f"{name}.pts").write_text(f"{header}{{\n{rows}}}\n")
-                writer.writerow([f"{split}/{name}{source.suffix}", *face.box])
+    (folder / "boxes.csv").write_text("\n".join(rows))
 
     return folder
 
@@ -79,11 +74,9 @@ def write_pts_folders(folder: Path, images: Path, lists: dict[str, Path], step: 
 @pytest.fixture
 def pts_set(official_set, tmp_path) -> Path:
     """The synthetic faces as .pts folders, with 98 points."""
-    folder = tmp_path / "pts"
-    folder.mkdir()
     lists = {split: official_list(official_set, split) for split in ("train", "test")}
 
-    return write_pts_folders(folder, official_set / "WFLW_images", lists)
+    return write_pts_folders(tmp_path / "pts", official_set / "WFLW_images", lists)
 
 
 def pts_arguments(folder: Path, out: Path) -> list:
@@ -328,8 +321,7 @@ def test_boxes_from_the_detector(shared_data, tmp_path, run_script):
     faces = load_faces(tmp_path / "out", "test")
     assert len(faces) == 6 - len(missed)
 
-    centres = faces.crop_landmarks().double().numpy().mean(axis=1)
-    assert np.abs(centres - 64).max() < 30
+    assert (faces.crop_landmarks().mean(dim=1) - 64).abs().max() < 30
 
     for picture in (folder / "test").glob("*.jpg"):
         cv2.imwrite(str(picture), np.full((300, 300, 3), 120, np.uint8))
@@ -379,9 +371,9 @@ def test_box_scale_of_a_prepared_set(official_set, prepared_set, scaled_set, run
 
 
 def test_box_scale_follows_into_everything(
-    official_set, scaled_set, prepared_set, tmp_path, run_script, monkeypatch
+    scaled_set, prepared_set, tmp_path, run_script, monkeypatch
 ):
-    """Run record, checkpoint, test.py, predict.py; of ONNX, see the forty points below."""
+    """Run record, checkpoint, test.py; of predict.py and ONNX, see the forty points below."""
     monkeypatch.chdir(tmp_path)
     arguments = ["--data", scaled_set, "--width", "2", "--epochs", "1", "--run", "large"]
     assert run_script("trainBaseline.py", *arguments)[0] == 0
@@ -395,23 +387,6 @@ def test_box_scale_follows_into_everything(
 
     code, output, errors = run_script("test.py", final, "--data", prepared_set)
     assert code == 0 and errors.startswith("warning: large was trained on face boxes of 1.5 times")
-
-    faces = read_official_list(official_list(official_set, "test"))
-    expected = evaluate.predict_landmarks(
-        load_model(final).model, load_faces(scaled_set, "test"), device="cpu"
-    )
-    picture = official_set / "WFLW_images" / faces[0].image
-    code, _, errors = run_script(
-        "predict.py", picture, "--box", *faces[0].box, "--checkpoint", final
-    )
-    assert code == 0
-
-    answer = json.loads(Path("predictions/landmarks.json").read_text())
-    assert answer["box_scale"] == 1.5
-
-    image_px = np.array(answer["files"][0]["faces"][0]["landmarks"])
-    crop_px = patch_frame(faces[0].box, "nearest", 1.5).to_patch(image_px) - CROP_OFFSET
-    assert np.abs(crop_px - expected[0]).max() <= 1e-3
 
 
 def test_folders_and_checkpoints_of_earlier_versions(
@@ -741,32 +716,17 @@ def as_68(official: Path, folder: Path) -> list:
     return [*options, "--test-list", folder / "test.txt", "--out", folder / "prepared"]
 
 
-def check_three_ways(official: Path, data98: Path, tmp_path: Path, run_script) -> None:
-    """A network's answers as 98 points, as 60 in common, and of predict.py --points 68."""
-    options = as_68(official, tmp_path / "68")
-    assert run_script(PREPARE, *options)[0] == 0
-
+def test_98_points_are_made_into_68(official_set, prepared_set, tmp_path, run_script):
+    """predict.py --points 68 with the list's boxes, against the network's 98 points."""
     final = write_checkpoint(tmp_path / "run98" / "final.pt")
-    faces68 = load_faces(tmp_path / "68" / "prepared", "test")
-    faces98 = load_faces(data98, "test")
-    models = evaluate.load_models([final], faces68, asked_for=True)
-    models, faces60 = evaluate.on_common_points(models, faces68)
-    common = evaluate.predict_landmarks(models["run98"].model, faces60, device="cpu")
-    whole = evaluate.predict_landmarks(load_model(final).model, faces98, device="cpu")
-    expected = np.stack([slow_68(points) for points in whole.astype(np.float64)])
-    kept = [point for point in range(68) if point not in (37, 38, 40, 41, 43, 44, 46, 47)]
-    np.testing.assert_allclose(common, expected[:, kept], atol=1e-4)
+    faces = load_faces(prepared_set, "test")
+    whole = evaluate.predict_landmarks(load_model(final).model, faces, device="cpu")
+    annotations = read_official_list(official_list(official_set, "test"))
+    images = official_set / "WFLW_images"
+    rows = [",".join(map(str, [face.image, *face.box])) for face in annotations]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x0,y0,x1,y1", *rows]))
 
-    true60, true98 = (f.crop_landmarks().double().numpy() for f in (faces60, faces98))
-    np.testing.assert_allclose(true60, [slow_68(p)[kept] for p in true98], atol=1e-4)
-
-    annotations = read_official_list(official_list(official, "test"))
-    with open(tmp_path / "boxes.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "x0", "y0", "x1", "y1"])
-        writer.writerows([face.image, *face.box] for face in annotations)
-
-    pictures = sorted({official / "WFLW_images" / face.image for face in annotations})
+    pictures = sorted({images / face.image for face in annotations})
     arguments = ["--boxes", tmp_path / "boxes.csv", "--checkpoint", final, "--points", 68]
     arguments += ["--format", "pts", "--out", tmp_path / "out"]
     assert run_script("predict.py", *pictures, *arguments)[0] == 0
@@ -774,24 +734,19 @@ def check_three_ways(official: Path, data98: Path, tmp_path: Path, run_script) -
     answer = json.loads((tmp_path / "out" / "landmarks.json").read_text())
     assert (answer["scheme"], answer["made_from"]) == ("iBUG-68", "WFLW-98")
     assert answer["interpolated_along_the_eyelids"] == [37, 38, 40, 41, 43, 44, 46, 47]
-
     found = {
         (entry["file"], tuple(face["box"])): np.array(face["landmarks"])
         for entry in answer["files"]
         for face in entry["faces"]
     }
 
-    for face, crop_px in zip(annotations, expected, strict=True):
-        points = found[str(official / "WFLW_images" / face.image), face.box]
-        image_px = patch_frame(face.box).to_image(crop_px + CROP_OFFSET)
+    for face, crop_px in zip(annotations, whole.astype(np.float64), strict=True):
+        image_px = patch_frame(face.box).to_image(slow_68(crop_px) + CROP_OFFSET)
+        points = found[str(images / face.image), face.box]
         assert np.abs(points - image_px).max() <= 1e-4 + 1e-7 * np.abs(image_px).max()
 
     for path in (tmp_path / "out").glob("*.pts"):
         assert len(parse_pts(path.read_bytes(), path)) == 68
-
-
-def test_98_points_on_68(official_set, prepared_set, tmp_path, run_script):
-    check_three_ways(official_set, prepared_set, tmp_path, run_script)
 
 
 def test_the_table_says_60_common_points(official_set, tmp_path, run_script, monkeypatch):
