@@ -54,21 +54,14 @@ def require_same_points(loaded: LoadedModel, faces: FaceSet) -> None:
 class PickedPoints(nn.Module):
     """A network's answer for some of its landmarks: (N, 2P) -> (N, 2 len(points))."""
 
-    def __init__(self, model: nn.Module, points: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, points: list[int]) -> None:
         super().__init__()
-        self.model, self.points = model, list(points)
+        self.model, self.points = model, points
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
         answer = self.model(crops).unflatten(1, (-1, 2))  # (N, 2P) -> (N, P, 2)
 
         return answer[:, self.points].flatten(1)
-
-
-def _common_points(scheme: LandmarkScheme) -> tuple[int, ...]:
-    points = points_within(scheme, COMMON_60)
-    assert points is not None, "other schemes are refused when models are loaded"
-
-    return points
 
 
 def on_common_points(
@@ -82,11 +75,14 @@ def on_common_points(
     if all(points_within(scheme, faces.scheme) for scheme in schemes.values()):
         return models, faces
 
+    def common(scheme: LandmarkScheme) -> list[int]:
+        return list(points_within(scheme, COMMON_60) or ())
+
     picked = {
-        name: replace(model, model=PickedPoints(model.model, _common_points(schemes[name])))
+        name: replace(model, model=PickedPoints(model.model, common(schemes[name])))
         for name, model in models.items()
     }
-    landmarks = faces.landmarks[:, list(_common_points(faces.scheme))]
+    landmarks = faces.landmarks[:, common(faces.scheme)]
 
     return picked, replace(faces, landmarks=landmarks, scheme=COMMON_60)
 
@@ -255,13 +251,10 @@ def find_checkpoints(folder: Path) -> list[Path]:
     """Every run's ``final.pt`` (``last.pt`` where training has not finished), the networks that
     come with the code (``*.pt``), and every ``.pth`` below ``folder``.
     """
-    own = {
-        path.parent: path
-        for name in ("last.pt", "final.pt")
-        for path in sorted(folder.glob(f"*/{name}"))
+    runs = {
+        path.parent: path for name in ("last.pt", "final.pt") for path in folder.glob(f"*/{name}")
     }
-
-    found = [own[run] for run in sorted(own)] + sorted(folder.glob("*.pt"))
+    found = [runs[run] for run in sorted(runs)] + sorted(folder.glob("*.pt"))
     found += sorted(folder.rglob("*.pth"))
 
     if not found:
@@ -330,14 +323,12 @@ def evaluate(
     with progress(total=len(faces), desc="predict", unit="face") as bar:
         prediction = predict_landmarks(loaded.model, faces, bar=bar, **how)
 
-    errors = nme(prediction, faces.crop_landmarks().cpu().numpy(), faces.scheme.outer_eyes)
-    cost = model_cost(loaded.model, device)
-
+    errors = nme(prediction, true_landmarks(faces), faces.scheme.outer_eyes)
     others = other_conventions(errors, faces)
     summary = summarize(errors, subsets(faces))
     summary = {subset: row | others[subset] for subset, row in summary.items()}
 
-    return Evaluation(name, loaded, prediction, errors, summary, cost)
+    return Evaluation(name, loaded, prediction, errors, summary, model_cost(loaded.model, device))
 
 
 def with_views(
@@ -381,11 +372,10 @@ def mean_shape_summary(
 
     # (N, P, 2) patch px -> (P, 2) crop px
     mean = landmarks[:limit, list(points)].mean(axis=0) - CROP_OFFSET
-    target = faces.crop_landmarks().cpu().numpy()
+    target = true_landmarks(faces)
+    errors = nme(np.broadcast_to(mean, target.shape), target, faces.scheme.outer_eyes)
 
-    return summarize(
-        nme(np.broadcast_to(mean, target.shape), target, faces.scheme.outer_eyes), subsets(faces)
-    )
+    return summarize(errors, subsets(faces))
 
 
 def differences(

@@ -34,7 +34,6 @@ from utils.metrics import THRESHOLD, point_errors
 COLOURS = "viridis"  # monotone in lightness
 STILL = 0.01  # a weight counts as constant where its standard deviation over faces is below this
 LINES, MARKERS = ("-", "--", "-.", ":"), "osD^vPX*"
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 UNIT = "% of the inter-ocular distance"
 PAGE = 7.7  # inches, 1,000 px: the width at which a figure in a page has its own size
 
@@ -117,16 +116,11 @@ def error_by_subset(summaries: dict[str, dict[str, dict[str, float]]]) -> Figure
     axes = figure.subplots()
     width = 0.8 / len(summaries)
 
-    for i, (name, table) in enumerate(summaries.items()):
+    styles = _styles(len(summaries))
+    for i, ((name, table), style) in enumerate(zip(summaries.items(), styles, strict=False)):
         at = np.arange(len(subsets)) - 0.4 + (i + 0.5) * width
         heights = [table[subset]["nme_percent"] for subset in subsets]
-        colour = colormaps[COLOURS](0.8 * i / max(1, len(summaries) - 1))
-        style: dict[str, Any] = {
-            "color": colour,
-            "hatch": HATCHES[i % len(HATCHES)],
-            "edgecolor": "white",
-        }
-        bars = axes.bar(at, heights, width, label=name, linewidth=0.5, **style)
+        bars = axes.bar(at, heights, width, label=name, color=style["color"], edgecolor="white")
 
         if len(summaries) <= 3:
             labels = ["–" if np.isnan(height) else f"{height:.1f}" for height in heights]
@@ -229,31 +223,18 @@ def write_evaluation(
         "robustness": robustness_curves(curves, min(len(faces), ROBUSTNESS_FACES)),
     }
 
-    stems = file_stems([e.name for e in evaluations])
-    for e, stem in zip(evaluations, stems, strict=True):
+    for e in evaluations:
+        stem = "faces_" + re.sub(r"[^A-Za-z0-9._-]+", "_", e.name)
+        while stem.lower() in map(str.lower, figures):  # names may differ in odd characters alone
+            stem += "_2"
+
         order = np.argsort(e.errors)  # NaN last: among the worst
         middle = max(0, (len(order) - 6) // 2)
         rows = [("worst: ", order[::-1][:6]), ("median: ", order[middle : middle + 6])]
         title = f"{e.name}: worst and median faces (dashed: what the network sees)"
-        gallery = face_gallery(faces, e.prediction, e.errors, rows=rows, title=title)
-        figures[f"faces_{stem}"] = gallery
+        figures[stem] = face_gallery(faces, e.prediction, e.errors, rows=rows, title=title)
 
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
-
-
-def file_stems(names: list[str]) -> list[str]:
-    """Models' names as parts of file names, each another, also where capitals do not count."""
-    stems: list[str] = []
-
-    for name in names:
-        stem = plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
-        number = 1
-        while stem.lower() in (taken.lower() for taken in stems):
-            number += 1
-            stem = f"{plain}_{number}"
-        stems.append(stem)
-
-    return stems
 
 
 def show_face(axes, faces: FaceSet, index: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import csv
 import functools
 import json
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -29,6 +28,7 @@ from evaluation.evaluate import (
     spread,
     subsets,
     summarize,
+    true_landmarks,
 )
 from evaluation.robustness import SCALES, SHIFTS, perturbed_crops, robustness, to_nominal_crop
 from models import Baseline, BaselineSepDyBN, released_state_dict
@@ -86,9 +86,8 @@ def test_predictions_do_not_depend_on_the_batch_and_restore_the_mode(faces):
 def test_face_errors_of_a_constant_answer(faces):
     points = np.random.default_rng(0).uniform(0, 128, (98, 2)).astype(np.float32)
     expected = nme(np.broadcast_to(points, (8, 98, 2)), faces.landmarks.numpy() - 64.0, (60, 72))
-    np.testing.assert_allclose(
-        face_errors(Constant(points), faces, device="cpu"), expected, rtol=1e-12
-    )
+    errors = face_errors(Constant(points), faces, device="cpu")
+    np.testing.assert_allclose(errors, expected, rtol=1e-12)
 
 
 def test_subsets_follow_the_official_flags(faces, official_set):
@@ -105,31 +104,20 @@ def test_subsets_follow_the_official_flags(faces, official_set):
 def test_an_empty_subset_is_a_dash_in_the_table():
     errors = np.array([0.02, 0.2])
     summary = summarize(errors, {"full": np.array([True, True]), "blur": np.array([False, False])})
-    assert summary["full"] == pytest.approx(
-        {
-            "faces": 2,
-            "nme_percent": 11,
-            "fr_percent": 50,
-            "auc": 0.4,
-            "fr_percent_at_0.08": 50,
-            "auc_at_0.08": 0.375,
-        }
-    )
+    measured = {"faces": 2, "nme_percent": 11, "fr_percent": 50, "auc": 0.4}
+    measured |= {"fr_percent_at_0.08": 50, "auc_at_0.08": 0.375}
+    assert summary["full"] == pytest.approx(measured)
     assert summary["blur"]["faces"] == 0 and np.isnan(summary["blur"]["nme_percent"])
 
-    table = tables.accuracy_table(
-        [evaluate.Evaluation("m", None, None, errors, summary, {})], summary, "98 points"
-    )
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-
-    assert rows[0] == ["model", "metric, 98 points", "full (2)", "blur (0)"]
-    assert rows[2:5] == [
+    one = evaluate.Evaluation("m", None, None, errors, summary, {})
+    table = tables.accuracy_table([one], summary, "98 points")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert rows[2:] == [
         ["m", "NME %", "11.00", "–"],
         ["m", "FR@0.1 %", "50.00", "–"],
         ["m", "AUC@0.1", "0.4000", "–"],
+        ["mean shape of the training set", "NME %", "11.00", "–"],
     ]
-
-    assert rows[5] == ["mean shape of the training set", "NME %", "11.00", "–"]
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
@@ -154,15 +142,9 @@ def test_bootstrap_is_paired_seeded_and_chunked():
     errors = np.random.default_rng(4).gamma(3, 0.02, 50)
     # the same faces are hard for both: no uncertainty is left
     twins = np.stack([errors, errors + 0.01])
-    result = paired_difference(bootstrap_means(twins, resamples=300), twins)
-
-    assert list(result.values()) == pytest.approx([0.01, 0.01, 0.01], rel=1e-9)
-    assert np.array_equal(
-        bootstrap_means(twins, resamples=300), bootstrap_means(twins, resamples=300)
-    )
-    assert not np.array_equal(
-        bootstrap_means(twins, resamples=300), bootstrap_means(twins, resamples=300, seed=1)
-    )
+    first, again, other = (bootstrap_means(twins, resamples=300, seed=seed) for seed in (0, 0, 1))
+    assert list(paired_difference(first, twins).values()) == pytest.approx([0.01] * 3, rel=1e-9)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
 
     many = np.random.default_rng(5).normal(size=(2, 3000))
     means = bootstrap_means(many, resamples=1000)  # several chunks
@@ -193,19 +175,12 @@ def test_painted_dots_come_back_to_where_they_were(shift, scale):
         cv2.circle(patch, (int(x), int(y)), 4, (255, 255, 255), cv2.FILLED)
 
     shifts = np.tile(np.float32(shift), (3, 1))
-    seen = (
-        perturbed_crops(torch.from_numpy(patches), torch.from_numpy(shifts), scale).numpy()[:, 0]
-        * 128
-        + 127.5
-    )
-
-    grid = np.arange(128)
+    seen = perturbed_crops(torch.from_numpy(patches), torch.from_numpy(shifts), scale)
+    weights, grid = seen.numpy()[:, 0] * 128 + 127.5, np.arange(128)
     # centroids, window px
-    centres = np.stack([[(w.sum(0) @ grid) / w.sum(), (w.sum(1) @ grid) / w.sum()] for w in seen])
-
-    np.testing.assert_allclose(
-        to_nominal_crop(centres[:, None], shifts, scale)[:, 0], dots - 64, atol=0.12
-    )
+    centres = [[(w.sum(0) @ grid) / w.sum(), (w.sum(1) @ grid) / w.sum()] for w in weights]
+    found = to_nominal_crop(np.stack(centres)[:, None], shifts, scale)[:, 0]
+    np.testing.assert_allclose(found, dots - 64, atol=0.12)
 
 
 def test_outside_the_patch_is_black():
@@ -221,21 +196,19 @@ def test_robustness_of_a_constant_answer(faces):
     curves = robustness(Constant(points), faces, device="cpu")
     assert list(curves["shift"]) == list(SHIFTS) and list(curves["scale"]) == list(SCALES)
 
-    target = faces.crop_landmarks().numpy()
+    def percent(answer):
+        return pytest.approx(
+            100 * nme(answer, faces.crop_landmarks().numpy(), (60, 72)).mean(), rel=1e-5
+        )
 
     for scale, value in curves["scale"].items():
         moved = (points - 63.5) * scale + 63.5  # about the centre of the crop
-        assert value == pytest.approx(
-            100 * nme(np.tile(moved, (8, 1, 1)), target, (60, 72)).mean(), rel=1e-5
-        )
+        assert value == percent(np.tile(moved, (8, 1, 1)))
 
     assert curves["shift"][0.0] == curves["scale"][1.0]
     angles = np.random.default_rng(0).uniform(0, 2 * np.pi, 8)
     step = 0.2 * 128 * np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, None]
-
-    assert curves["shift"][0.2] == pytest.approx(
-        100 * nme(points + step, target, (60, 72)).mean(), rel=1e-5
-    )
+    assert curves["shift"][0.2] == percent(points + step)
     assert robustness(Constant(points), faces, device="cpu", limit=3)["shift"] != curves["shift"]
 
 
@@ -249,11 +222,9 @@ def test_spread_keeps_the_ends():
 def macs_by_hand(width, points=98):
     channels = [3, *(width * 2**stage for stage in range(6))]
     stages = zip(channels[:-1], channels[1:], (128, 64, 32, 16, 8, 4), strict=True)
-    return (
-        sum(9 * a * b * side**2 for a, b, side in stages)
-        + 4 * 32 * width * 32 * width
-        + 32 * width * 2 * points
-    )
+    convolutions = sum(9 * a * b * side**2 for a, b, side in stages)
+
+    return convolutions + 4 * 32 * width * 32 * width + 32 * width * 2 * points
 
 
 def test_cost_of_the_published_networks():
@@ -297,13 +268,11 @@ def test_released_form_has_the_same_nme_as_our_own(run_script, prepared_set, fac
         for parameter in model.parameters():  # sets that differ, so that the mixture matters
             parameter.add_(0.05 * torch.randn_like(parameter))
 
-    own = write_checkpoint(
-        tmp_path / "mine" / "final.pt", model, width=16, groups=1, temperature=1.0
-    )
+    settings = {"width": 16, "groups": 1, "temperature": 1.0}
+    own = write_checkpoint(tmp_path / "mine" / "final.pt", model, **settings)
     released = tmp_path / "sepbn_model_final.pth"
-    torch.save(
-        {f"module.{name}": value for name, value in released_state_dict(model).items()}, released
-    )
+    state = released_state_dict(model)
+    torch.save({f"module.{name}": value for name, value in state.items()}, released)
     expected, errors = (
         face_errors(load_model(path).model, faces, device="cpu") for path in (own, released)
     )
@@ -320,78 +289,61 @@ def test_released_form_has_the_same_nme_as_our_own(run_script, prepared_set, fac
 
 
 def test_everything_that_is_written(run_script, prepared_set, faces, tmp_path):
-    first = write_checkpoint(tmp_path / "a" / "final.pt", norm="bn")
+    names = ["b_unfinished_", "b (unfinished)"]  # which differ in odd characters alone
+    first = write_checkpoint(tmp_path / names[0] / "final.pt", norm="bn")
     second = write_checkpoint(tmp_path / "b" / "last.pt", norm="none", resample="area")
     out = tmp_path / "new" / "out"
-    code, output, errors = run_script(
-        "test.py", first, second, "--data", prepared_set, "--out", out, "--batch-size", 3
-    )
+    options = ("--data", prepared_set, "--out", out, "--batch-size", 3)
+    code, output, errors = run_script("test.py", first, second, *options)
 
     assert code == 0
     assert errors.count("warning: b (unfinished) was trained on patches resampled by 'area'") == 1
-
-    for words in (
-        "points 60 and 72",
-        "WFLW-98",
-        "8 faces",
-        "resampled by 'nearest'",
-        "strictly above 0.1",
-    ):
+    for words in ("points 60 and 72", "WFLW-98", "8 faces", "by 'nearest'", "strictly above 0.1"):
         assert words in output
 
     metrics = json.loads((out / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert metrics["models"]["a"]["subsets"]["full"]["nme_percent"] == pytest.approx(
-        100 * face_errors(load_model(first).model, faces, device="cpu").mean(), rel=1e-6
-    )
+    found = [metrics["models"][name]["subsets"] for name in names]
+    full = found[0]["full"]
 
-    # other conventions: the same errors over the pupils' distance and the landmarks' box
+    # three conventions: one error over the eyes' distance, the pupils', and the landmarks' box
     prediction = predict_landmarks(load_model(first).model, faces, device="cpu")
-    pairs = zip(prediction.astype(float), faces.crop_landmarks().double().numpy(), strict=True)
-    by_pupils, by_box = [], []
-    for points, true in pairs:
-        error = np.linalg.norm(points - true, axis=1).mean()
-        by_pupils.append(error / np.linalg.norm(true[96] - true[97]))
-        by_box.append(error / np.sqrt((true.max(axis=0) - true.min(axis=0)).prod()))
+    by = {"nme_percent": [], "nme_percent_interpupil": [], "nme_percent_box": []}
+    for points, true in zip(prediction.astype(float), true_landmarks(faces), strict=True):
+        error = 100 * np.linalg.norm(points - true, axis=1).mean()
+        by["nme_percent"].append(error / np.linalg.norm(true[60] - true[72]))
+        by["nme_percent_interpupil"].append(error / np.linalg.norm(true[96] - true[97]))
+        by["nme_percent_box"].append(error / np.sqrt(np.ptp(true, axis=0).prod()))
 
-    full = metrics["models"]["a"]["subsets"]["full"]
-    assert full["nme_percent_interpupil"] == pytest.approx(100 * np.mean(by_pupils), rel=1e-6)
-    assert full["nme_percent_box"] == pytest.approx(100 * np.mean(by_box), rel=1e-6)
+    for name, errors in by.items():
+        assert full[name] == pytest.approx(np.mean(errors), rel=1e-6), name
 
     rows = list(csv.DictReader((out / "faces.csv").open()))
     assert [int(row["index"]) for row in rows] == list(range(8))
 
-    for name in ("a", "b (unfinished)"):
+    for name, own in zip(names, found, strict=True):
         values = np.array([float(row[f"nme_percent {name}"]) for row in rows])
-        for subset, table in metrics["models"][name]["subsets"].items():
+        for subset, table in own.items():
             chosen = values[[subset == "full" or row[subset] == "1" for row in rows]]
             assert len(chosen) == table["faces"]
             assert chosen.mean() == pytest.approx(table["nme_percent"], rel=1e-5)
 
     (pair,) = metrics["differences"]
-    assert (pair["first"], pair["second"]) == ("a", "b (unfinished)")
-
-    full = pair["subsets"]["full"]
-    means = [
-        metrics["models"][name]["subsets"]["full"]["nme_percent"]
-        for name in ("a", "b (unfinished)")
-    ]
-
-    assert full["low"] <= full["difference"] <= full["high"]
-    assert full["difference"] == pytest.approx(means[1] - means[0])
+    assert [pair["first"], pair["second"]] == names
+    one, other = (each["full"]["nme_percent"] for each in found)
+    interval = pair["subsets"]["full"]
+    assert interval["low"] <= interval["difference"] <= interval["high"]
+    assert interval["difference"] == pytest.approx(other - one)
     assert metrics["mean_shape"]["full"]["nme_percent"] > 0
-    assert metrics["robustness"]["a"]["scale"]["1.0"] == pytest.approx(means[0], rel=1e-3)
+    assert metrics["robustness"][names[0]]["scale"]["1.0"] == pytest.approx(one, rel=1e-3)
     assert metrics["machine"]["torch"] and metrics["data"]["scheme"] == "WFLW-98"
 
     table = (out / "table.md").read_text()
-    assert "| a " in table and "NME %, shift of the box (8 faces)" in table
+    assert f"| {names[0]} " in table and "NME %, shift of the box (8 faces)" in table
 
-    pictures = {path.name for path in out.glob("*.png")}
-    galleries = {"faces_a.png", "faces_b_unfinished_.png"}
-    assert (
-        pictures
-        == {"ced.png", "nme_by_landmark.png", "nme_by_subset.png", "robustness.png"} | galleries
-    )
-    assert all(cv2.imread(str(out / name)).std() > 5 for name in pictures)
+    pictures = {path.stem for path in out.glob("*.png")}
+    stems = "ced nme_by_landmark nme_by_subset robustness faces_b_unfinished_"
+    assert pictures == {*stems.split(), "faces_b_unfinished__2"}
+    assert all(cv2.imread(str(out / f"{name}.png")).std() > 5 for name in pictures)
 
 
 def test_views_stand_beside_the_published_protocol(run_script, prepared_set, faces, tmp_path):
@@ -438,10 +390,3 @@ def test_checkpoints_are_found(run_script, prepared_set, tmp_path, monkeypatch):
     names = {line.split(":")[0] for line in output.splitlines() if line.startswith("Model ")}
     assert names == {"Model done", "Model running (unfinished)", "Model baseline_model_final"}
     assert errors.count("warning: left out: ") == 1 and "predicts 68 landmarks" in errors
-
-
-def test_coinciding_eye_corners_name_the_face(faces):
-    landmarks = faces.landmarks.clone()
-    landmarks[4, 72] = landmarks[4, 60]
-    with pytest.raises(Exception, match="face 4: the outer eye corners"):
-        face_errors(Constant(np.zeros((98, 2))), replace(faces, landmarks=landmarks), device="cpu")
