@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.files import UserError, atomic_write, reports_user_errors, require_file_or_nothing
+from utils.files import UserError, atomic_write, reports_user_errors
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,6 @@ def main(argv: list[str] | None = None) -> int:
             f"export needs packages that are not installed; pip install {' '.join(missing)}"
         )
 
-    require_file_or_nothing(args.onnx)
     if args.onnx.exists() and args.checkpoint.exists() and args.onnx.samefile(args.checkpoint):
         raise UserError(
             f"--onnx {args.onnx} is the checkpoint itself; choose another name, so that the "

@@ -28,6 +28,8 @@ ARMS = {
     "sepbn2": SEPBN,
     "grid": SEPBN | {"attention_grid": 4},
 }
+SAID = {"input_size": "128", "channel_order": "RGB", "scheme": "WFLW-98", "resample": "area"}
+SAID |= {"scaling": "(x - 127.5) / 128, x in 0..255", "run": "tiny"}
 needs_packages = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="onnx, onnxscript or onnxruntime is not installed",
@@ -69,9 +71,8 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
         with torch.no_grad():
             expected = model(crops).numpy()
 
-        assert (
-            np.abs(session.run(["landmarks"], {"crops": crops.numpy()})[0] - expected).max() <= 1e-3
-        )
+        (answer,) = session.run(["landmarks"], {"crops": crops.numpy()})
+        assert np.abs(answer - expected).max() <= 1e-3
         net.setInput(crops.numpy())
         assert np.abs(net.forward() - expected).max() <= 1e-3
 
@@ -80,15 +81,7 @@ def test_onnxruntime_and_opencv_agree_with_torch(arm, tmp_path, run_script):
     assert (proto.opset_import[0].version, proto.ir_version) == (18, 8)  # onnxruntime 1.16 reads it
 
     said = {entry.key: entry.value for entry in proto.metadata_props}
-    assert said["input_size"] == "128"
-    assert said["channel_order"] == "RGB"
-    assert said["scheme"] == "WFLW-98"
-
-    assert said["scaling"] == "(x - 127.5) / 128, x in 0..255"
-    assert said["resample"] == "area"
-    assert said["run"] == "tiny"
-
-    assert said["crop_rule"] and said["arm"]
+    assert said.items() >= SAID.items() and said["crop_rule"] and said["arm"]
     # no paths of this disk
     assert str(Path(__file__).parent.parent).encode() not in file.read_bytes()
 
@@ -111,15 +104,8 @@ def test_the_example_without_torch_answers_as_predict_py_does(
     command = [sys.executable, "examples/landmarks_onnx.py", file, picture, *arguments]
     told = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
 
-    run_script(
-        "predict.py",
-        picture,
-        *arguments,
-        "--checkpoint",
-        tmp_path / "final.pt",
-        "--out",
-        tmp_path / "out",
-    )
+    predict = ("predict.py", picture, *arguments, "--checkpoint", tmp_path / "final.pt")
+    run_script(*predict, "--out", tmp_path / "out")
     (entry,) = json.loads((tmp_path / "out" / "landmarks.json").read_text())["files"]
     for face, expected in zip(told, entry["faces"], strict=True):
         assert face["box"] == expected["box"]
@@ -138,14 +124,6 @@ def test_the_example_without_torch_finds_faces(shared_data, tmp_path):
 
 
 @needs_packages
-def test_older_operators_than_the_exporter_knows_are_refused(tmp_path, run_script):
-    code, _, errors = run_script(
-        "export.py", tmp_path / "final.pt", "--onnx", tmp_path / "net.onnx", "--opset", 17
-    )
-    assert code == 2 and "--opset must be at least 18" in errors
-
-
-@needs_packages
 def test_a_network_that_answers_nonsense_is_not_written(tmp_path, run_script):
     model = export_checkpoint(tmp_path / "good.pt", "none")
     with torch.no_grad():
@@ -153,9 +131,8 @@ def test_a_network_that_answers_nonsense_is_not_written(tmp_path, run_script):
 
     content = torch.load(tmp_path / "good.pt", weights_only=True)
     save(tmp_path / "bad.pt", content | {"model": model.state_dict()})
-    code, _, errors = run_script("export.py", tmp_path / "bad.pt", "--onnx", tmp_path / "net.onnx")
-
-    assert code == 1 and errors.count("error:") == 1 and "not written" in errors
+    line = refused(run_script, "export.py", tmp_path / "bad.pt", "--onnx", tmp_path / "net.onnx")
+    assert "not written" in line
     assert not (tmp_path / "net.onnx").exists()
 
 
@@ -179,20 +156,6 @@ def test_the_checkpoint_is_never_overwritten(tmp_path, run_script):
     os.link(checkpoint, tmp_path / "hard.onnx")
 
     for name in ("final.pt", "soft.onnx", "hard.onnx"):
-        code, _, errors = run_script("export.py", checkpoint, "--onnx", tmp_path / name)
-        assert code == 1 and "is the checkpoint itself" in errors and errors.count("\n") == 1
+        line = refused(run_script, "export.py", checkpoint, "--onnx", tmp_path / name)
+        assert "is the checkpoint itself" in line
         assert (tmp_path / name).read_bytes() == before
-
-
-@needs_packages
-def test_what_is_no_regular_file_is_not_replaced(tmp_path, run_script):
-    export_checkpoint(tmp_path / "final.pt", "none")
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "null").symlink_to(os.devnull)
-    (tmp_path / "folder").mkdir()
-
-    for name in ("pipe", "null", "folder"):
-        code, _, errors = run_script("export.py", tmp_path / "final.pt", "--onnx", tmp_path / name)
-        assert code == 1 and "it is no regular file" in errors and errors.count("\n") == 1
-
-    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()

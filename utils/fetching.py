@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from utils.files import UserError, make_folder, require_file_or_nothing
+from utils.files import UserError, make_folder
 
 TIMEOUT = 20.0  # s without a byte, after which a network counts as absent
 
@@ -55,7 +55,6 @@ def fetch_once(wanted: RemoteFile, *, otherwise: str) -> Path:
     socket.setdefaulttimeout(TIMEOUT)  # torch.hub waits for ever where nothing answers
     try:
         make_folder(path.parent)
-        require_file_or_nothing(path)
         torch.hub.download_url_to_file(
             wanted.url, str(path), hash_prefix=wanted.sha256, progress=sys.stderr.isatty()
         )

@@ -7,12 +7,12 @@ import io
 import json
 import os
 import re
+import secrets
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -120,31 +120,27 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", *, wait: bool = True
             file lies at the path; an older file survives.
     """
     path = Path(path)
+    # a part of the name, so that the longest possible name does not become too long
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
     # Bytes of a path that are not UTF-8 become \udcXX, which JSON reads back.
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 
     try:
         require_file_or_nothing(path)
-        # a part of the name, so that the longest possible name does not become too long
-        descriptor, temporary = tempfile.mkstemp(".tmp", f".{path.name[:40]}.", path.parent)
-    except OSError as error:
-        raise describe_os_error(error, path) from error
-
-    try:
-        with open(descriptor, mode, **({} if "b" in mode else text)) as file:
+        with open(temporary, mode, **({} if "b" in mode else text)) as file:
             yield file
             if wait:
                 file.flush()
-                os.fsync(descriptor)
+                os.fsync(file.fileno())
 
-        os.chmod(temporary, 0o644)  # mkstemp's are for the owner alone
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (None, temporary):  # of another file the body speaks itself
-            raise describe_os_error(error, path) from error
-        raise
+        if error.filename not in (None, str(temporary), str(path)):
+            raise  # of another file the body speaks itself
+        raise describe_os_error(error, path) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # it may be gone, or have had no place
+            temporary.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any], *, indent: int | None = 2) -> None:
