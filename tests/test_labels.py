@@ -4,7 +4,6 @@ faces, and no false alarm on good ones.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import load_script, write_checkpoint
 
-from dataset.annotations import read_official_list
+from dataset.annotations import list_path, read_crop_list, read_official_list
 from dataset.labels import doubtful_labels
 from dataset.landmarks import to_ibug_68
 from dataset.sources import SPLITS, read_lists
@@ -260,28 +259,16 @@ def test_test_py_says_it_of_folders_that_were_prepared_without_a_word(
 # --- .pts files as predict.py and macOS leave them -----------------------------------------------
 
 
-def write_pts_pair(folder: Path, synthetic_faces: Path, split: str, names) -> None:
-    """Pictures of a split with .pts files called ``names(index)``."""
-    folder.mkdir()
-    for index, face in enumerate(read_official_list(list_file(synthetic_faces, split))):
-        picture, pts = names(index)
-        shutil.copy(synthetic_faces / "WFLW_images" / face.image, folder / picture)
-        write_pts(folder / pts, face.landmarks)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        lambda i: (f"p{i}.jpg", f"p{i}_face0.pts"),
-        lambda i: (f"p{i}.jpg", f"p{i}.jpg_face0.pts"),
-        lambda i: (f"p{i}_face0.jpg", f"p{i}_face0.pts"),
-    ],
-)
+@pytest.mark.parametrize("names", ["p{}.jpg p{}_face0.pts", "p{}.jpg p{}.jpg_face0.pts"])
 def test_pts_files_of_predict_and_hidden_files(synthetic_faces, tmp_path, run_script, names):
     for split in SPLITS:
-        write_pts_pair(tmp_path / split, synthetic_faces, split, names)
-        picture, pts = names(0)
-        for name in (picture, pts, "ds_store.pts"):  # as macOS leaves them on other file systems
+        (tmp_path / split).mkdir()
+        for index, face in enumerate(read_official_list(list_file(synthetic_faces, split))):
+            picture, pts = (tmp_path / split / name.format(index) for name in names.split())
+            shutil.copy(synthetic_faces / "WFLW_images" / face.image, picture)
+            write_pts(pts, face.landmarks)
+
+        for name in (picture.name, pts.name):  # as macOS leaves them on other file systems
             (tmp_path / split / f"._{name}").write_bytes(b"\x00\x05\x16\x07")
 
     arguments = ["--pts-train", tmp_path / "train", "--pts-test", tmp_path / "test"]
@@ -290,45 +277,32 @@ def test_pts_files_of_predict_and_hidden_files(synthetic_faces, tmp_path, run_sc
 
 
 def test_several_faces_in_a_picture(synthetic_faces, tmp_path, run_script):
-    """NAME_face0.pts and NAME_face1.pts beside NAME.jpg, with the boxes of both in the table."""
+    """NAME_face0.pts and NAME_face1.pts beside NAME.jpg, with the boxes of both in the table: each
+    face takes its own, so that both are cut as the one is that the picture shows.
+    """
     rows = ["file,x0,y0,x1,y1"]
 
     for split in SPLITS:
-        write_pts_pair(tmp_path / split, synthetic_faces, split, lambda i: (f"{i}.jpg", f"{i}.pts"))
-        first, second = read_official_list(list_file(synthetic_faces, split))[:2]
-        images = [cv2.imread(str(tmp_path / split / name)) for name in ("0.jpg", "1.jpg")]
-        height = max(image.shape[0] for image in images)
-        both = np.zeros((height, sum(image.shape[1] for image in images), 3), np.uint8)
-        width = images[0].shape[1]
-        both[: images[0].shape[0], :width] = images[0]
-        both[: images[1].shape[0], width:] = images[1]
-
-        shutil.rmtree(tmp_path / split)
         (tmp_path / split).mkdir()
-        cv2.imwrite(str(tmp_path / split / "two.png"), both)
-        write_pts(tmp_path / split / "two_face0.pts", second.landmarks + [width, 0])
-        write_pts(tmp_path / split / "two_face1.pts", first.landmarks)
-        left, top, right, bottom = second.box
-        rows += [
-            f"{split}/two.png,{','.join(map(str, first.box))}",
-            f"{split}/two.png,{left + width},{top},{right + width},{bottom}",
-        ]
+        face = read_official_list(list_file(synthetic_faces, split))[0]
+        shutil.copy(synthetic_faces / "WFLW_images" / face.image, tmp_path / split / "two.jpg")
+        box = np.array(face.box)
+        beside = (box[2] - box[0]) // 2
+        write_pts(tmp_path / split / "two_face0.pts", face.landmarks + [beside, 0])
+        write_pts(tmp_path / split / "two_face1.pts", face.landmarks)
+        for edges in (box, box + [beside, 0, beside, 0]):
+            rows.append(f"{split}/two.jpg,{','.join(map(str, edges))}")
 
     (tmp_path / "boxes.csv").write_text("\n".join(rows))
     arguments = ["--pts-train", tmp_path / "train", "--pts-test", tmp_path / "test"]
     arguments += ["--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "out"]
     code, output, errors = run_script(PREPARE, *arguments)
-    assert (code, errors) == (0, "") and "2 train + 2 test faces" in output
+    assert (code, "2 train + 2 test faces" in output) == (0, True), errors
 
     assert run_script(PREPARE, "--wflw", synthetic_faces, "--out", tmp_path / "listed")[0] == 0
     for split in SPLITS:
         found, expected = (
-            [
-                np.array(line.split()[:-1], float)
-                for line in (tmp_path / name / f"WFLW256_{split}.txt").read_text().splitlines()
-            ]
+            read_crop_list(tmp_path / name / f"WFLW256_{split}.txt")[0]
             for name in ("out", "listed")
         )
-        np.testing.assert_allclose(found, expected[1::-1], atol=0.02)  # .pts has four decimals
-
-    assert "left_out" not in json.loads((tmp_path / "out" / "meta.json").read_text())
+        np.testing.assert_allclose(found, expected[[0, 0]], atol=0.02)  # .pts has four decimals

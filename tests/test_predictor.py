@@ -307,14 +307,6 @@ def test_small_batches_take_one_thread_and_give_the_others_back(monkeypatch):
     assert seen == [(1, 1), (SMALL_BATCH - 1, 1), (SMALL_BATCH, 2)]
 
 
-@pytest.mark.parametrize(
-    "box", [(9, 0, 20, 5), (-9, 0, -1, 5), (0, 9, 5, 12), (0, -5, 5, -1), (3, 3, 2, 8)]
-)
-def test_boxes_without_a_pixel_of_the_image_are_refused(box):
-    with pytest.raises(UserError, match="box"):
-        predictor_of(MeanColour())(np.zeros((9, 9, 3), np.uint8), [box])
-
-
 @pytest.mark.parametrize(("norm", "sets", "groups"), ARMS)
 def test_folding_keeps_the_function_and_the_model(norm, sets, groups):
     model = random_model(norm, sets, groups)
