@@ -142,14 +142,9 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
     print(config.run, file=sys.stderr, flush=True)
     found = _train(config, plan.work)
 
-    if found is None and not folder.exists():  # it diverged in its first epoch
-        folder.mkdir(parents=True)
-        row = _row_of(_record(config)) | {"train_seconds": 0.0}
-    else:
-        row = _row(folder)
-
-    row |= {"suite": plan.suite, "stage": stage, "arm": arm}
-    row["status"] = "diverged" if found is None else "finished"
+    make_folder(folder)  # a run that diverged in its first epoch leaves none
+    status = "diverged" if found is None else "finished"
+    row = _row(config, folder) | {"suite": plan.suite, "stage": stage, "arm": arm, "status": status}
 
     if found is not None:
         network = load_network(folder / "final.pt")
@@ -164,30 +159,17 @@ def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[
     return row | {"run": config.run, "errors": found}
 
 
-def _row(folder: Path) -> dict[str, Any]:
-    """What a run's folder says about it: settings, faces, machine, time."""
-    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    with (folder / "log.csv").open(encoding="utf-8") as file:
-        seconds = sum(float(line["seconds"]) for line in csv.DictReader(file))
-
-    return _row_of(record) | {"train_seconds": round(seconds, 1)}
-
-
-def _row_of(record: dict[str, Any]) -> dict[str, Any]:
-    """The columns that a run's record fills: settings, faces, machine."""
-    machine = record["machine"]
+def _row(config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """What is known of a run: settings, faces, machine, time."""
+    faces = [load_faces(config.data, split, limit=config.limit) for split in ("train", "test")]
+    record = run_record(config.settled(), *faces, device=select_device(config.device))
+    machine, log = record["machine"], folder / "log.csv"
     row = {name: value for name, value in (record | machine).items() if name in COLUMNS}
     row |= {f"n_{split}": count for split, count in record["faces"].items()}
+    row["device"] = machine["cuda"] if record["device_type"] == "cuda" else "cpu"
+    lines = csv.DictReader(log.read_text(encoding="utf-8").splitlines()) if log.exists() else ()
 
-    return row | {"device": machine["cuda"] if record["device_type"] == "cuda" else "cpu"}
-
-
-def _record(config: TrainConfig) -> dict[str, Any]:
-    """The record that a run would have left, had it not failed in its first epoch."""
-    faces = [load_faces(config.data, split, limit=config.limit) for split in ("train", "test")]
-    device = select_device(config.device)
-
-    return run_record(config.settled(), *faces, device=device)
+    return row | {"train_seconds": round(sum(float(line["seconds"]) for line in lines), 1)}
 
 
 def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
@@ -204,9 +186,8 @@ def _train(config: TrainConfig, work: Path) -> np.ndarray | None:
         raise Stopped(code)
 
     model = load_network(runs / config.run / "final.pt")
-    errors = face_errors(
-        model, test_faces(config.data, config.limit), device=select_device(config.device)
-    )
+    faces = test_faces(config.data, config.limit)
+    errors = face_errors(model, faces, device=select_device(config.device))
     # Weights too may blow up, in the very last steps.
     return errors if np.isfinite(errors).all() else None
 

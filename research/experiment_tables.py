@@ -12,9 +12,10 @@ import numpy as np
 from evaluation.evaluate import mean_shape_summary
 from evaluation.tables import MISSING, markdown_table
 from research.differences import EXPLAINED, HEADS, Seeds, difference, explained, mean_std
-from research.experiment_runs import Plan, rows_of, test_faces
+from research.experiment_runs import Plan, test_faces
 
 DIFFERENCES = (("none", "bn"), ("none", "sepbn-g1k3"), ("bn", "sepbn-g1k3"), ("bn", "sepbn-g2k3"))
+Trained = tuple[Plan, list[dict[str, Any]]]  # a plan and its runs
 PUBLISHED = {"none": "5.70", "sepbn-g1k3": "5.48"}  # NME in percent on all of WFLW
 
 
@@ -109,23 +110,22 @@ def _tuning_lines(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
     return ["", f"Hold-out NME % by learning rate ({of}):", "", *lines]
 
 
-def overview(plans: list[Plan], rows: list[dict[str, Any]]) -> str:
+def overview(trained: list[Trained]) -> str:
     """Markdown: the parts of a suite side by side, a line for each length and width."""
-    arms = plans[0].arms
+    arms = trained[0][0].arms
     pairs = [pair for pair in DIFFERENCES if set(pair) <= set(arms)]
     heads = ["epochs", "width", "seeds", *arms, *(f"{b} − {a} (95 % over faces)" for a, b in pairs)]
     lines = []
 
-    for plan in plans:
-        errors = arm_errors(rows_of(plan, rows))
-        cells = [str(plan.epochs), str(plan.width), str(plan.seeds)]
+    for plan, rows in trained:
+        errors = arm_errors(rows)
+        line = [str(plan.epochs), str(plan.width), str(plan.seeds)]
         for arm in arms:
-            cells.append(mean_std([100 * found.mean() for found in errors.get(arm, {}).values()]))
+            line.append(mean_std([100 * found.mean() for found in errors.get(arm, {}).values()]))
         for a, b in pairs:
             known = {a, b} <= set(errors)
-            cells.append("{} ({})".format(*difference(errors[a], errors[b])) if known else MISSING)
-
-        lines.append(cells)
+            line.append("{} ({})".format(*difference(errors[a], errors[b])) if known else MISSING)
+        lines.append(line)
 
     return markdown_table(heads, lines, aligned=False)
 

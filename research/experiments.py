@@ -88,9 +88,9 @@ from dataset.faces import FaceSet, load_faces
 from evaluation.tables import markdown_table
 from research.differences import HEADS, difference
 from research.experiment_runs import Plan, Stopped, configuration, rows_of, run_arms
-from research.experiment_tables import arm_errors, overview, table
+from research.experiment_tables import Trained, arm_errors, overview, table
 from research.liveness import liveness, separation
-from research.mixtures import mixture, synthetic_and_real
+from research.mixtures import mixture, synthetic_and_real, synthetic_part
 from training.run import RUNS
 from utils.device import select_device
 from utils.files import reports_user_errors
@@ -242,34 +242,77 @@ def parts(suite: Suite, epochs: list[int] | None) -> list[Part]:
     return wanted
 
 
-def tables(plans: list[Plan]) -> Iterator[str]:
-    """Train a suite's parts; a Markdown table a part, as they finish."""
-    rows: list[dict[str, Any]] = []
+def on_its_faces(plans: list[Plan], folders: list[Path]) -> list[Plan]:
+    """A suite's plans on the faces that it compares, which are made where missing."""
+    plan, suite = plans[0], plans[0].suite
+    if suite.startswith("boxes"):
+        return [replace(plan, suite=f"{suite}_{folder.name}", data=folder) for folder in folders]
+
+    if suite == "domains":
+        share = plan.limit and max(1, plan.limit // 2)
+        home = plan.work / "synthetic"
+        mixed = synthetic_and_real(home, plan.data, share or SYNTHETIC, share)
+        return [replace(plan, data=mixed, limit=None)]
+
+    if suite == "subdomains":
+        total = plan.limit or 1600
+        mixtures = {f"{suite}{n}": mixture(plan.data, n, total) for n in (1, 2, 4)}
+        return [replace(plan, suite=n, data=faces, limit=None) for n, faces in mixtures.items()]
+
+    return plans
+
+
+def run(plans: list[Plan]) -> Iterator[str]:
+    """Train all plans; a Markdown table each as they finish, then what their suite compares."""
+    rows: dict[str, list[dict[str, Any]]] = {plan.suite: [] for plan in plans}
+    trained: list[Trained] = []
+
     for plan in plans:
-        run_arms(plan, rows)
-        yield table(plan, rows_of(plan, rows))
-    if len(plans) > 1:
-        yield overview(plans, rows)
+        run_arms(plan, rows[plan.suite])
+        trained.append((plan, rows_of(plan, rows[plan.suite])))
+        yield table(*trained[-1])
+        yield from attention(*trained[-1])
+
+    if plans[0].suite.startswith("boxes"):
+        yield boxes(trained)
+    elif plans[0].suite.startswith("subdomains"):
+        yield subdomains(trained)
+    elif len(plans) > 1:
+        yield overview(trained)
 
 
-def boxes(plan: Plan, folders: list[Path]) -> Iterator[str]:
+def attention(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What the attention of a plan's SepBN networks knows of sub-domains and domains, where the
+    suite asks for it.
+    """
+    networks = [
+        (plan.work / RUNS / row["run"] / "final.pt", row["seed"])
+        for row in rows
+        if row["stage"] == "main" and row["errors"] is not None and row["arm"].startswith("sepbn")
+    ]
+    device = select_device(plan.device)
+
+    if plan.suite == "domains" and networks:
+        sets = load_faces(plan.data, "test"), load_faces(synthetic_part(plan.data), "test")
+        yield separation([path for path, _ in networks], *sets, device=device)
+    elif plan.suite.startswith("subdomains") and networks:
+        firsts = [path for path, seed in networks if seed == 0]
+        out = plan.work / f"{plan.suite.replace('subdomains', 'liveness')}.csv"
+        yield liveness(firsts, load_faces(plan.data, "test"), out, device=device)
+
+
+def boxes(trained: list[Trained]) -> str:
     """Markdown: arms on the same faces in several folders, each minus the first folder."""
-    first, lines = None, []
+    first, lines = arm_errors(trained[0][1]), []
 
-    for folder in folders:
-        part = replace(plan, suite=f"{plan.suite}_{folder.name}", data=folder)
-        rows: list[dict[str, Any]] = []
-        run_arms(part, rows)
-        yield table(part, rows)
-
+    for plan, rows in trained:
         errors = arm_errors(rows)
-        first = first or errors
-        cut = f"{100 * share_cut(load_faces(folder, 'test', limit=plan.limit)):.1f}"
+        cut = f"{100 * share_cut(load_faces(plan.data, 'test', limit=plan.limit)):.1f}"
         both = [arm for arm in plan.arms if arm in errors and arm in first]
-        lines += [(folder.name, cut, arm, *difference(first[arm], errors[arm])) for arm in both]
+        lines += [(plan.data.name, cut, a, *difference(first[a], errors[a])) for a in both]
 
-    heads = ("faces", "test faces cut, %", f"arm, minus {folders[0].name}", *HEADS)
-    yield markdown_table(heads, lines, aligned=False)
+    heads = ("faces", "test faces cut, %", f"arm, minus {trained[0][0].data.name}", *HEADS)
+    return markdown_table(heads, lines, aligned=False)
 
 
 def share_cut(faces: FaceSet) -> float:
@@ -280,66 +323,26 @@ def share_cut(faces: FaceSet) -> float:
     return float(outside.flatten(1).any(dim=1).double().mean())
 
 
-def domains(plan: Plan) -> Iterator[str]:
-    """Markdown: arms trained on synthetic and real faces together and tested on real ones."""
-    share = plan.limit and max(1, plan.limit // 2)
-    mixed, synthetic = synthetic_and_real(
-        plan.work / "synthetic", plan.data, share or SYNTHETIC, share
-    )
-    plan = replace(plan, data=mixed, limit=None)
-    rows: list[dict[str, Any]] = []
-    run_arms(plan, rows)
-    yield table(plan, rows)
-
-    if finals := sepbn_networks(plan, rows):
-        sets = load_faces(mixed, "test"), load_faces(synthetic, "test")
-        yield separation(finals, *sets, device=select_device(plan.device))
-
-
-def sepbn_networks(plan: Plan, rows: list[dict[str, Any]]) -> list[Path]:
-    """The trained networks with SepBN."""
-    main = [row for row in rows if row["stage"] == "main" and row["errors"] is not None]
-    runs = [row["run"] for row in main if row["arm"].startswith("sepbn")]
-    return [plan.work / RUNS / run / "final.pt" for run in runs]
-
-
-def subdomains(plan: Plan) -> Iterator[str]:
-    """Markdown: arms on mixtures of 1, 2 and 4 sub-domains of equal total size."""
+def subdomains(trained: list[Trained]) -> str:
+    """Markdown: every arm minus BatchNorm, by the number of sub-domains."""
     lines = []
 
-    for number in (1, 2, 4):
-        faces = mixture(plan.data, number, plan.limit or 1600)
-        part = replace(plan, suite=f"subdomains{number}", data=faces, limit=None)
-        rows: list[dict[str, Any]] = []
-        run_arms(part, rows)
-        yield table(part, rows)
-
+    for plan, rows in trained:
         errors = arm_errors(rows)
         others = [arm for arm in plan.arms if arm != "bn" and {"bn", arm} <= set(errors)]
-        lines += [
-            (str(number), f"{arm} − bn", *difference(errors["bn"], errors[arm])) for arm in others
-        ]
-        if finals := sepbn_networks(part, [row for row in rows if row["seed"] == 0]):
-            test_faces, out = load_faces(faces, "test"), plan.work / f"liveness{number}.csv"
-            yield liveness(finals, test_faces, out, device=select_device(plan.device))
+        number = plan.suite.removeprefix("subdomains")
+        lines += [(number, f"{a} − bn", *difference(errors["bn"], errors[a])) for a in others]
 
-    yield markdown_table(("sub-domains", "difference", *HEADS), lines, aligned=False)
+    return markdown_table(("sub-domains", "difference", *HEADS), lines, aligned=False)
 
 
 @reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    plans = make_plans(args)
-
-    if args.suite.startswith("boxes"):
-        texts = boxes(plans[0], args.data)
-    elif args.suite in ("domains", "subdomains"):
-        texts = {"domains": domains, "subdomains": subdomains}[args.suite](plans[0])
-    else:
-        texts = tables(plans)
+    plans = on_its_faces(make_plans(args), args.data)
 
     try:
-        for text in texts:
+        for text in run(plans):
             print(text, end="\n\n", flush=True)
     except Stopped as stopped:
         return stopped.args[0]

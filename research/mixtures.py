@@ -57,9 +57,7 @@ def mixture(folder: Path, count: int, total: int) -> Path:
     return mixed
 
 
-def synthetic_and_real(
-    folder: Path, real: Path, count: int, limit: int | None = None
-) -> tuple[Path, Path]:
+def synthetic_and_real(folder: Path, real: Path, count: int, limit: int | None = None) -> Path:
     """A prepared folder that trains on real and synthetic faces together and tests on real ones.
 
     Args:
@@ -67,14 +65,12 @@ def synthetic_and_real(
         real: a prepared folder of real faces with 98 points.
         count: how many synthetic faces train; as many are tested as there are real ones.
         limit: the first N of the real faces only.
-
-    Returns:
-        That folder, and the one of the synthetic faces alone.
     """
-    found = {split: read_crop_list(list_path(real, split)) for split in ("train", "test")}
-    found = {
-        split: (landmarks[:limit], patches[:limit]) for split, (landmarks, patches) in found.items()
-    }
+    found = {}
+    for split in ("train", "test"):
+        landmarks, patches = read_crop_list(list_path(real, split))
+        found[split] = landmarks[:limit], patches[:limit]
+
     tests = len(found["test"][1])
     home = folder / f"synthetic_{count}_{tests}"
     prepared = home / "synthetic"
@@ -86,7 +82,12 @@ def synthetic_and_real(
     write_joined(mixed, "train", [found["train"], read_crop_list(list_path(prepared, "train"))])
     write_joined(mixed, "test", [found["test"]])
 
-    return mixed, prepared
+    return mixed
+
+
+def synthetic_part(mixed: Path) -> Path:
+    """The prepared folder of the synthetic faces in a mixture of :func:`synthetic_and_real`."""
+    return read_crop_list(list_path(mixed, "train"))[1][-1].parents[1]
 
 
 def make_faces(folder: Path, prepared: Path, counts: tuple[int, int], options: list[str]) -> None:
@@ -108,6 +109,5 @@ def make_faces(folder: Path, prepared: Path, counts: tuple[int, int], options: l
 def write_joined(folder: Path, split: str, faces: list[tuple[np.ndarray, list[Path]]]) -> None:
     """Write the crop list of a split that is made of several sets, one after the other."""
     landmarks = np.concatenate([points for points, _ in faces])
-    write_crop_list(
-        list_path(folder, split), landmarks, [path for _, paths in faces for path in paths]
-    )
+    patches = [path for _, paths in faces for path in paths]
+    write_crop_list(list_path(folder, split), landmarks, patches)
