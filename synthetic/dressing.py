@@ -10,7 +10,7 @@ import numpy as np
 
 from synthetic.camera import Pose
 from synthetic.head import Head
-from synthetic.noise import combine, layered_noise, patterned, random_colour, smooth_noise
+from synthetic.noise import combine, grey, layered_noise, patterned, random_colour, smooth_noise
 
 ATLAS_SIZE = (576, 288)  # rows, columns
 REGIONS = {  # x, y, width, height in the atlas, px; the skin's own picture comes first
@@ -19,21 +19,25 @@ REGIONS = {  # x, y, width, height in the atlas, px; the skin's own picture come
     "hair": (0, 320, 144, 128), "hat": (144, 320, 144, 128), "cloth": (0, 448, 288, 128),
 }  # fmt: skip
 _COLUMNS, _ROWS = 40, 16  # grid of hair and hats: around the head, from the crown to the tip
-_STYLES = ("bald", "short", "medium", "long", "tied", "afro")
-_STYLES_OF_MEN, _STYLES_OF_WOMEN = (
-    (0.1, 0.55, 0.15, 0.07, 0.03, 0.1),
-    (0.01, 0.08, 0.18, 0.43, 0.2, 0.1),
-)
+_STYLES = {  # shares of men and of women
+    "bald": (0.1, 0.01), "short": (0.55, 0.08), "medium": (0.15, 0.18), "long": (0.07, 0.43),
+    "tied": (0.03, 0.2), "afro": (0.1, 0.1),
+}  # fmt: skip
 _SKULL = np.float32([0, 0.62, -0.75])
 _BEHIND_GLASSES = np.float32([0, 0, -1])
+_BODY = (  # rings from the neck down: height, half width, half depth, forward shift
+    (-1.75, 0.72, 0.72, 0.0), (-2.0, 0.85, 0.8, 0.02), (-2.25, 1.35, 0.9, 0.0),
+    (-2.5, 2.1, 0.95, 0.0), (-3.0, 2.7, 1.05, 0.05), (-4.2, 2.9, 1.2, 0.1), (-7.0, 2.9, 1.3, 0.1),
+)  # fmt: skip
+_IRISES = (((35, 55, 85), 0.3), ((20, 30, 45), 0.45), ((150, 120, 80), 0.15), ((80, 120, 90), 0.1))
+_HATS = {"cap": 0.34, "brim": 0.2, "beanie": 0.16, "scarf": 0.16, "helmet": 0.14}
 
 
 def atlas_uv(region: str, uv: np.ndarray) -> np.ndarray:
     """Positions 0-1 inside a region to atlas px, kept clear of the neighbours."""
     x, y, width, height = REGIONS[region]
-    return (
-        np.float32([x, y]) + 1 + np.clip(uv, 0, 1) * np.float32([width - 3, height - 3])
-    ).astype(np.float32)
+    size = np.float32([width - 3, height - 3])
+    return (np.float32([x, y]) + 1 + np.clip(uv, 0, 1) * size).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,44 @@ def build_scalp(head: Head) -> Scalp:
     nearest = np.argpartition(-cosine, 3, axis=-1)[..., :3]
     distance = 1 - np.take_along_axis(cosine, nearest, axis=-1)
     weights = 1 / (distance + 2e-3)
+    weights /= weights.sum(-1, keepdims=True)
 
-    return Scalp(
-        angle, polar, used[nearest], (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
-    )
+    return Scalp(angle, polar, used[nearest], weights.astype(np.float32))
 
 
 def _grid_triangles(columns: int, rows: int) -> np.ndarray:
     index = np.arange(columns * rows).reshape(columns, rows)
     a, b, c, d = (
-        index[:-1, :-1].ravel(),
-        index[1:, :-1].ravel(),
-        index[1:, 1:].ravel(),
-        index[:-1, 1:].ravel(),
+        i.ravel() for i in (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:])
     )
     return np.concatenate((np.stack((a, b, c), 1), np.stack((a, c, d), 1)))
+
+
+def _sheet(
+    region: str,
+    points: np.ndarray,
+    down: np.ndarray,
+    inside: np.ndarray,
+    *,
+    across: np.ndarray | None = None,
+    shade: float | np.ndarray = 1.0,
+    pivot: tuple[float, float, float] = (0, 0, 0),
+) -> Piece:
+    """A piece from a grid of points (C, R, 3), with its place in a region's picture, 0-1: across,
+    (C, 1), evenly where not given, and down, up to (C, R).
+    """
+    columns, rows = points.shape[:2]
+    across = np.linspace(0, 1, columns)[:, None] if across is None else across
+    uv = np.stack(np.broadcast_arrays(across, down), -1)
+
+    return Piece(
+        points.reshape(-1, 3).astype(np.float32),
+        _grid_triangles(columns, rows),
+        atlas_uv(region, uv).reshape(-1, 2),
+        np.broadcast_to(np.float32(shade), (columns, rows)).reshape(-1),
+        inside,
+        np.float32(pivot),
+    )
 
 
 def _shell(
@@ -115,9 +142,7 @@ def _shell(
     column = np.arange(len(end))[:, None]
     fraction = (position - low)[..., None]
     surface = points[column, low] * (1 - fraction) + points[column, low + 1] * fraction
-    centre = np.einsum("cpk,cpkd->cpd", scalp.weights[:1, :1], vertices[scalp.vertices[:1, :1]])[
-        0, 0
-    ] - [0, 1.35, 0]
+    centre = points[0, 0] - [0, 1.35, 0]
     outward = surface - centre.astype(np.float32)
     outward /= np.linalg.norm(outward, axis=-1, keepdims=True)
     surface = surface + outward * thickness[..., None]
@@ -136,12 +161,12 @@ def draw_hair(
     scalp: Scalp, vertices: np.ndarray, male: float, colour: np.ndarray, rng: np.random.Generator
 ) -> tuple[Piece | None, np.ndarray]:
     """Hair as a shell over the skull: (piece, its picture); no piece when bald."""
-    style = rng.choice(_STYLES, p=_STYLES_OF_MEN if male > 0.5 else _STYLES_OF_WOMEN)
+    style = str(rng.choice(list(_STYLES), p=[of[male <= 0.5] for of in _STYLES.values()]))
     picture = _hair_picture(colour, rng)
     if style == "bald":
         return None, picture
 
-    end = _draw_hairline(scalp, str(style), rng)
+    end = _draw_hairline(scalp, style, rng)
     hang = np.zeros(len(end), np.float32)
 
     if style in ("medium", "long"):
@@ -158,7 +183,7 @@ def draw_hair(
         "short": rng.uniform(0.03, 0.18),
         "tied": rng.uniform(0.03, 0.08),
         "afro": rng.uniform(0.25, 0.9),
-    }.get(str(style), rng.uniform(0.08, 0.25))
+    }.get(style, rng.uniform(0.08, 0.25))
 
     bumps = smooth_noise(rng, (_COLUMNS + 1, _ROWS), (rng.uniform(5, 16), 5))
     bumps[-1] = bumps[0]
@@ -170,21 +195,9 @@ def draw_hair(
     if style == "long" and rng.random() < 0.5:  # waves
         surface[..., 0] += 0.06 * np.sin(share * rng.uniform(10, 25)) * loose
 
-    uv = atlas_uv(
-        "hair",
-        np.stack((np.broadcast_to(np.linspace(0, 1, len(end))[:, None], share.shape), share), -1),
-    )
     shade = np.clip(0.75 + 0.25 * share + 0.15 * bumps, 0.3, 1.0)
 
-    piece = Piece(
-        surface.reshape(-1, 3),
-        _grid_triangles(len(end), _ROWS),
-        uv.reshape(-1, 2),
-        shade.reshape(-1).astype(np.float32),
-        _SKULL,
-    )
-
-    return piece, picture
+    return _sheet("hair", surface, share, _SKULL, shade=shade), picture
 
 
 def _draw_hairline(scalp: Scalp, style: str, rng: np.random.Generator) -> np.ndarray:
@@ -210,20 +223,16 @@ def _draw_hairline(scalp: Scalp, style: str, rng: np.random.Generator) -> np.nda
 
 def _hair_picture(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     _, _, width, height = REGIONS["hair"]
-    strands = (
-        smooth_noise(rng, (height, width), (3, width / 1.5)) * 0.6
-        + smooth_noise(rng, (height, width), (4, 20)) * 0.5
-    )
+    strands = smooth_noise(rng, (height, width), (3, width / 1.5)) * 0.6
+    strands += smooth_noise(rng, (height, width), (4, 20)) * 0.5
     if rng.random() < 0.25:  # curls
         strands += smooth_noise(rng, (height, width), (50, 60)) * 0.8
 
     picture = combine((strands,), (colour * rng.uniform(0.1, 0.35),), colour)
 
     if rng.random() < 0.15:  # highlights
-        light = np.clip(smooth_noise(rng, (height, width), (2, 30)), 0, 1) * np.float32(
-            rng.uniform(20, 80)
-        )
-        picture += cv2.merge((light, light, light))
+        light = np.clip(smooth_noise(rng, (height, width), (2, 30)), 0, 1)
+        picture += grey(light * np.float32(rng.uniform(20, 80)))
 
     return picture
 
@@ -233,7 +242,7 @@ def draw_hat(
 ) -> tuple[list[Piece], np.ndarray]:
     """A cap, a brimmed hat, a woollen hat, a hood or scarf, or a helmet: (pieces, their
     picture)."""
-    kind = rng.choice(["cap", "brim", "beanie", "scarf", "helmet"], p=[0.34, 0.2, 0.16, 0.16, 0.14])
+    kind = str(rng.choice(list(_HATS), p=list(_HATS.values())))
     _, _, width, height = REGIONS["hat"]
     picture = patterned(rng, (height, width))
     front = rng.uniform(58, 76)
@@ -244,15 +253,11 @@ def draw_hat(
         "beanie": (rng.uniform(85, 98), rng.uniform(95, 115), 0.0, rng.uniform(0.1, 0.25)),
         "scarf": (90, 100, 2.4, rng.uniform(0.08, 0.2)),
         "helmet": (118, 125, 0.0, rng.uniform(0.25, 0.45)),
-    }[str(kind)]
+    }[kind]
 
-    knee = {"scarf": 52, "helmet": 62}.get(str(kind), 90)
-    end = np.radians(
-        _around(
-            scalp, [(0, front), (knee * 0.7, front + 2), (knee, side), (120, side + 4), (180, back)]
-        )
-    )
-
+    knee = {"scarf": 52, "helmet": 62}.get(kind, 90)
+    line = [(0, front), (knee * 0.7, front + 2), (knee, side), (120, side + 4), (180, back)]
+    end = np.radians(_around(scalp, line))
     end += np.radians(rng.normal(0, 3)) * np.sin(scalp.angle)
     lengths = hang * np.clip((np.degrees(np.abs(scalp.angle)) - rng.uniform(45, 62)) / 10, 0, 1)
     thickness = np.full((len(end), _ROWS), volume, np.float32)
@@ -261,22 +266,9 @@ def draw_hat(
         thickness *= 1 + 0.25 * smooth_noise(rng, thickness.shape, (12, 4))
         thickness[-1] = thickness[0]
 
-    surface, share = _shell(
-        scalp, vertices, end.astype(np.float32), thickness, lengths.astype(np.float32)
-    )
-    columns = np.broadcast_to(np.linspace(0, 1, len(end))[:, None], share.shape)
-    uv = atlas_uv("hat", np.stack((columns, share), -1))
-
-    pieces = [
-        Piece(
-            surface.reshape(-1, 3),
-            _grid_triangles(len(end), _ROWS),
-            uv.reshape(-1, 2),
-            np.ones(surface.shape[0] * _ROWS, np.float32),
-            _SKULL,
-        )
-    ]
-
+    end, lengths = end.astype(np.float32), lengths.astype(np.float32)
+    surface, share = _shell(scalp, vertices, end, thickness, lengths)
+    pieces = [_sheet("hat", surface, share, _SKULL)]
     if kind in ("cap", "brim"):
         pieces.append(_brim(scalp.angle, surface[:, -1], kind == "cap", rng))
 
@@ -298,18 +290,8 @@ def _brim(angle: np.ndarray, rim: np.ndarray, cap: bool, rng: np.random.Generato
     outward[:, 1] = rng.uniform(-0.35, 0.05) * np.abs(shape[:, 0])
     steps = np.linspace(0, 1, 5, dtype=np.float32)[None, :, None]
     brim = rim[:, None] + outward[:, None] * steps  # (C', 5, 3)
-    uv = atlas_uv(
-        "hat",
-        np.stack(np.broadcast_arrays(np.linspace(0, 1, len(rim))[:, None], steps[..., 0]), -1),
-    )
 
-    return Piece(
-        brim.reshape(-1, 3).astype(np.float32),
-        _grid_triangles(len(rim), 5),
-        uv.reshape(-1, 2),
-        shade=np.full(len(rim) * 5, 0.9, np.float32),
-        inside=np.float32([0, -3, 0]),
-    )
+    return _sheet("hat", brim, steps[..., 0], np.float32([0, -3, 0]), shade=0.9)
 
 
 @dataclass(frozen=True)
@@ -331,11 +313,8 @@ def draw_glasses(centres: np.ndarray, radius: float, rng: np.random.Generator) -
     exponent = rng.uniform(0.45, 1.0)
     width = rng.uniform(0.015, 0.07)
     theta = np.linspace(0, 2 * np.pi, 25)
-    cosine, sine = np.cos(theta), np.sin(theta)
-    shape = np.stack(
-        (np.sign(cosine) * np.abs(cosine) ** exponent, np.sign(sine) * np.abs(sine) ** exponent), 1
-    )
-    outline = shape * half
+    circle = np.stack((np.cos(theta), np.sin(theta)), 1)
+    outline = np.sign(circle) * np.abs(circle) ** exponent * half
     depth = centres[:, 2].mean() + radius + rng.uniform(0.1, 0.25)
     drop = rng.uniform(-0.12, 0.04)
     middle = [np.array([c[0] * rng.uniform(1.0, 1.1), c[1] + drop, depth]) for c in centres]
@@ -343,10 +322,8 @@ def draw_glasses(centres: np.ndarray, radius: float, rng: np.random.Generator) -
 
     # Lenses: fans around their middles.
     rim = len(outline)
-    fans = [
-        np.concatenate((m[None], _bent(outline, m, side)))
-        for side, m in zip((-1, 1), middle, strict=True)
-    ]
+    sides = [*zip((-1, 1), middle, strict=True)]
+    fans = [np.concatenate((m[None], _bent(outline, m, side))) for side, m in sides]
     fan = np.stack((np.zeros(rim - 1, int), np.arange(1, rim), np.arange(2, rim + 1)), 1)
     lens_uv = np.concatenate(([[0.5, 0.5]], 0.5 + 0.5 * outline / half * [1, -1]))
 
@@ -419,50 +396,20 @@ def _bent(flat: np.ndarray, middle: np.ndarray, side: int) -> np.ndarray:
 def draw_body(pose: Pose, rng: np.random.Generator) -> tuple[Piece, np.ndarray, np.ndarray]:
     """Neck opening and shoulders: (piece, its own rotation to camera space, the cloth's
     picture)."""
-    # height, half width, half depth, forward shift
-    rings = np.array(
-        [
-            (-1.75, 0.72, 0.72, 0.0),
-            (-2.0, 0.85, 0.8, 0.02),
-            (-2.25, 1.35, 0.9, 0.0),
-            (-2.5, 2.1, 0.95, 0.0),
-            (-3.0, 2.7, 1.05, 0.05),
-            (-4.2, 2.9, 1.2, 0.1),
-            (-7.0, 2.9, 1.3, 0.1),
-        ],
-        np.float32,
-    )
-
+    rings = np.float32(_BODY)
     rings[:, 0] += rng.uniform(-0.1, 0.35)
     rings[2:, 1] *= rng.uniform(0.75, 1.15)
     rings[0, 1:3] *= rng.uniform(1.0, 1.5)
     theta = np.linspace(-np.pi, np.pi, 25, dtype=np.float32)[:, None]
 
-    points = np.stack(
-        (
-            np.sin(theta) * rings[:, 1],
-            np.broadcast_to(rings[:, 0], (25, 7)),
-            np.cos(theta) * rings[:, 2] + rings[:, 3] - 1.15,
-        ),
-        -1,
-    )
-
+    x, z = np.sin(theta) * rings[:, 1], np.cos(theta) * rings[:, 2] + rings[:, 3] - 1.15
+    points = np.stack((x, np.broadcast_to(rings[:, 0], x.shape), z), -1)
     points[..., 1] += 0.12 * np.cos(theta * 2) * (rings[:, 0] > -2.4)  # a collar is lower in front
-    uv = atlas_uv(
-        "cloth",
-        np.stack(np.broadcast_arrays(theta / (2 * np.pi) + 0.5, np.linspace(0, 1, 7)[None]), -1),
-    )
+    down, across = np.linspace(0, 1, 7), theta / (2 * np.pi) + 0.5
+    inside, pivot = np.float32([0, -3, -1.15]), (0, -1.5, -1.0)
+    piece = _sheet("cloth", points, down, inside, across=across, pivot=pivot)
+
     _, _, width, height = REGIONS["cloth"]
-
-    piece = Piece(
-        points.reshape(-1, 3).astype(np.float32),
-        _grid_triangles(25, 7),
-        uv.reshape(-1, 2),
-        shade=np.ones(25 * 7, np.float32),
-        inside=np.float32([0, -3, -1.15]),
-        pivot=np.float32([0, -1.5, -1.0]),
-    )
-
     yaw, roll = pose.yaw * rng.uniform(0, 0.8), pose.roll * rng.uniform(0, 0.5)
     turned = Pose(yaw, pose.pitch * 0.2, roll, pose.distance)
 
@@ -474,29 +421,19 @@ def eye_picture(rng: np.random.Generator) -> np.ndarray:
     times."""
     picture = np.empty((64, 64, 3), np.float32)
     picture[:] = np.float32([200, 205, 215]) * rng.uniform(0.75, 1.12)
-    picture = np.ascontiguousarray(picture)
 
-    iris = [
-        np.float32([35, 55, 85]),
-        np.float32([20, 30, 45]),
-        np.float32([150, 120, 80]),
-        np.float32([80, 120, 90]),
-    ]
+    def disc(centre: tuple[int, int], radius: int, colour: list[float]) -> None:
+        cv2.circle(picture, centre, radius, colour, -1, cv2.LINE_AA, 3)  # in eighths of a pixel
 
-    colour = iris[int(rng.choice(4, p=[0.3, 0.45, 0.15, 0.1]))] * rng.uniform(0.5, 1.3)
-    size = rng.uniform(12.5, 16)
-    cv2.circle(
-        picture, (256, 256), round(size * 8), [float(c) * 0.55 for c in colour], -1, cv2.LINE_AA, 3
-    )
-    cv2.circle(
-        picture, (256, 256), round(size * 6.8), [float(c) for c in colour], -1, cv2.LINE_AA, 3
-    )
-    cv2.circle(
-        picture, (256, 256), round(size * rng.uniform(2.8, 4.2)), [12.0] * 3, -1, cv2.LINE_AA, 3
-    )
+    colours, shares = zip(*_IRISES, strict=True)
+    colour = np.float32(colours[rng.choice(len(colours), p=shares)]) * rng.uniform(0.5, 1.3)
+    size, middle = rng.uniform(12.5, 16), (256, 256)
+    disc(middle, round(size * 8), [float(c) * 0.55 for c in colour])
+    disc(middle, round(size * 6.8), [float(c) for c in colour])
+    disc(middle, round(size * rng.uniform(2.8, 4.2)), [12.0] * 3)
 
     if rng.random() < 0.6:
         spot = 256 + rng.uniform(-80, 80, 2)
-        cv2.circle(picture, (int(spot[0]), int(spot[1])), 24, [250.0] * 3, -1, cv2.LINE_AA, 3)
+        disc((int(spot[0]), int(spot[1])), 24, [250.0] * 3)
 
     return cv2.GaussianBlur(picture, (3, 3), 0)

@@ -66,14 +66,18 @@ def combine(
     return cv2.merge(channels)
 
 
+def grey(plane: np.ndarray) -> np.ndarray:
+    """A plane (H, W) as the three channels of a picture, (H, W, 3)."""
+    return cv2.merge((plane, plane, plane))
+
+
 def blend(picture: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
     """Mix a BGR colour (3,) or a picture (H, W, 3) into a picture, in place; alpha: (H, W) float32,
     0-1."""
     if np.ndim(colour) == 3:
-        picture += (colour - picture) * cv2.merge((alpha, alpha, alpha))
+        picture += (colour - picture) * grey(alpha)
     else:
-        rest = 1 - alpha
-        picture *= cv2.merge((rest, rest, rest))
+        picture *= grey(1 - alpha)
         picture += combine((alpha,), (colour,))
 
 
