@@ -73,20 +73,15 @@ class _Stain:
     corner: tuple[int, int]
     mask: np.ndarray
 
-    def blend(
-        self, texture: np.ndarray, colour: np.ndarray, strength: float | np.ndarray = 1.0
-    ) -> None:
-        """Mix a colour into the picture, in place; strength: a number or a picture-sized array."""
-        x, y = self.corner
-        area = (slice(y, y + self.mask.shape[0]), slice(x, x + self.mask.shape[1]))
-        amount = self.mask * (strength[area] if isinstance(strength, np.ndarray) else strength)
-        blend(texture[area], colour, np.clip(amount, 0, 1))
+    @property
+    def area(self) -> tuple[slice, slice]:
+        """The part of the picture."""
+        (x, y), (height, width) = self.corner, self.mask.shape
+        return slice(y, y + height), slice(x, x + width)
 
     def cover(self, density: np.ndarray, value: float = 1.0) -> None:
         """Move a density picture (H, W) towards a value, in place."""
-        x, y = self.corner
-        area = (slice(y, y + self.mask.shape[0]), slice(x, x + self.mask.shape[1]))
-        density[area] += (value - density[area]) * self.mask
+        density[self.area] += (value - density[self.area]) * self.mask
 
 
 def _stain(shape: np.ndarray, blur: float, thickness: int = 0) -> _Stain:
@@ -114,9 +109,8 @@ def _stain(shape: np.ndarray, blur: float, thickness: int = 0) -> _Stain:
 
 def paint_skin(head: Head, person: Person, brows: SurfacePoints, rng: np.random.Generator) -> Skin:
     """The skin of one person, with what grows and what is painted on it."""
-    darkness = float(np.clip(person.ancestry @ [0.78, 0.28, 0.2] + rng.normal(0, 0.13), 0, 1)) * (
-        len(_TONES) - 1
-    )
+    darkness = float(np.clip(person.ancestry @ [0.78, 0.28, 0.2] + rng.normal(0, 0.13), 0, 1))
+    darkness *= len(_TONES) - 1
     k = min(int(darkness), len(_TONES) - 2)
     tone = _TONES[k] + (_TONES[k + 1] - _TONES[k]) * (darkness - k)
     tone = np.clip(tone * rng.uniform(0.93, 1.07, 3), 20, 255).astype(np.float32)
@@ -128,120 +122,33 @@ def paint_skin(head: Head, person: Person, brows: SurfacePoints, rng: np.random.
     points = np.zeros((98, 2), np.float32)  # in texture px; the contour's entries stay unused
     points[33:] = to_texture(head.features.at(head.skin_uv))
     points[33:51] = to_texture(brows.at(head.skin_uv)[:, 0])
+    paint = _Painting(texture, tone, hair, points, person, rng)
     if rng.random() < 0.25:
-        _paint_spots(texture, tone, rng)
+        paint.spots()
     if person.age > 2.3:
-        _paint_wrinkles(texture, tone, points, rng)
+        paint.wrinkles()
 
     makeup = bool(rng.random() < (0.42 if person.male < 0.5 and person.age > 1.3 else 0.04))
-
     if makeup:
-        _paint_makeup(texture, points, rng)
+        paint.makeup()
     else:
         lips = np.clip(tone * np.float32([0.72, 0.66, 0.9]) * rng.uniform(0.8, 1.1), 0, 255)
-        _stain(points[76:88], 0.8).blend(texture, lips, rng.uniform(0.25, 0.95))
+        paint.stain(points[76:88], 0.8, lips, rng.uniform(0.25, 0.95))
 
-    _paint_lines(texture, tone, points, makeup, rng)
-    _paint_brows(texture, tone, hair, points, person.age, rng)
-    beard = _paint_beard(texture, hair, person, points, rng)
+    paint.lines(makeup)
+    paint.brows()
+    beard = paint.beard()
 
     if rng.random() < 0.03:  # a painted face
         makeup = True
-
         for _ in range(int(rng.integers(1, 5))):
-            corners = (
-                rng.uniform((30, 20), (258, 250), (3, 2)) * 0.5
-                + rng.uniform((30, 20), (258, 250)) * 0.5
-            )
-            _stain(corners, 1.0).blend(texture, random_colour(rng), rng.uniform(0.5, 1))
+            corners = rng.uniform((30, 20), (258, 250), (3, 2)) * 0.5
+            corners += rng.uniform((30, 20), (258, 250)) * 0.5
+            paint.stain(corners, 1.0, random_colour(rng), rng.uniform(0.5, 1))
 
     shine = float(rng.choice([0.0, rng.uniform(0, 60), rng.uniform(60, 160)], p=[0.3, 0.5, 0.2]))
 
     return Skin(texture, tone, hair, shine, beard, makeup)
-
-
-def _paint_spots(texture: np.ndarray, tone: np.ndarray, rng: np.random.Generator) -> None:
-    """Freckles, moles, blemishes."""
-    spots = np.zeros(SIZE, np.uint8)
-    for x, y in rng.uniform((60, 60), (230, 240), (int(rng.integers(3, 60)), 2)):
-        cv2.circle(
-            spots,
-            (int(x), int(y)),
-            int(rng.integers(1, 3)),
-            int(rng.integers(60, 200)),
-            -1,
-            cv2.LINE_AA,
-        )
-
-    _Stain((0, 0), spots.astype(np.float32) / 255).blend(texture, tone * 0.6)
-
-
-def _paint_makeup(texture: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> None:
-    """Lipstick, eye shadow, rouge."""
-    lipsticks = np.float32([(60, 40, 190), (110, 70, 210), (50, 20, 110), (120, 120, 220)])
-    lipstick = rng.choice(lipsticks) * rng.uniform(0.7, 1.15)
-    _stain(points[76:88], 0.8).blend(texture, lipstick, rng.uniform(0.5, 1))
-    shadow = random_colour(rng) * 0.8
-
-    for lid in (points[60:65], points[68:73]):
-        raised = (lid - [0, rng.uniform(6, 14)])[::-1]
-        _stain(np.concatenate((lid, raised)), 2.0).blend(texture, shadow, rng.uniform(0.1, 0.8))
-
-    rouge = rng.uniform(0, 0.5)
-
-    for x in (-0.62, 0.62):
-        spot = to_texture(np.array([x, -0.1])) + np.array([(-18, 0), (0, -14), (18, 0), (0, 14)])
-        _stain(spot, 7.0).blend(texture, np.float32([110, 90, 220]), rouge)
-
-
-def _paint_lines(
-    texture: np.ndarray,
-    tone: np.ndarray,
-    points: np.ndarray,
-    makeup: bool,
-    rng: np.random.Generator,
-) -> None:
-    """The dark lines of every face: between the lips, under the nose, lashes, folds above and below
-    the eyes."""
-    _stain(points[[76, 88, 89, 90, 91, 92, 82]], 0.6, 1).blend(
-        texture, tone * 0.45, rng.uniform(0.3, 0.9)
-    )
-    _stain(points[55:60], 1.0, 2).blend(texture, tone * 0.5, rng.uniform(0, 0.7))
-    lash = _HAIR[0] * rng.uniform(0.5, 1.5)
-    strength, liner = rng.uniform(0.3, 1), int(makeup and rng.random() < 0.7)
-
-    for upper, lower in (
-        ((60, 61, 62, 63, 64), (64, 65, 66, 67, 60)),
-        ((68, 69, 70, 71, 72), (72, 73, 74, 75, 68)),
-    ):
-        above, below = points[list(upper)], points[list(lower)]
-        _stain(above, 0.6, 2 + liner).blend(texture, lash, strength)
-        _stain(below, 0.8, 1 + liner).blend(
-            texture, lash, strength * rng.uniform(0.1, 0.8 + 0.2 * liner)
-        )
-        _stain(above - [0, rng.uniform(5, 8)], 0.8, 1).blend(
-            texture, tone * 0.6, rng.uniform(0, 0.7)
-        )
-        _stain(below + [0, rng.uniform(5, 9)], 1.5, 2).blend(
-            texture, tone * 0.7, rng.uniform(0, 0.6)
-        )
-
-
-def _paint_brows(
-    texture: np.ndarray,
-    tone: np.ndarray,
-    hair: np.ndarray,
-    points: np.ndarray,
-    age: float,
-    rng: np.random.Generator,
-) -> None:
-    strength = float(np.clip(rng.normal(0.75, 0.25), 0.12, 1)) * (0.6 if age < 1 else 1)
-    # Fair people's brows are often darker than their hair.
-    as_hair = hair.mean() < 120 or rng.random() < 0.4
-    colour = hair * rng.uniform(0.5, 1.0) if as_hair else tone * rng.uniform(0.4, 0.7)
-    fibres = np.clip(0.85 + 0.35 * smooth_noise(rng, SIZE, (40, 90)), 0, 1)
-    for brow in (points[33:42], points[42:51]):
-        _stain(brow, rng.uniform(0.8, 2.0)).blend(texture, colour, fibres * strength)
 
 
 def _draw_hair_colour(person: Person, darkness: float, rng: np.random.Generator) -> np.ndarray:
@@ -259,57 +166,138 @@ def _draw_hair_colour(person: Person, darkness: float, rng: np.random.Generator)
     return np.clip(colour, 0, 255).astype(np.float32)
 
 
-def _paint_wrinkles(
-    texture: np.ndarray, tone: np.ndarray, points: np.ndarray, rng: np.random.Generator
-) -> None:
-    strength = rng.uniform(0.15, 0.7)
-    for nose, mouth in ((55, 76), (59, 82)):  # from the nostrils down past the mouth's corners
-        start, end = points[nose], points[mouth]
-        outward = np.sign(end[0] - start[0]) * np.array([7.0, 0.0])
-        fold = np.stack(
-            (start + outward * 0.4, (start + end) / 2 + outward, end + outward * 0.9 + [0, 6])
-        )
-        _stain(fold, 1.5, 2).blend(texture, tone * 0.55, strength)
+@dataclass(frozen=True)
+class _Painting:
+    """The skin's picture in the making; points: (98, 2) texture px."""
 
-    for height in rng.uniform(0.72, 1.05, int(rng.integers(0, 5))):
-        angle = np.linspace(-0.6, 0.6, 8)
-        crease = to_texture(np.stack((angle, height + rng.normal(0, 0.012, 8)), 1))
-        _stain(crease, 1.0, 1).blend(texture, tone * 0.6, strength)
+    texture: np.ndarray
+    tone: np.ndarray
+    hair: np.ndarray
+    points: np.ndarray
+    person: Person
+    rng: np.random.Generator
 
+    def blend(self, stain: _Stain, colour: np.ndarray, strength: float | np.ndarray = 1.0) -> None:
+        """Mix a colour into the picture; strength: a number or a picture-sized array."""
+        amount = strength[stain.area] if isinstance(strength, np.ndarray) else strength
+        blend(self.texture[stain.area], colour, np.clip(stain.mask * amount, 0, 1))
 
-def _paint_beard(
-    texture: np.ndarray,
-    hair: np.ndarray,
-    person: Person,
-    points: np.ndarray,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Stubble, moustache, goatee or full beard, on men; returns its density."""
-    density = np.zeros(SIZE, np.float32)
-    if person.male < 0.5 or person.age < 1.7 or rng.random() < 0.45:
-        return density
+    def stain(
+        self,
+        shape: np.ndarray,
+        blur: float,
+        colour: np.ndarray,
+        strength: float | np.ndarray,
+        thickness: int = 0,
+    ) -> None:
+        """A coloured polygon or, with a thickness, line; as for :func:`_stain`."""
+        self.blend(_stain(shape, blur, thickness), colour, strength)
 
-    kind = rng.choice(["stubble", "full", "moustache", "goatee"], p=[0.42, 0.28, 0.15, 0.15])
+    def spots(self) -> None:
+        """Freckles, moles, blemishes."""
+        rng, spots = self.rng, np.zeros(SIZE, np.uint8)
+        for x, y in rng.uniform((60, 60), (230, 240), (int(rng.integers(3, 60)), 2)):
+            radius, strength = int(rng.integers(1, 3)), int(rng.integers(60, 200))
+            cv2.circle(spots, (int(x), int(y)), radius, strength, -1, cv2.LINE_AA)
 
-    if kind in ("full", "stubble"):
-        cheek = rng.uniform(-0.75, -0.35)
-        half = np.array([(-1.6, -1.5), (-1.6, 0.1), (-1.25, -0.1), (-0.9, cheek), (-0.45, -0.6)])
-        outline = to_texture(np.concatenate((half, half[::-1] * [-1, 1])))
-        _stain(outline, rng.uniform(2, 5)).cover(density)
+        self.blend(_Stain((0, 0), spots.astype(np.float32) / 255), self.tone * 0.6)
 
-    if kind == "goatee":
-        chin = to_texture(np.array([(-0.4, -0.75), (0.4, -0.75), (0.45, -1.45), (-0.45, -1.45)]))
-        _stain(chin, 3).cover(density)
+    def wrinkles(self) -> None:
+        """Folds beside the mouth, creases of the forehead."""
+        rng, points = self.rng, self.points
+        strength = rng.uniform(0.15, 0.7)
+        for nose, mouth in ((55, 76), (59, 82)):  # from the nostrils down past the mouth's corners
+            start, end = points[nose], points[mouth]
+            outward = np.sign(end[0] - start[0]) * np.array([7.0, 0.0])
+            middle = (start + end) / 2 + outward
+            fold = np.stack((start + outward * 0.4, middle, end + outward * 0.9 + [0, 6]))
+            self.stain(fold, 1.5, self.tone * 0.55, strength, 2)
 
-    if kind != "stubble" or rng.random() < 0.8:
-        thick = np.array([0, rng.uniform(1, 5)])
-        upper = points[[76, 55, 57, 59, 82, 79]] + [(-4, 2), (0, 5), (0, 3), (0, 5), (4, 2), (0, 1)]
-        upper[1:4] += thick
-        _stain(upper, 1.5).cover(density)
+        for height in rng.uniform(0.72, 1.05, int(rng.integers(0, 5))):
+            angle = np.linspace(-0.6, 0.6, 8)
+            crease = to_texture(np.stack((angle, height + rng.normal(0, 0.012, 8)), 1))
+            self.stain(crease, 1.0, self.tone * 0.6, strength, 1)
 
-    _stain(points[76:88], 1.0).cover(density, 0.0)
-    strength = rng.uniform(0.1, 0.45) if kind == "stubble" else rng.uniform(0.6, 1)
-    grain = np.clip(0.8 + 0.5 * smooth_noise(rng, SIZE, (90, 110)), 0, 1)
-    _Stain((0, 0), density).blend(texture, hair * rng.uniform(0.7, 1.1), strength * grain)
+    def makeup(self) -> None:
+        """Lipstick, eye shadow, rouge."""
+        rng, points = self.rng, self.points
+        lipsticks = np.float32([(60, 40, 190), (110, 70, 210), (50, 20, 110), (120, 120, 220)])
+        lipstick = rng.choice(lipsticks) * rng.uniform(0.7, 1.15)
+        self.stain(points[76:88], 0.8, lipstick, rng.uniform(0.5, 1))
+        shadow = random_colour(rng) * 0.8
 
-    return density if kind == "full" else density * 0
+        for lid in (points[60:65], points[68:73]):
+            raised = (lid - [0, rng.uniform(6, 14)])[::-1]
+            self.stain(np.concatenate((lid, raised)), 2.0, shadow, rng.uniform(0.1, 0.8))
+
+        rouge = rng.uniform(0, 0.5)
+
+        for x in (-0.62, 0.62):
+            spot = to_texture(np.array([x, -0.1])) + [(-18, 0), (0, -14), (18, 0), (0, 14)]
+            self.stain(spot, 7.0, np.float32([110, 90, 220]), rouge)
+
+    def lines(self, makeup: bool) -> None:
+        """The dark lines of every face: between the lips, under the nose, lashes, folds above and
+        below the eyes."""
+        rng, points, tone = self.rng, self.points, self.tone
+        mouth = points[[76, 88, 89, 90, 91, 92, 82]]
+        self.stain(mouth, 0.6, tone * 0.45, rng.uniform(0.3, 0.9), 1)
+        self.stain(points[55:60], 1.0, tone * 0.5, rng.uniform(0, 0.7), 2)
+        lash = _HAIR[0] * rng.uniform(0.5, 1.5)
+        strength, liner = rng.uniform(0.3, 1), int(makeup and rng.random() < 0.7)
+
+        for first in (60, 68):
+            above, below = points[first : first + 5], points[[*range(first + 4, first + 8), first]]
+            self.stain(above, 0.6, lash, strength, 2 + liner)
+            fainter = strength * rng.uniform(0.1, 0.8 + 0.2 * liner)
+            self.stain(below, 0.8, lash, fainter, 1 + liner)
+            fold = above - [0, rng.uniform(5, 8)]
+            self.stain(fold, 0.8, tone * 0.6, rng.uniform(0, 0.7), 1)
+            fold = below + [0, rng.uniform(5, 9)]
+            self.stain(fold, 1.5, tone * 0.7, rng.uniform(0, 0.6), 2)
+
+    def brows(self) -> None:
+        rng, hair = self.rng, self.hair
+        strength = float(np.clip(rng.normal(0.75, 0.25), 0.12, 1))
+        strength *= 0.6 if self.person.age < 1 else 1
+        # Fair people's brows are often darker than their hair.
+        as_hair = hair.mean() < 120 or rng.random() < 0.4
+        colour = hair * rng.uniform(0.5, 1.0) if as_hair else self.tone * rng.uniform(0.4, 0.7)
+        fibres = np.clip(0.85 + 0.35 * smooth_noise(rng, SIZE, (40, 90)), 0, 1)
+        for brow in (self.points[33:42], self.points[42:51]):
+            self.stain(brow, rng.uniform(0.8, 2.0), colour, fibres * strength)
+
+    def beard(self) -> np.ndarray:
+        """Stubble, moustache, goatee or full beard, on men; the density (H, W) of a full one, which
+        stands off the skin."""
+        rng, points = self.rng, self.points
+        density = np.zeros(SIZE, np.float32)
+        if self.person.male < 0.5 or self.person.age < 1.7 or rng.random() < 0.45:
+            return density
+
+        kind = rng.choice(["stubble", "full", "moustache", "goatee"], p=[0.42, 0.28, 0.15, 0.15])
+
+        if kind in ("full", "stubble"):
+            cheek = rng.uniform(-0.75, -0.35)
+            half = np.array(
+                [(-1.6, -1.5), (-1.6, 0.1), (-1.25, -0.1), (-0.9, cheek), (-0.45, -0.6)]
+            )
+            outline = to_texture(np.concatenate((half, half[::-1] * [-1, 1])))
+            _stain(outline, rng.uniform(2, 5)).cover(density)
+
+        if kind == "goatee":
+            chin = np.array([(-0.4, -0.75), (0.4, -0.75), (0.45, -1.45), (-0.45, -1.45)])
+            _stain(to_texture(chin), 3).cover(density)
+
+        if kind != "stubble" or rng.random() < 0.8:
+            upper = points[[76, 55, 57, 59, 82, 79]]
+            upper = upper + [(-4, 2), (0, 5), (0, 3), (0, 5), (4, 2), (0, 1)]
+            upper[1:4] += np.array([0, rng.uniform(1, 5)])
+            _stain(upper, 1.5).cover(density)
+
+        _stain(points[76:88], 1.0).cover(density, 0.0)
+        strength = rng.uniform(0.1, 0.45) if kind == "stubble" else rng.uniform(0.6, 1)
+        grain = np.clip(0.8 + 0.5 * smooth_noise(rng, SIZE, (90, 110)), 0, 1)
+        self.blend(_Stain((0, 0), density), self.hair * rng.uniform(0.7, 1.1), strength * grain)
+
+        return density if kind == "full" else density * 0

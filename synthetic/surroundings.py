@@ -11,6 +11,7 @@ from synthetic.camera import BOX_SIDE, CANVAS
 from synthetic.noise import (
     blend,
     combine,
+    grey,
     layered_noise,
     patterned,
     random_colour,
@@ -19,18 +20,21 @@ from synthetic.noise import (
 from synthetic.scene import Rendering, render_head
 
 _CROWD = 16  # heads that a data set keeps for its backgrounds
+_MIDDLE = (CANVAS - 1) / 2
+_OCCLUDERS = {
+    "hand": 0.23, "hands": 0.1, "thing": 0.33, "bars": 0.12, "strands": 0.1, "person": 0.12,
+}  # fmt: skip
 
 
 @lru_cache(maxsize=1)
 def crowd(seed: int) -> tuple[np.ndarray, ...]:
     """Other people for the background, (CANVAS, CANVAS, 4) uint8 BGR and mask; they depend on the
     data set's seed only."""
-    return tuple(_cut_out(render_head(np.random.default_rng([seed, 2, k]))) for k in range(_CROWD))
-
-
-def _cut_out(seen: Rendering) -> np.ndarray:
-    picture = np.clip(seen.picture, 0, 255).astype(np.uint8)
-    return np.dstack((picture, seen.mask.astype(np.uint8) * 255))
+    heads = [render_head(np.random.default_rng([seed, 2, k])) for k in range(_CROWD)]
+    return tuple(
+        np.dstack((np.clip(head.picture, 0, 255), head.mask * 255)).astype(np.uint8)
+        for head in heads
+    )
 
 
 def draw_background(seed: int, rng: np.random.Generator) -> np.ndarray:
@@ -61,7 +65,7 @@ def draw_background(seed: int, rng: np.random.Generator) -> np.ndarray:
         picture = cv2.GaussianBlur(picture, (0, 0), sigma)
     if rng.random() < 0.3:
         rough = smooth_noise(rng, (CANVAS, CANVAS), (64, 64)) * np.float32(rng.uniform(2, 15))
-        picture += cv2.merge((rough, rough, rough))
+        picture += grey(rough)
 
     return np.clip(picture * np.float32(rng.uniform(0.4, 1.1)), 0, 255)
 
@@ -77,29 +81,11 @@ def _draw_thing(picture: np.ndarray, rng: np.random.Generator) -> None:
         cv2.fillPoly(picture, [np.rint(corners).astype(np.int32)], colour, cv2.LINE_AA)
     elif kind == 1:
         axes = rng.uniform(4, 50, 2).astype(int).tolist()
-
-        cv2.ellipse(
-            picture,
-            centre.astype(int).tolist(),
-            axes,
-            rng.uniform(0, 180),
-            0,
-            360,
-            colour,
-            -1,
-            cv2.LINE_AA,
-        )
+        turn, middle = rng.uniform(0, 180), centre.astype(int).tolist()
+        cv2.ellipse(picture, middle, axes, turn, 0, 360, colour, -1, cv2.LINE_AA)
     else:
-        end = centre + rng.normal(0, 120, 2)
-
-        cv2.line(
-            picture,
-            centre.astype(int).tolist(),
-            end.astype(int).tolist(),
-            colour,
-            int(rng.integers(1, 25)),
-            cv2.LINE_AA,
-        )
+        ends = np.stack((centre, centre + rng.normal(0, 120, 2))).astype(int).tolist()
+        cv2.line(picture, *ends, colour, int(rng.integers(1, 25)), cv2.LINE_AA)
 
 
 def _paste_person(
@@ -107,20 +93,13 @@ def _paste_person(
 ) -> np.ndarray:
     """Put one of the crowd at `where` (box sides from the middle), in place; its mask comes
     back."""
-    scale = np.exp(rng.normal(-0.15, 0.3))
-    flip = rng.choice([-1, 1])
-    middle = (CANVAS - 1) / 2
-
-    matrix = np.float64(
-        [
-            [flip * scale, 0, middle + where[0] * BOX_SIDE - flip * scale * middle],
-            [0, scale, middle + where[1] * BOX_SIDE - scale * middle],
-        ]
-    )
-
+    height = np.exp(rng.normal(-0.15, 0.3))
+    scales = np.array([rng.choice([-1, 1]) * height, height])
+    shift = _MIDDLE + np.array(where) * BOX_SIDE - scales * _MIDDLE
+    matrix = np.column_stack((np.diag(scales), shift))
     moved = cv2.warpAffine(other, matrix, (CANVAS, CANVAS))
     mask = moved[..., 3]
-    picture *= cv2.merge((255 - mask,) * 3) * np.float32(1 / 255)
+    picture *= grey(255 - mask) * np.float32(1 / 255)
     picture += moved[..., :3] * np.float32(rng.uniform(0.6, 1.1))
 
     return mask > 127
@@ -131,10 +110,7 @@ def draw_occluders(
 ) -> np.ndarray:
     """Put something in front of the face, in place; the mask (CANVAS, CANVAS) of what it covers
     comes back."""
-    kind = rng.choice(
-        ["hand", "hands", "thing", "bars", "strands", "person"],
-        p=[0.23, 0.1, 0.33, 0.12, 0.1, 0.12],
-    )
+    kind = rng.choice(list(_OCCLUDERS), p=list(_OCCLUDERS.values()))
     if kind == "person":
         where = (rng.choice([-1, 1]) * rng.uniform(0.5, 0.85), rng.uniform(-0.1, 0.9))
         covered = _paste_person(picture, crowd(seed)[int(rng.integers(_CROWD))], where, rng)
@@ -154,12 +130,15 @@ def draw_occluders(
     return covered
 
 
+def _towards(angle: float) -> np.ndarray:
+    """Unit direction, (2,)."""
+    return np.array([np.cos(angle), np.sin(angle)])
+
+
 def _draw_object(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A sign, a cup, a ball: a patterned quadrangle or ellipse, at times with letters on it."""
     angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.normal(np.pi / 2, 0.5)
-    centre = (CANVAS - 1) / 2 + rng.uniform(0.2, 0.65) * BOX_SIDE * np.array(
-        [np.cos(angle), np.sin(angle)]
-    )
+    centre = _MIDDLE + rng.uniform(0.2, 0.65) * BOX_SIDE * _towards(angle)
     half = rng.uniform(0.1, 0.4, 2) * BOX_SIDE
     mask = np.zeros((CANVAS, CANVAS), np.uint8)
 
@@ -175,11 +154,9 @@ def _draw_object(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     if rng.random() < 0.3:
         word = "".join(chr(int(c)) for c in rng.integers(65, 91, 6))
-        at = (int(centre[0] - half[0]), int(centre[1]))
+        at, size = (int(centre[0] - half[0]), int(centre[1])), rng.uniform(0.4, 1)
         letters = np.zeros((CANVAS, CANVAS), np.uint8)
-        cv2.putText(
-            letters, word, at, cv2.FONT_HERSHEY_SIMPLEX, rng.uniform(0.4, 1), 255, 2, cv2.LINE_AA
-        )
+        cv2.putText(letters, word, at, cv2.FONT_HERSHEY_SIMPLEX, size, 255, 2, cv2.LINE_AA)
         blend(cloth, random_colour(rng), letters.astype(np.float32) / 255)
 
     blend(picture, cloth, mask.astype(np.float32) / 255)
@@ -200,22 +177,15 @@ def _draw_strokes(
     number = int(rng.integers(*count))
     spread = 30.0 if number < 6 else 7.0  # px; few bars stand apart
     lean = rng.uniform(0, np.pi)
-    bundle = (CANVAS - 1) / 2 + rng.uniform(-0.45, 0.45, 2) * BOX_SIDE
+    bundle = _MIDDLE + rng.uniform(-0.45, 0.45, 2) * BOX_SIDE
 
     for _ in range(number):
         centre = bundle + rng.normal(0, spread, 2)
         tilt = lean + rng.normal(0, 0.08 if rng.random() < 0.7 else 1.0)
-        step = np.array([np.cos(tilt), np.sin(tilt)]) * rng.uniform(0.3, 1.2) * BOX_SIDE
+        step = _towards(tilt) * rng.uniform(0.3, 1.2) * BOX_SIDE
         curve = np.stack((centre - step, centre + rng.normal(0, 4, 2), centre + step))
-
-        cv2.polylines(
-            mask,
-            [np.rint(curve).astype(np.int32)],
-            False,
-            255,
-            int(rng.integers(*width)),
-            cv2.LINE_AA,
-        )
+        curve, thick = np.rint(curve).astype(np.int32), int(rng.integers(*width))
+        cv2.polylines(mask, [curve], False, 255, thick, cv2.LINE_AA)
 
     shade = 1 + 0.2 * smooth_noise(rng, (CANVAS, CANVAS), (20, 20))
     blend(picture, combine((shade,), (colour,)), mask.astype(np.float32) / 255)
@@ -225,10 +195,9 @@ def _draw_strokes(
 
 def _draw_hand(picture: np.ndarray, seen: Rendering, rng: np.random.Generator) -> np.ndarray:
     """A palm with fingers of the face's tone, reaching in from below or from a side."""
-    middle = (CANVAS - 1) / 2
     direction = rng.normal(np.pi / 2, 0.9)  # where the arm comes from; pi/2 is below
-    away = np.array([np.cos(direction), np.sin(direction)])
-    palm = middle + away * rng.uniform(0.3, 0.75) * BOX_SIDE + rng.normal(0, 6, 2)
+    away = _towards(direction)
+    palm = _MIDDLE + away * rng.uniform(0.3, 0.75) * BOX_SIDE + rng.normal(0, 6, 2)
     heading = direction + np.pi + rng.normal(0, 0.5)
     size = rng.uniform(0.16, 0.28) * BOX_SIDE
     tone = seen.tone * rng.uniform(0.75, 1.25) + rng.normal(0, 6, 3)
@@ -248,13 +217,9 @@ def _draw_hand(picture: np.ndarray, seen: Rendering, rng: np.random.Generator) -
 
     for k in range(5):
         angle = heading + (k - 2) * spread + (0.5 if k == 4 else 0) * rng.choice([0, 1])
-        base = palm + size * 0.85 * np.array(
-            [np.cos(heading + (k - 2) * 0.45), np.sin(heading + (k - 2) * 0.45)]
-        )
-        joint = base + size * rng.uniform(0.6, 0.9) * np.array([np.cos(angle), np.sin(angle)])
-        tip = joint + size * rng.uniform(0.4, 0.8) * np.array(
-            [np.cos(angle + bend), np.sin(angle + bend)]
-        )
+        base = palm + size * 0.85 * _towards(heading + (k - 2) * 0.45)
+        joint = base + size * rng.uniform(0.6, 0.9) * _towards(angle)
+        tip = joint + size * rng.uniform(0.4, 0.8) * _towards(angle + bend)
         limb(base, joint, size * 0.42)
         limb(joint, tip, size * 0.38)
 
