@@ -1,1 +1,3 @@
+"""Synthetic faces: 3-D heads, rendered with their landmarks."""
 
+SWITCHES = ("pose", "lighting", "occluders", "backgrounds")  # variations that may be left out

@@ -37,11 +37,8 @@ class Pose:
     @property
     def large(self) -> bool:
         """The list's pose attribute."""
-        return (
-            abs(self.yaw) > np.radians(40)
-            or abs(self.pitch) > np.radians(28)
-            or abs(self.roll) > np.radians(32)
-        )
+        yaw, pitch, roll = np.degrees(np.abs((self.yaw, self.pitch, self.roll)))
+        return bool(yaw > 40 or pitch > 28 or roll > 32)
 
 
 def draw_pose(rng: np.random.Generator, vary: bool = True) -> Pose:
@@ -69,9 +66,8 @@ def draw_pose(rng: np.random.Generator, vary: bool = True) -> Pose:
 def project(camera: np.ndarray, distance: float) -> np.ndarray:
     """Perspective at unit scale: camera space (V, 3) to x right, y down, depth, (V, 3) float32."""
     zoom = distance / np.maximum(distance - camera[:, 2], 0.5)
-    return np.stack((camera[:, 0] * zoom, -camera[:, 1] * zoom, camera[:, 2]), axis=1).astype(
-        np.float32
-    )
+    x, y, depth = camera.T
+    return np.stack((x * zoom, -y * zoom, depth), axis=1).astype(np.float32)
 
 
 def draw_box(landmarks: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float, float]:

@@ -11,13 +11,13 @@ anybody is involved.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from synthetic import SWITCHES  # noqa: E402
 from utils.files import (  # noqa: E402
     UserError,
     atomic_write,
@@ -27,8 +27,6 @@ from utils.files import (  # noqa: E402
     write_json,
 )
 
-# as in synthetic/face.py, which takes seconds to import
-SWITCHES = ("pose", "lighting", "occluders", "backgrounds")
 MOST_FACES = 1_000_000  # of one split
 _STATE = "synthetic.json"  # says which data set a folder holds, or was going to hold
 
@@ -37,33 +35,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to fill, made where missing"
+    add, default = parser.add_argument, "(default: %(default)s)"
+    out = "folder to fill, made where missing"
+    add("--out", type=Path, required=True, metavar="DIR", help=out)
+    add("--train", type=int, default=2000, metavar="N", help=f"training faces {default}")
+    add("--test", type=int, default=500, metavar="N", help=f"test faces {default}")
+    add("--seed", type=int, default=0, help=f"same seed, same bytes {default}")
+    workers = "processes (default: one per core)"
+    add("--workers", type=int, default=0, metavar="N", help=workers)
+    without = (
+        f"ablation: leave out variations, any of {', '.join(SWITCHES)}; without pose means nearly "
+        "frontal, without lighting one mild frontal light, without occluders no hands, things or "
+        "sunglasses, without backgrounds plain grey"
     )
-    parser.add_argument(
-        "--train", type=int, default=2000, metavar="N", help="training faces (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--test", type=int, default=500, metavar="N", help="test faces (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes (default: one per core)"
-    )
-
-    parser.add_argument(
-        "--without",
-        nargs="+",
-        choices=SWITCHES,
-        default=[],
-        metavar="WHAT",
-        help=f"ablation: leave out variations, any of {', '.join(SWITCHES)}; without pose means "
-        "nearly frontal, without lighting one mild frontal light, without occluders no hands, "
-        "things or sunglasses, without backgrounds plain grey",
-    )
+    add("--without", nargs="+", choices=SWITCHES, default=[], metavar="WHAT", help=without)
 
     args = parser.parse_args(argv)
     if not (1 <= args.train <= MOST_FACES and 1 <= args.test <= MOST_FACES):
@@ -79,53 +64,38 @@ def _claim(folder: Path, wanted: dict[str, Any]) -> bool:
     never touched.
     """
     make_folder(folder)
-    state = folder / _STATE
-
-    found = read_json(state, advice=f"remove {folder} or choose another --out")
+    found = read_json(folder / _STATE, advice=f"remove {folder} or choose another --out")
 
     if found is None and any(folder.iterdir()):
         raise UserError(f"{folder}: holds other files; choose an empty or new folder for --out")
-
     if found is not None and found.get("content") != wanted:
         raise UserError(
             f"{folder}: holds a synthetic set with other settings; remove it or choose another "
             "--out"
         )
-
     if found is not None and found.get("finished") and _is_whole(folder, wanted):
         return True
 
-    write_json(state, {"content": wanted, "finished": False})
+    write_json(folder / _STATE, {"content": wanted, "finished": False})
 
     return False
 
 
 def _is_whole(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether lists and pictures of a finished set are still there."""
+    """Whether a finished set's lists and pictures, to their last bytes, are still there."""
     from dataset.annotations import official_list
 
-    for split in ("train", "test"):
-        try:
+    try:
+        for split in ("train", "test"):
             lines = official_list(folder, split).read_text().splitlines()
-        except (OSError, ValueError):
-            return False
-
-        pictures = [folder / "WFLW_images" / line.split()[-1] for line in lines if line.strip()]
-        if len(pictures) != wanted[split] or not all(map(_is_whole_jpeg, pictures)):
-            return False
+            pictures = [folder / "WFLW_images" / line.split()[-1] for line in lines]
+            ends = [picture.read_bytes()[-2:] for picture in pictures]
+            if ends != [b"\xff\xd9"] * wanted[split]:  # the end of a JPEG
+                return False
+    except (OSError, ValueError, IndexError):
+        return False
 
     return True
-
-
-def _is_whole_jpeg(path: Path) -> bool:
-    """Whether the file has a JPEG's first and last bytes."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(2)
-            file.seek(-2, os.SEEK_END)
-            return head == b"\xff\xd8" and file.read() == b"\xff\xd9"
-    except OSError:
-        return False
 
 
 @reports_user_errors

@@ -8,11 +8,10 @@ import cv2
 import numpy as np
 
 from synthetic.camera import BOX_SIDE, CANVAS
-from synthetic.noise import blend, grain
+from synthetic.noise import blend, grain, grey
 from synthetic.scene import render_head
 from synthetic.surroundings import draw_background, draw_occluders
 
-SWITCHES = ("pose", "lighting", "occluders", "backgrounds")
 _SPLITS = {"train": 0, "test": 1}
 
 
@@ -39,7 +38,7 @@ def draw_face(
         seed: the data set's seed.
         split: "train" or "test".
         index: number of the face in its split, from 0.
-        without: variations to leave out, from SWITCHES.
+        without: variations to leave out, from synthetic.SWITCHES.
     """
     rng = np.random.default_rng([seed, _SPLITS[split], index])
     seen = render_head(rng, without)
@@ -62,7 +61,7 @@ def draw_face(
     picture, blurred = _photograph(picture, rng)
     picture, landmarks, box = _frame(picture, seen.landmarks, seen.box, rng)
 
-    attributes = (
+    facts = (
         seen.large_pose,
         seen.expression,
         seen.illumination,
@@ -71,15 +70,14 @@ def draw_face(
         blurred,
     )
 
-    return SyntheticFace(picture, landmarks, box, attributes, int(rng.integers(35, 96)), seen.skin)
+    return SyntheticFace(picture, landmarks, box, facts, int(rng.integers(35, 96)), seen.skin)
 
 
 def _photograph(picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
     """Lens, sensor and old prints: blur, resolution, tone, noise. The second value: clearly
     blurred."""
-    sigma = rng.choice(
-        [rng.uniform(0.4, 0.9), rng.uniform(0.9, 1.8), rng.uniform(1.8, 3.5)], p=[0.6, 0.25, 0.15]
-    )
+    sigmas = [rng.uniform(0.4, 0.9), rng.uniform(0.9, 1.8), rng.uniform(1.8, 3.5)]
+    sigma = rng.choice(sigmas, p=[0.6, 0.25, 0.15])
     picture = cv2.GaussianBlur(picture, (0, 0), sigma)
     blurred = sigma > 1.7
 
@@ -87,14 +85,7 @@ def _photograph(picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
         length, angle = rng.uniform(4, 12), rng.uniform(0, np.pi)
         kernel = np.zeros((15, 15), np.float32)
         step = np.array([np.cos(angle), np.sin(angle)]) * length / 2
-
-        cv2.line(
-            kernel,
-            np.rint(7 - step).astype(int).tolist(),
-            np.rint(7 + step).astype(int).tolist(),
-            1.0,
-        )
-
+        cv2.line(kernel, *np.rint([7 - step, 7 + step]).astype(int).tolist(), 1.0)
         picture = cv2.filter2D(picture, -1, kernel / kernel.sum())
         blurred |= length > 6
 
@@ -112,7 +103,7 @@ def _photograph(picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
         single = rng.random() < 0.5
         noise = grain(rng, (CANVAS, CANVAS) if single else (CANVAS, CANVAS, 3))
         noise *= np.float32(rng.uniform(0, 6 if rng.random() < 0.8 else 20))
-        picture += cv2.merge((noise, noise, noise)) if single else noise
+        picture += grey(noise) if single else noise
 
     return np.clip(picture, 0, 255).astype(np.uint8), bool(blurred)
 

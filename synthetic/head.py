@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from dataset.landmarks import scheme_for
-from synthetic.raster import Fragments, rasterise
+from synthetic.raster import rasterise
 
 # Values of Head.part; right: x < 0.
 SKIN, LEFT_EYE, RIGHT_EYE, UPPER_TEETH, LOWER_TEETH, TONGUE = range(6)
@@ -51,7 +51,6 @@ _CONTOUR = (
     (-1.38, 0.43), (-1.383, 0.5),
 )  # fmt: skip
 _CONTOUR_STEPS = 14  # surface samples between a contour point and the middle of the face
-_FEATURE_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -70,44 +69,34 @@ class _View:
     """The mesh's skin seen through one projection, as a picture of triangles that can be looked up
     by position."""
 
-    def __init__(
-        self,
-        coordinates: np.ndarray,
-        triangles: np.ndarray,
-        window: tuple[float, float, float, float],
-    ):
+    def __init__(self, coordinates: np.ndarray, triangles: np.ndarray, window: tuple[float, ...]):
         self.low = np.array(window[:2], np.float32)
         self.scale = 512 / (np.array(window[2:], np.float32) - self.low)
         points = coordinates.astype(np.float32).copy()
-        points[:, :2] = (points[:, :2] - self.low) * self.scale * [1, -1] + [0, 511]
-        self.triangles = triangles
-        self.fragments: Fragments = rasterise(
-            points, triangles, (512, 512), np.zeros(len(triangles), bool)
-        )
-        empty = np.ones((512, 512), np.uint8)
-        empty.reshape(-1)[self.fragments.pixel] = 0
+        points[:, :2] = self._cells(points[:, :2])
+        seen = rasterise(points, triangles, (512, 512), np.zeros(len(triangles), bool))
+        self.vertices, self.weights = triangles[seen.triangle], seen.weights
+        empty = np.ones(512 * 512, np.uint8)
+        empty[seen.pixel] = 0
         # Cells without surface (between the lids, just outside the outline) take the nearest one
         # that has some.
-        _, labels = cv2.distanceTransformWithLabels(
-            empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-        )
-        labels = labels.reshape(-1)
+        kind = cv2.DIST_LABEL_PIXEL
+        labels = cv2.distanceTransformWithLabels(
+            empty.reshape(512, 512), cv2.DIST_L2, 5, labelType=kind
+        )[1].reshape(-1)
         owner = np.zeros(labels.max() + 1, np.int64)
-        owner[labels[self.fragments.pixel]] = np.arange(len(self.fragments.pixel))
-        self.index = owner[labels]  # (512²,) index into the fragments
+        owner[labels[seen.pixel]] = np.arange(len(seen.pixel))
+        self.index = owner[labels]  # (512²,) index into the vertices and weights
+
+    def _cells(self, position: np.ndarray) -> np.ndarray:
+        return (position - self.low) * self.scale * [1, -1] + [0, 511]
 
     def find(self, position: np.ndarray) -> SurfacePoints:
         """The foremost surface point at, or nearest to, positions (..., 2)."""
-        cell = (
-            np.rint((position - self.low) * self.scale * [1, -1] + [0, 511])
-            .astype(int)
-            .clip(0, 511)
-        )
+        cell = np.rint(self._cells(position)).astype(int).clip(0, 511)
         found = self.index[cell[..., 1] * 512 + cell[..., 0]]
 
-        return SurfacePoints(
-            self.triangles[self.fragments.triangle[found]], self.fragments.weights[found]
-        )
+        return SurfacePoints(self.vertices[found], self.weights[found])
 
 
 class Head:
@@ -136,9 +125,7 @@ class Head:
         self.triangles, self.part = self.triangles[seen], data["triangle_part"][seen]
         self.openness = data["openness"].astype(np.float32) / 255
         self.visibility = data["visibility"].astype(np.float32) * (4 / 127)
-        upper, lower, tongue = (
-            np.unique(self.triangles[self.part == p]) for p in (UPPER_TEETH, LOWER_TEETH, TONGUE)
-        )
+        upper, lower, tongue = map(self.vertices_of, (UPPER_TEETH, LOWER_TEETH, TONGUE))
         self.base[upper] += np.float32([0, -0.07, 0.04])  # so that a smile shows them
 
         # How open they are was measured with the mouth closed.
@@ -151,22 +138,23 @@ class Head:
         self.ancestry, self.identity = shapes("ancestry"), shapes("identity")
         self.expressions: dict[str, np.ndarray] = {}
 
-        for name, shape in zip(
-            data["expression_names"].tolist(), shapes("expression"), strict=True
-        ):
+        names = data["expression_names"].tolist()
+        for name, shape in zip(names, shapes("expression"), strict=True):
             self.expressions[name] = shape
             if name.endswith("Left"):
                 self.expressions[name[:-4] + "Right"] = shape[mirror] * np.float32([-1, 1, 1])
 
         self.expression_index = {name: k for k, name in enumerate(self.expressions)}
         self._expression_matrix = np.stack(list(self.expressions.values()))
-        self.eyes = tuple(
-            np.unique(self.triangles[self.part == eye]) for eye in (RIGHT_EYE, LEFT_EYE)
-        )
+        self.eyes = self.vertices_of(RIGHT_EYE), self.vertices_of(LEFT_EYE)
         angle = np.arctan2(self.base[:, 0], self.base[:, 2] - AXIS_Z)
         self.skin_uv = np.stack((angle, self.base[:, 1]), axis=1)  # (V, 2)
         self._place_landmarks()
         self._average_out()
+
+    def vertices_of(self, part: int) -> np.ndarray:
+        """The vertices of SKIN, LEFT_EYE, ...: sorted indices."""
+        return np.unique(self.triangles[self.part == part])
 
     def _average_out(self) -> None:
         """Bring the head nearer to WFLW's average face: MakeHuman's upper lip is longer, its cheeks
@@ -188,12 +176,9 @@ class Head:
         lateral = skin[(x[skin] < 0.05).all(axis=1)]
         side = _View(np.stack((z, y, -x), 1), lateral, (-1.0, -1.7, 1.0, 1.3))
         radius = np.hypot(x, z - AXIS_Z)
-        around = _View(
-            np.stack((self.skin_uv[:, 0], y, radius), 1),
-            skin[np.ptp(self.skin_uv[skin, 0], axis=1) < 1.0],
-            (-2.2, -1.7, 2.2, 1.3),
-        )
-
+        unwrapped = np.stack((self.skin_uv[:, 0], y, radius), 1)
+        whole = skin[np.ptp(self.skin_uv[skin, 0], axis=1) < 1.0]  # not across the back
+        around = _View(unwrapped, whole, (-2.2, -1.7, 2.2, 1.3))
         front = np.zeros((98, 2), np.float32)
 
         for index, (px, py) in _FRONT_POINTS.items():
@@ -205,11 +190,7 @@ class Head:
         self.features = self.front.find(front[33:])
         # From each feature straight towards the midline: what the nose or the lips may hide it
         # behind.
-        share = np.linspace(0.75, 0, _FEATURE_STEPS, dtype=np.float32)
-        lines = np.stack(
-            (front[33:, :1] * share, np.repeat(front[33:, 1:], _FEATURE_STEPS, 1)), axis=-1
-        )
-        self.feature_lines = self.front.find(lines)  # (65, steps)
+        self.feature_lines = self.front.find(towards_midline(front[33:])[:, 1:])  # (65, steps)
 
         anchors = np.array(_CONTOUR)
         start = side.find(anchors[:16, ::-1])  # look up by (z, y)
@@ -234,6 +215,12 @@ class Head:
         centre = (ball.max(axis=0) + ball.min(axis=0)) / 2
 
         return centre, float(np.ptp(ball[:, 1]) / 2)
+
+
+def towards_midline(points: np.ndarray) -> np.ndarray:
+    """Points (P, 2) seen from the front, each with steps from there to the midline: (P, 5, 2)."""
+    share = np.linspace(1, 0, 5, dtype=np.float32)
+    return np.stack((points[:, :1] * share, np.repeat(points[:, 1:], len(share), 1)), axis=-1)
 
 
 def mix(weights: np.ndarray, shapes: np.ndarray) -> np.ndarray:

@@ -31,14 +31,8 @@ def draw_light(rng: np.random.Generator, vary: bool = True) -> Light:
     """Soft to harsh, white to coloured, dark to glaring; one mild frontal light where not
     `vary`."""
     if not vary:
-        return Light(
-            np.full((2, 3), 0.6, np.float32),
-            np.float32([[0, 0.3, 0.954]]),
-            np.full((1, 3), 0.4, np.float32),
-            shadow=None,
-            exposure=1.0,
-            remarkable=False,
-        )
+        ambient, colour = np.full((2, 3), 0.6, np.float32), np.full((1, 3), 0.4, np.float32)
+        return Light(ambient, np.float32([[0, 0.3, 0.954]]), colour, None, 1.0, False)
 
     tint = 1 + rng.uniform(-1, 1, 3) * rng.choice([0.05, 0.15, 0.5], p=[0.45, 0.35, 0.2])
     harshness = rng.choice([rng.uniform(0.05, 0.8), rng.uniform(0.8, 3.0)], p=[0.65, 0.35])
@@ -46,12 +40,8 @@ def draw_light(rng: np.random.Generator, vary: bool = True) -> Light:
     if rng.random() < 0.07:
         exposure *= rng.uniform(0.3, 0.6)
 
-    ambient = (
-        np.stack((tint, tint * rng.uniform(0.5, 1.0) * (1 + rng.uniform(-0.15, 0.15, 3))))
-        * exposure
-        / (1 + 0.7 * harshness)
-    )
-
+    below = tint * rng.uniform(0.5, 1.0) * (1 + rng.uniform(-0.15, 0.15, 3))
+    ambient = np.stack((tint, below)) * exposure / (1 + 0.7 * harshness)
     count = int(rng.integers(1, 4))
     directions = rng.normal(0, 1, (count, 3)) + [0, 0.5, 0.4]
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -62,21 +52,14 @@ def draw_light(rng: np.random.Generator, vary: bool = True) -> Light:
 
     if rng.random() < 0.22:
         normal = rng.normal(0, 1, 3) * [1, 1, 0.4]
-        shadow = np.append(normal / np.linalg.norm(normal), rng.uniform(-0.7, 0.7)).astype(
-            np.float32
-        )
+        shadow = np.float32([*(normal / np.linalg.norm(normal)), rng.uniform(-0.7, 0.7)])
 
     uneven = harshness > _HARSH and (directions[0, 2] < 0.6 or shadow is not None)
     extreme = exposure < 0.55 or exposure > 1.6 or tint.max() / tint.min() > 1.8
 
-    return Light(
-        ambient.astype(np.float32),
-        directions.astype(np.float32),
-        colours.astype(np.float32),
-        shadow,
-        float(exposure),
-        bool(uneven or extreme),
-    )
+    arrays = (array.astype(np.float32) for array in (ambient, directions, colours))
+
+    return Light(*arrays, shadow, float(exposure), bool(uneven or extreme))
 
 
 def _harmonics(direction: np.ndarray) -> np.ndarray:
@@ -84,20 +67,10 @@ def _harmonics(direction: np.ndarray) -> np.ndarray:
     Head.visibility."""
     x, y, z = direction
 
-    return np.array(
-        [
-            0.282095,
-            0.488603 * y,
-            0.488603 * z,
-            0.488603 * x,
-            1.092548 * x * y,
-            1.092548 * y * z,
-            0.315392 * (3 * z * z - 1),
-            1.092548 * x * z,
-            0.546274 * (x * x - y * y),
-        ],
-        np.float32,
-    )
+    first = (0.282095, 0.488603 * y, 0.488603 * z, 0.488603 * x)
+    mixed = (1.092548 * x * y, 1.092548 * y * z, 0.315392 * (3 * z * z - 1), 1.092548 * x * z)
+
+    return np.array([*first, *mixed, 0.546274 * (x * x - y * y)], np.float32)
 
 
 def shade_head(
@@ -107,12 +80,8 @@ def shade_head(
     normals = vertex_normals(vertices, head.triangles)
     openness = head.openness[:, None]
     up = 0.5 + 0.5 * (normals @ rotation[1])[:, None]
-    factors = (
-        (light.ambient[0] * up + light.ambient[1] * (1 - up))
-        * (0.35 + 0.65 * openness)
-        * np.sqrt(openness + 0.02)
-    )
-
+    factors = light.ambient[0] * up + light.ambient[1] * (1 - up)
+    factors = factors * (0.35 + 0.65 * openness) * np.sqrt(openness + 0.02)
     highlight = np.zeros(len(vertices), np.float32)
 
     for k, (direction, colour) in enumerate(zip(light.directions, light.colours, strict=True)):

@@ -74,23 +74,15 @@ class _Canvas:
     def draw(self, pieces: list[tuple[np.ndarray, ...]], atlas: np.ndarray) -> None:
         """Render (points on canvas, triangles, uv, shading) of the head, the body and what is worn,
         in one pass."""
-        first = np.cumsum([0] + [len(points) for points, *_ in pieces[:-1]])
-        sizes = [len(triangles) for _, triangles, *_ in pieces]
-        mesh = np.concatenate(
-            [piece[1] + start for piece, start in zip(pieces, first, strict=True)]
-        )
-        closed = np.repeat(np.arange(len(pieces)) == _HEAD, sizes)
-        seen = rasterise(
-            np.concatenate([points for points, *_ in pieces]), mesh, self.shape, closed
-        )
-        values = np.concatenate(
-            [np.concatenate((uv, shading), axis=1) for _, _, uv, shading in pieces]
-        )
+        points, triangles, uv, shading = zip(*pieces, strict=True)
+        first = np.cumsum([0, *map(len, points[:-1])])
+        mesh = np.concatenate([part + start for part, start in zip(triangles, first, strict=True)])
+        owner = np.repeat(np.arange(len(pieces), dtype=np.int32), [*map(len, triangles)])
+        seen = rasterise(np.concatenate(points), mesh, self.shape, owner == _HEAD)
+        values = np.concatenate((np.concatenate(uv), np.concatenate(shading)), axis=1)
         self.picture[seen.pixel] = _colour(seen, mesh, values, atlas)
         self.depth[seen.pixel] = seen.depth
-        self.owner[seen.pixel] = np.repeat(np.arange(len(pieces), dtype=np.int32), sizes).take(
-            seen.triangle
-        )
+        self.owner[seen.pixel] = owner.take(seen.triangle)
 
     def draw_glass(self, piece: tuple[np.ndarray, ...], atlas: np.ndarray, opacity: float) -> None:
         """Render one piece over the picture, where it is nearer, letting some of the picture
@@ -98,9 +90,7 @@ class _Canvas:
         points, triangles, uv, shading = piece
         over = rasterise(points, triangles, self.shape, np.zeros(len(triangles), bool))
         near = over.depth > self.depth[over.pixel]
-        over = Fragments(
-            over.pixel[near], over.triangle[near], over.weights[near], over.depth[near]
-        )
+        over = Fragments(*(values[near] for values in vars(over).values()))
         glass = _colour(over, triangles, np.concatenate((uv, shading), axis=1), atlas)
         self.picture[over.pixel] += (glass - self.picture[over.pixel]) * opacity
         if opacity > 0.5:
@@ -141,10 +131,9 @@ def render_head(
     shading = shade_head(head, surface, light, rotation, skin.shine)
     uv = _head_uv(head, vertices, eyes, expression.gaze)
     canvas = _Canvas(size)
-    drawn = [(view.see(surface @ rotation.T), head.triangles, uv, shading)]
-    drawn += [_ready(body, body_turn, view, light)]
-    drawn += [_ready(piece, rotation, view, light) for piece in pieces]
-    canvas.draw(drawn, atlas)
+    whole = (view.see(surface @ rotation.T), head.triangles, uv, shading)
+    worn = [_ready(piece, rotation, view, light) for piece in pieces]
+    canvas.draw([whole, _ready(body, body_turn, view, light), *worn], atlas)
     if glasses is not None and glasses.opacity > 0.02:
         canvas.draw_glass(_ready(glasses.lenses, rotation, view, light), atlas, glasses.opacity)
 
@@ -200,14 +189,13 @@ def _grow_beard(
     if not skin.beard.any():
         return vertices
 
-    cell = (
-        np.rint(to_texture(head.skin_uv)).astype(int).clip(0, np.array(skin.beard.shape[::-1]) - 1)
-    )
-    length = skin.beard[cell[:, 1], cell[:, 0]] * (head.openness > 0.3) * rng.uniform(0, 0.1)
+    x, y = np.rint(to_texture(head.skin_uv)).astype(int).T
+    height, width = skin.beard.shape
+    beard = skin.beard[y.clip(0, height - 1), x.clip(0, width - 1)]
+    length = beard * (head.openness > 0.3) * rng.uniform(0, 0.1)
+    grown = vertices + vertex_normals(vertices, head.triangles) * length[:, None]
 
-    return (vertices + vertex_normals(vertices, head.triangles) * length[:, None]).astype(
-        np.float32
-    )
+    return grown.astype(np.float32)
 
 
 def _dress(
@@ -245,13 +233,11 @@ def _dress(
 
 def _build_atlas(pictures: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """All pictures in one, (576, 288, 3) float32 BGR, with eyes, teeth and tongue added."""
-    mouth = {
-        "teeth": np.float32([195, 220, 230]) * rng.uniform(0.75, 1.15),
-        "tongue": np.float32([80, 80, 170]),
-    }
+    teeth, tongue = np.float32([195, 220, 230]) * rng.uniform(0.75, 1.15), (80, 80, 170)
     atlas = np.zeros((*ATLAS_SIZE, 3), np.float32)
+    pictures = {"eye": eye_picture(rng), "teeth": teeth, "tongue": tongue, **pictures}
 
-    for name, picture in {"eye": eye_picture(rng), **mouth, **pictures}.items():
+    for name, picture in pictures.items():
         x, y, width, height = REGIONS[name]
         atlas[y : y + height, x : x + width] = picture
 
@@ -268,12 +254,11 @@ def _head_uv(head: Head, vertices: np.ndarray, eyes: list, gaze: np.ndarray) -> 
     for side, (centre, radius) in enumerate(eyes):
         ball = head.eyes[side]
         direction = (vertices[ball] - centre) / radius
-        uv[ball] = atlas_uv(
-            "eye", np.stack((0.5 + 0.45 * direction @ across, 0.5 - 0.45 * direction @ upward), 1)
-        )
+        x, y = 0.5 + 0.45 * direction @ across, 0.5 - 0.45 * direction @ upward
+        uv[ball] = atlas_uv("eye", np.stack((x, y), 1))
 
     for part, region in ((UPPER_TEETH, "teeth"), (LOWER_TEETH, "teeth"), (TONGUE, "tongue")):
-        uv[np.unique(head.triangles[head.part == part])] = atlas_uv(region, np.float32([0.5, 0.5]))
+        uv[head.vertices_of(part)] = atlas_uv(region, np.float32([0.5, 0.5]))
 
     return uv
 

@@ -20,6 +20,21 @@ _KINDS = {
     "rest": 0.26, "smile": 0.19, "laugh": 0.11, "shout": 0.11, "talk": 0.11, "surprise": 0.04,
     "frown": 0.06, "pucker": 0.04, "anything": 0.08,
 }  # fmt: skip
+_PAIRS = (*_SYMMETRIC_UNITS, "eyeWide")
+_MOVES = {  # units in the order in which they are drawn, with the least and the largest amount
+    "shout": (
+        ("jawOpen", 0.5, 1.4), ("mouthStretch", 0, 0.8), ("noseSneer", 0, 0.8),
+        ("mouthUpperUp", 0, 0.6),
+    ),
+    "talk": (("jawOpen", 0.05, 0.5), ("mouthLowerDown", 0, 0.6)),
+    "surprise": (
+        ("browInnerUp", 0.3, 1), ("browOuterUp", 0.3, 1), ("eyeWide", 0.2, 1), ("jawOpen", 0, 0.9),
+    ),
+    "frown": (
+        ("browDown", 0.3, 1), ("mouthFrown", 0, 1), ("noseSneer", 0, 0.6), ("mouthPress", 0, 0.7),
+    ),
+    "pucker": (("mouthPucker", 0.3, 1), ("mouthFunnel", 0, 0.7)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,13 +56,8 @@ def draw_person(head: Head, rng: np.random.Generator) -> Person:
     identity shapes."""
     male = float(np.clip(rng.normal(rng.integers(2), 0.12), 0, 1))
 
-    age = float(
-        rng.choice(
-            [rng.uniform(0.3, 1.6), rng.uniform(1.6, 2.3), rng.uniform(2.3, 3.0)],
-            p=[0.17, 0.5, 0.33],
-        )
-    )
-
+    ages_of_groups = [rng.uniform(0.3, 1.6), rng.uniform(1.6, 2.3), rng.uniform(2.3, 3.0)]
+    age = float(rng.choice(ages_of_groups, p=[0.17, 0.5, 0.33]))
     lower = min(int(age), 2)
     ages = np.zeros(4, np.float32)
     ages[lower : lower + 2] = lower + 1 - age, age - lower
@@ -94,8 +104,14 @@ def draw_expression(head: Head, rng: np.random.Generator) -> Expression:
 
     if kind in ("smile", "laugh"):
         _smile(units, str(kind))
+    elif kind == "anything":
+        for unit in rng.choice(_MIDDLE_UNITS, 2, replace=False):
+            units.middle(unit, 0.2, 0.8)
+        units.both(str(rng.choice(_SYMMETRIC_UNITS)), 0.2, 0.9)
+        units.middle("jawOpen", 0.0, 0.5)
     else:
-        _move(units, str(kind))
+        for unit, low, high in _MOVES.get(str(kind), ()):
+            (units.both if unit in _PAIRS else units.middle)(unit, low, high)
 
     # Nobody is perfectly at rest, or symmetric.
     for unit in rng.choice(_SYMMETRIC_UNITS, 3, replace=False):
@@ -129,37 +145,6 @@ def _smile(units: _Units, kind: str) -> None:
         units.middle("jawOpen", 0.2, 0.9)
     elif units.rng.random() < 0.6:  # shows teeth, as most smiles in pictures do
         units.middle("jawOpen", 0.05, 0.25)
-
-
-def _move(units: _Units, kind: str) -> None:
-    """The other expressions; none at rest."""
-    if kind == "shout":
-        units.middle("jawOpen", 0.5, 1.4)
-        units.both("mouthStretch", 0.0, 0.8)
-        units.both("noseSneer", 0.0, 0.8)
-        units.both("mouthUpperUp", 0.0, 0.6)
-    elif kind == "talk":
-        units.middle("jawOpen", 0.05, 0.5)
-        units.both("mouthLowerDown", 0.0, 0.6)
-    elif kind == "surprise":
-        units.middle("browInnerUp", 0.3, 1.0)
-        units.both("browOuterUp", 0.3, 1.0)
-        units.both("eyeWide", 0.2, 1.0)
-        units.middle("jawOpen", 0.0, 0.9)
-    elif kind == "frown":
-        units.both("browDown", 0.3, 1.0)
-        units.both("mouthFrown", 0.0, 1.0)
-        units.both("noseSneer", 0.0, 0.6)
-        units.both("mouthPress", 0.0, 0.7)
-    elif kind == "pucker":
-        units.middle("mouthPucker", 0.3, 1.0)
-        units.middle("mouthFunnel", 0.0, 0.7)
-    elif kind == "anything":
-        for unit in units.rng.choice(_MIDDLE_UNITS, 2, replace=False):
-            units.middle(unit, 0.2, 0.8)
-
-        units.both(str(units.rng.choice(_SYMMETRIC_UNITS)), 0.2, 0.9)
-        units.middle("jawOpen", 0.0, 0.5)
 
 
 def _look(units: _Units) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from synthetic.head import Head, SurfacePoints
+from synthetic.head import Head, SurfacePoints, towards_midline
 from synthetic.noise import blend, combine, layered_noise, random_colour, smooth_noise
 from synthetic.shape import Person
 
@@ -59,10 +59,8 @@ def draw_brows(head: Head, rng: np.random.Generator) -> SurfacePoints:
     tails = np.array([0, 13])
     middle[tails, 1] += shift[[0, 7], 0] - tilt * 0.4
     middle[tails, 0] *= rng.uniform(0.93, 1.05)
-    share = np.array([1, 0.75, 0.5, 0.25, 0], np.float32)
-    line = np.stack((middle[:, :1] * share, np.repeat(middle[:, 1:], 5, axis=1)), axis=-1)
 
-    return head.front.find(line)
+    return head.front.find(towards_midline(middle))
 
 
 @dataclass(frozen=True)

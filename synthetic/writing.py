@@ -38,17 +38,13 @@ def render_set(
         workers: number of processes; the bytes do not depend on it.
         done: called with the number of faces just finished.
         seed: the data set's seed.
-        without: variations to leave out (see face.SWITCHES).
+        without: variations to leave out (see synthetic.SWITCHES).
 
     Returns:
         The list lines of each split, in the order of the faces.
     """
-    jobs = [
-        (split, range(k, min(k + _BATCH, n)))
-        for split, n in counts.items()
-        for k in range(0, n, _BATCH)
-    ]
-
+    splits = counts.items()
+    jobs = [(split, range(n)[k : k + _BATCH]) for split, n in splits for k in range(0, n, _BATCH)]
     render = partial(_render_batch, images=images, seed=seed, without=without)
     lines: dict[str, list[str]] = {split: [] for split in counts}
 
@@ -96,15 +92,9 @@ def _render_batch(
         name = f"{image_folder(split, index)}/{split}_{index:05d}.jpg"
         encoded = cv2.imencode(".jpg", face.picture, [cv2.IMWRITE_JPEG_QUALITY, face.quality])[1]
 
-        try:
-            (images / name).write_bytes(encoded.tobytes())
-        except OSError as error:
-            raise UserError(f"{images / name}: cannot be written ({error.strerror})") from None
-
+        (images / name).write_bytes(encoded.tobytes())
         numbers = [f"{value:.4f}" for value in face.landmarks.ravel()]
-        lines.append(
-            " ".join((*numbers, *map(str, face.box), *(str(int(a)) for a in face.attributes), name))
-        )
+        lines.append(" ".join(map(str, (*numbers, *face.box, *map(int, face.attributes), name))))
 
     return lines
 
