@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 
 from synthetic.face import draw_face
-from utils.files import UserError
+from utils.files import UserError, describe_os_error
 
 _BATCH = 10  # faces that a worker renders at a time
 
@@ -92,7 +92,11 @@ def _render_batch(
         name = f"{image_folder(split, index)}/{split}_{index:05d}.jpg"
         encoded = cv2.imencode(".jpg", face.picture, [cv2.IMWRITE_JPEG_QUALITY, face.quality])[1]
 
-        (images / name).write_bytes(encoded.tobytes())
+        try:
+            (images / name).write_bytes(encoded.tobytes())
+        except OSError as error:
+            raise describe_os_error(error, images / name) from None
+
         numbers = [f"{value:.4f}" for value in face.landmarks.ravel()]
         lines.append(" ".join(map(str, (*numbers, *face.box, *map(int, face.attributes), name))))
 
