@@ -1,11 +1,12 @@
-"""What convert_batchnorm costs other people's networks: parameters, time, memory.
+"""What convert_batchnorm costs other people's networks, and whether they learn as before.
 
-    python benchmarks/converted.py [--networks U-Net 1-D ...] [--steps 20]
+    python benchmarks/converted.py [--networks U-Net 1-D ...] [--steps 200]
 
 Each network runs beside its copy with SepBN (K = 3, G = 2), in turn, the order changing from step
 to step; ratios are medians over the steps, of processor seconds with one thread. A step is forward,
-cross entropy, backward and SGD with momentum. ResNet-18 and MobileNetV2 (10 classes) need
-torchvision.
+cross entropy, backward and SGD with momentum; ten batches come round and round, noise with one of
+ten patterns in it, and the temperature falls from 30 to 1 in the first half of the steps. Losses
+are means of the last ten steps. ResNet-18 and MobileNetV2 (10 classes) need torchvision.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import convert_batchnorm, parameter_groups
+from models import TemperatureSchedule, convert_batchnorm, parameter_groups
 from utils.device import describe_machine, keep_freed_memory
 
 
@@ -110,22 +111,39 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
     return sum(storages.values())
 
 
-def training_step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(parameter_groups(model, 5e-4), 0.02, momentum=0.9)
+class Training:
+    """A network learns to tell ten patterns in noise; calling it makes a step."""
 
-    def step() -> None:
-        loss = F.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
+    def __init__(self, model: nn.Module, batches: list[tuple[Tensor, Tensor]], steps: int) -> None:
+        self.model, self.batches = model.train(), batches
+        self.optimizer = torch.optim.SGD(parameter_groups(model, 5e-4), 0.02, momentum=0.9)
+        self.temperature = TemperatureSchedule(model, 30, decrease=2 * 29 / steps)
+        self.losses: list[float] = []
+
+    def __call__(self) -> None:
+        x, labels = self.batches[len(self.losses) % len(self.batches)]
+        output = self.model(x)
+        if output.dim() > 2:  # one answer for every pixel
+            labels = labels[:, None, None].expand(-1, *output.shape[2:])
+        loss = F.cross_entropy(output, labels)
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        self.optimizer.step()
+        self.temperature.step()
+        self.losses.append(loss.item())
 
-    return step
+
+def draw_batches(shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    patterns = torch.randn(10, *shape[1:])
+    labels = torch.randint(10, (10, shape[0]))
+    return [(torch.randn(shape) + patterns[rows] / 2, rows) for rows in labels]
 
 
 def row(name: str, steps: int) -> str:
     build, shape = NETWORKS[name]
     torch.manual_seed(0)
-    x, model = torch.randn(shape), build()
+    batches, model = draw_batches(shape), build()
+    x, _ = batches[0]
     with torch.no_grad():
         model(x)  # moves the running estimates
     converted = convert_batchnorm(copy.deepcopy(model), 3, 2, temperature=30.0)
@@ -136,16 +154,17 @@ def row(name: str, steps: int) -> str:
         difference = (outputs[0] - outputs[1]).abs().max() / outputs[1].abs().max()
         inference = median_ratio((lambda: converted(x), lambda: model(x)), steps)
     memory = saved_bytes(converted.train(), x) / saved_bytes(model.train(), x)
-    labels = torch.randint(10, (len(x), *outputs[0].shape[2:]))
-    pair = (training_step(converted, x, labels), training_step(model, x, labels))
+    pair = Training(converted, batches, steps), Training(model, batches, steps)
+    training = median_ratio(pair, steps)
 
     sizes = [sum(p.numel() for p in each.parameters()) for each in (model, converted, narrow)]
     more = [f"{100 * (size / sizes[0] - 1):.1f} %" for size in sizes[1:]]
     layers = sum(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules())
+    sepbn, batchnorm = (statistics.mean(each.losses[-10:]) for each in pair)
     values = (
-        *(" x ".join(map(str, shape)), layers, f"{difference:.0e}", f"{sizes[0] / 1e6:.2f} M"),
-        *(f"+{more[0]}", f"+{more[1]}", f"{median_ratio(pair, steps):.2f}"),
-        *(f"{inference:.2f}", f"{memory:.2f}"),
+        *("x".join(map(str, shape)), layers, f"{difference:.0e}", f"{sizes[0] / 1e6:.2f} M"),
+        *(f"+{more[0]}", f"+{more[1]}", f"{training:.2f}", f"{inference:.2f}", f"{memory:.2f}"),
+        *(f"{pair[1].losses[0]:.2f}", f"{batchnorm:.3f}", f"{sepbn:.3f}"),
     )
     return f"| {name} | " + " | ".join(map(str, values)) + " |"
 
@@ -153,15 +172,16 @@ def row(name: str, steps: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Networks with SepBN beside their originals.")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--steps", type=int, default=20, help="default: 20")
+    parser.add_argument("--steps", type=int, default=200, help="default: 200")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     keep_freed_memory()
 
     machine = describe_machine().items()
     print(", ".join(f"{key} {value}" for key, value in machine if value is not None))
-    print("| network | input | layers | difference | parameters | more | more, hidden=4 ", end="")
-    print("| step | inference | memory |\n|---|---|---|---|---|---|---|---|---|---|")
+    print("| network | input | layers | difference | weights | more | more, hidden=4 ", end="")
+    print("| training | inference | memory | first loss | BatchNorm's last | SepBN's last |")
+    print("|---" * 13 + "|")
     for name in args.networks:
         print(row(name, args.steps), flush=True)
     return 0

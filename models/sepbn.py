@@ -10,8 +10,9 @@ import contextlib
 import functools
 import logging
 import math
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -147,6 +148,18 @@ class _SepBatchNorm(_BatchNorm):
         if self.affine:
             nn.init.kaiming_uniform_(self.fc1.weight)
             nn.init.kaiming_uniform_(self.fc2.weight)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Torch's, which refuses torch's ``convert_sync_batchnorm`` and others of that name.
+
+        Those ask for the children after they have made a layer with (K, C) weights of this one.
+        """
+        if sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
+            raise TypeError(
+                f"convert_sync_batchnorm would make a plain BatchNorm of {type(self).__name__}: "
+                "call sepbn.synchronize_statistics(network) instead, which does both kinds"
+            )
+        return super().named_children()
 
     def extra_repr(self) -> str:
         return (
@@ -503,7 +516,7 @@ def convert_batchnorm(
 
     replacements: dict[nn.Module, _SepBatchNorm] = {}
     for name, layer in module.named_modules():
-        where, kind = name or "module", type(layer)
+        where, kind = f"layer '{name}'" if name else "the layer", type(layer)
         if isinstance(layer, _BatchNorm) and kind in CONVERTED:
             try:
                 replacements[layer] = _from_batchnorm(layer, num_sets, groups, **options)
