@@ -346,12 +346,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     The usual rule, no decay below two dimensions, would let the (K, C) maps of SepBN decay. The
     attention's weights decay, frozen parameters are left out.
     """
-    maps = {
-        parameter
-        for layer in model.modules()
-        if isinstance(layer, _SepBatchNorm)
-        for parameter in layer.parameters(recurse=False)
-    }
+    layers = [layer for layer in model.modules() if isinstance(layer, _SepBatchNorm)]
+    maps = {own for layer in layers for own in layer.parameters(recurse=False)}
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -406,20 +402,23 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
-class _Synchronized(_BatchNorm):
-    """BatchNorm whose batch statistics are those of all processes: synchronize_statistics."""
+class SynchronizedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm of any dimensions whose batch statistics are those of all processes."""
 
     synchronized = True
-    process_group: Any = None
     plain = False
+    process_group: Any = None
+
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        """As in torch's SyncBatchNorm, every number of dimensions will do."""
+
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and _is_distributed(self.process_group)):
             return super().forward(x)
-        self._check_input_dim(x)
         with _no_autocast(x):
             return _normalize(self, x)
 
@@ -431,40 +430,21 @@ class _Synchronized(_BatchNorm):
         return torch.stack((weight, bias)).to(means.dtype).expand(len(means), -1, -1)
 
 
-class SynchronizedBatchNorm1d(_Synchronized, nn.BatchNorm1d):
-    pass
-
-
-class SynchronizedBatchNorm2d(_Synchronized, nn.BatchNorm2d):
-    pass
-
-
-class SynchronizedBatchNorm3d(_Synchronized, nn.BatchNorm3d):
-    pass
-
-
-SYNCHRONIZED: dict[type, type] = {
-    nn.BatchNorm1d: SynchronizedBatchNorm1d,
-    nn.BatchNorm2d: SynchronizedBatchNorm2d,
-    nn.BatchNorm3d: SynchronizedBatchNorm3d,
-}
-
-
 def synchronize_statistics(model: nn.Module, process_group: Any = None) -> nn.Module:
     """Let BatchNorm and SepBN layers take their training statistics over all processes.
 
     That is, over those of a group; if None, of the layer's own or else the default one. Gradients
     flow through the statistics to all processes, so that averaging parameter gradients over
     processes with equal shares of a batch (as DistributedDataParallel does) gives what one process
-    with the whole batch gets. Works with any backend, on CPU and CUDA. Without an initialised
-    process group, or alone in it, nothing changes. State-dict names stay. Changes the layers in
-    place and returns the model. Torch's ``convert_sync_batchnorm`` cannot do this for SepBN: it
-    would make plain BatchNorms of them.
+    with the whole batch gets. Works with any backend, on CPU and CUDA; alone, or without an
+    initialised process group, nothing changes. Changes the layers in place, keeps state-dict names
+    and returns the model. Torch's ``convert_sync_batchnorm`` cannot do this for SepBN and is
+    refused.
     """
     for layer in model.modules():
-        if type(layer) in SYNCHRONIZED:
-            layer.__class__ = SYNCHRONIZED[type(layer)]
-        if isinstance(layer, _Synchronized | _SepBatchNorm):
+        if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            layer.__class__ = SynchronizedBatchNorm
+        if isinstance(layer, SynchronizedBatchNorm | _SepBatchNorm):
             layer.synchronized = True
             layer.process_group = process_group or layer.process_group
     return model
@@ -474,10 +454,8 @@ CONVERTED: dict[type, type[_SepBatchNorm]] = {
     nn.BatchNorm1d: SepBatchNorm1d,
     nn.BatchNorm2d: SepBatchNorm2d,
     nn.BatchNorm3d: SepBatchNorm3d,
-    nn.SyncBatchNorm: SepBatchNorm2d,  # once synchronised it takes any dimensions, like this
-    SynchronizedBatchNorm1d: SepBatchNorm1d,
-    SynchronizedBatchNorm2d: SepBatchNorm2d,
-    SynchronizedBatchNorm3d: SepBatchNorm3d,
+    nn.SyncBatchNorm: SepBatchNorm2d,  # once synchronised it takes any dimensions, like these
+    SynchronizedBatchNorm: SepBatchNorm2d,
 }
 
 
@@ -493,39 +471,33 @@ def convert_batchnorm(
     BatchNorm). The number of layers is logged; a warning says if there were none.
 
     Make the optimizer afterwards: one made before does not know the new weights. State dicts saved
-    before the conversion still load. The attention of C channels has about ``reduction`` C² weights
-    (C ``hidden`` if that is given), which counts in networks of cheap convolutions.
+    before the conversion still load.
 
     Args:
         module: the network.
         num_sets, groups: as of :class:`SepBatchNorm2d`.
         options: ``reduction``, ``hidden``, ``attention_grid`` and ``temperature`` of
-            :class:`SepBatchNorm2d`.
+            :class:`SepBatchNorm2d`. The attention of C channels has about ``reduction`` C² weights,
+            or C ``hidden``, which counts in networks of cheap convolutions.
 
     Raises:
         TypeError: a layer derives from BatchNorm without being one, so that it may do more than
-            normalise, or does not know its channels yet (a lazy layer); or an unknown option.
+            normalise, or is a lazy one before its first pass; or another option.
         ValueError: a layer's channels are not divisible by groups.
     """
-    unknown = options.keys() - {"reduction", "hidden", "attention_grid", "temperature"}
-    if unknown:
-        names = ", ".join(sorted(unknown))
-        raise TypeError(
-            f"convert_batchnorm keeps each layer's own settings, so it takes no {names}"
-        )
-
     replacements: dict[nn.Module, _SepBatchNorm] = {}
     for name, layer in module.named_modules():
         where, kind = f"layer '{name}'" if name else "the layer", type(layer)
-        if isinstance(layer, _BatchNorm) and kind in CONVERTED:
+        if kind in CONVERTED:
             try:
                 replacements[layer] = _from_batchnorm(layer, num_sets, groups, **options)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-        elif isinstance(layer, nn.modules.lazy.LazyModuleMixin) and isinstance(layer, _BatchNorm):
-            raise TypeError(f"{where}: {kind.__name__} has no channels before its first forward")
         elif isinstance(layer, _BatchNorm) and not isinstance(layer, _SepBatchNorm):
-            raise TypeError(f"{where}: cannot convert {kind.__name__}, a subclass of BatchNorm")
+            raise TypeError(
+                f"{where}: {kind.__name__} cannot be converted, only BatchNorm1d, 2d, 3d and "
+                "SyncBatchNorm themselves can (lazy ones are these after their first forward pass)"
+            )
 
     for parent in list(module.modules()):
         for name, child in parent._modules.items():  # named_children() skips a second occurrence
@@ -538,15 +510,20 @@ def convert_batchnorm(
     return replacements.get(module, module)
 
 
-def _from_batchnorm(layer: _BatchNorm, num_sets: int, groups: int, **options) -> _SepBatchNorm:
+def _from_batchnorm(layer: nn.Module, num_sets: int, groups: int, **options) -> _SepBatchNorm:
+    assert isinstance(layer, _BatchNorm)
     like = layer.weight if layer.affine else layer.running_mean
-    if like is not None:
-        options |= {"device": like.device, "dtype": like.dtype}
-    for name in ("eps", "momentum", "affine"):
-        options[name] = getattr(layer, name)
-    options["bias"] = layer.bias is not None
-    options["track_running_stats"] = layer.running_mean is not None
-    new = CONVERTED[type(layer)](layer.num_features, num_sets, groups, **options)
+    new = CONVERTED[type(layer)](
+        *(layer.num_features, num_sets, groups),
+        eps=layer.eps,
+        momentum=layer.momentum,
+        affine=layer.affine,
+        bias=layer.bias is not None,
+        track_running_stats=layer.running_mean is not None,
+        device=getattr(like, "device", None),
+        dtype=getattr(like, "dtype", None),
+        **options,
+    )
     new.track_running_stats = layer.track_running_stats
 
     with torch.no_grad():
@@ -557,7 +534,7 @@ def _from_batchnorm(layer: _BatchNorm, num_sets: int, groups: int, **options) ->
         getattr(new, name).requires_grad_(parameter.requires_grad)
     if layer.affine and not any(parameter.requires_grad for parameter in layer.parameters()):
         new.requires_grad_(False)  # a frozen layer stays frozen, attention and all
-    if isinstance(layer, nn.SyncBatchNorm | _Synchronized):
+    if isinstance(layer, nn.SyncBatchNorm | SynchronizedBatchNorm):
         new.synchronized, new.process_group = True, layer.process_group
     return new.train(layer.training)
 
@@ -566,13 +543,17 @@ def _from_batchnorm(layer: _BatchNorm, num_sets: int, groups: int, **options) ->
 # The layer: two passes over (N, C, H, W), all else on (N, C) and (C,) numbers
 
 
-def _normalize(layer: _SepBatchNorm | _Synchronized, x: Tensor) -> Tensor:
+_Layer = _SepBatchNorm | SynchronizedBatchNorm
+
+
+def _normalize(layer: _Layer, x: Tensor) -> Tensor:
     """A layer's output: x normalised, then scaled and shifted by the layer's ``_affine_maps``."""
     of_batch = layer.training or layer.running_mean is None
     shape, x = x.shape, _as_maps(x)
 
     # Compilers fuse and differentiate plain operations themselves; torch.func needs them.
-    if layer.plain or _is_traced() or torch._C._are_functorch_transforms_active():
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if layer.plain or is_traced or torch._C._are_functorch_transforms_active():
         means, variances = _plain_moments(x, of_batch)
         mean, invstd, _ = _statistics(layer, x, means, variances)
         scale, shift = _combined(layer._affine_maps(x, means), mean, invstd)
@@ -721,7 +702,7 @@ def _combined(affine: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Ten
 
 
 def _statistics(
-    layer: _SepBatchNorm | _Synchronized, x: Tensor, means: Tensor, variances: Tensor | None
+    layer: _Layer, x: Tensor, means: Tensor, variances: Tensor | None
 ) -> tuple[Tensor, Tensor, int | Tensor | None]:
     """Mean and 1 / standard deviation of every channel, (C,), and the count of values behind them.
 
@@ -758,9 +739,7 @@ def _statistics(
 
 
 @torch.no_grad()
-def _update(
-    layer: _SepBatchNorm | _Synchronized, mean: Tensor, var: Tensor, count: int | Tensor | None
-) -> None:
+def _update(layer: _Layer, mean: Tensor, var: Tensor, count: int | Tensor | None) -> None:
     """Move a layer's running estimates, if it has any, towards the statistics of a batch."""
     if layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)
@@ -779,10 +758,6 @@ def _update(
 # Several processes
 
 
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
 def _is_distributed(group: Any) -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
@@ -791,8 +766,10 @@ def _over_processes(
     mean: Tensor, var: Tensor, count: int, group: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Combine the processes' channel statistics, each weighted by its count of values."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
     own = torch.cat((mean, var, mean.new_full((1,), count)))
-    means, variances, counts = _Gather.apply(own, group).split((len(mean), len(mean), 1), dim=1)
+    rows = _Sum.apply(F.pad(own[None], (0, 0, rank, size - 1 - rank)), group)  # one of each process
+    means, variances, counts = rows.split((len(mean), len(mean), 1), dim=1)
 
     total = counts.detach().sum()
     shares = counts.detach() / total  # (R, 1) of R processes; means and variances (R, C)
@@ -801,37 +778,22 @@ def _over_processes(
     return mean, var, total
 
 
-class _Gather(torch.autograd.Function):
-    """(D,) on every process -> (R, D) on all of them.
+class _Sum(torch.autograd.Function):
+    """A tensor's sum over the processes, and so is its gradient, any number of times.
 
-    ``torch.distributed.nn.functional.all_gather`` has the same gradients, but is deprecated.
+    ``torch.distributed.nn.functional.all_reduce`` has the same gradients, but is deprecated.
     """
 
     @staticmethod
     def forward(ctx, own: Tensor, group: Any) -> Tensor:
         ctx.group = group
-        rows = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(rows, own.contiguous(), group=group)
-        return torch.stack(rows)
+        total = own.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
 
     @staticmethod
-    def backward(ctx, rows: Tensor) -> tuple[Tensor, None]:
-        return _OwnSum.apply(rows, ctx.group), None
-
-
-class _OwnSum(torch.autograd.Function):
-    """(R, D) on every process -> (D,), the sum of its rows: the transpose of _Gather."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        rows = rows.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(rows, group=group)
-        return rows[dist.get_rank(group)]
-
-    @staticmethod
-    def backward(ctx, own: Tensor) -> tuple[Tensor, None]:
-        return _Gather.apply(own, ctx.group), None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(gradient, ctx.group), None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -839,16 +801,8 @@ class _OwnSum(torch.autograd.Function):
 #
 # Each has two ways. On CPU it is ATen's own BatchNorm kernels, made to take every instance (n, c)
 # for a channel (_instances). On other devices, and for compilers, it is plain operations, as few as
-# there are. What the plain ones take of the kernels' time on CPU (python benchmarks/sepbn.py --ways
-# with one thread of an AMD EPYC, torch 2.13, 8 x 64 x 128 x 128, median of 20 pairs):
-#
-#                          _moments   _affine   _sums   _input_gradient
-#   float32  NCHW               3.3      1.3      1.7        1.2
-#   float32  channels_last     12        0.8      2.2        0.9     (8 x 2048 x 4 x 4: 0.3 and 0.4)
-#   bfloat16 NCHW              20        5.1      7.7        2.6
-#   bfloat16 channels_last     15       17        6.8        7.5
-#
-# So 32 and 64 bits in channels_last are scaled and shifted by plain operations on CPU, too.
+# there are: on CPU they take up to 20 times as long (python benchmarks/sepbn.py --ways), but for
+# scaling and shifting 32 and 64 bits in channels_last, which they therefore do there, too.
 
 
 def _has_kernels(x: Tensor) -> bool:
