@@ -60,9 +60,11 @@ class FoldedSepBN(nn.Module):
     (`einsum` would do as well, but OpenCV's importer cannot change its batch size.)
 
     Where no scale of x is negative the affine map keeps the order of the pixels, so that pooling
-    may come first: the same values from a quarter of the work.
+    may come first: the same values from a quarter of the work. Where the signs are not known, as in
+    an exported network, max(s x) is the larger of s max(x) and -s max(-x).
     """
 
+    minus: Tensor
     sets: Tensor
     squeeze: Tensor
     expand: Tensor
@@ -75,6 +77,7 @@ class FoldedSepBN(nn.Module):
         shift = bias - scale * layer.running_mean
         self.may_be_negative = bool((scale < 0).any())
         sets = [_by_group(each.detach(), layer.groups) for each in (scale, shift)]
+        self.register_buffer("minus", -torch.ones_like(scale[0])[:, None, None, None])
         self.register_buffer("sets", torch.cat(sets, 1))  # (G * K, 2 C)
         self.register_buffer("squeeze", layer.fc1.weight.detach().flatten(1))
         self.register_buffer("expand", (layer.fc2.weight.detach() / layer.temperature).flatten(1))
@@ -82,26 +85,32 @@ class FoldedSepBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         maps = self._attention(x) @ self.sets
         scale, shift = maps.view(-1, 2, x.shape[1], 1, 1).unbind(1)
-        if self._may_pool_first(scale):
-            return torch.addcmul(shift, F.max_pool2d(x, self.pool), scale)
-        return F.max_pool2d(torch.addcmul(shift, x, scale), self.pool)
 
-    def _may_pool_first(self, scale: Tensor) -> bool:
-        if not self.may_be_negative:
-            return True
-        if scale.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False  # to look would make others wait, or fix what must stay open
-        return not (scale < 0).any()
+        if self.may_be_negative and _is_traced():
+            negated = F.conv2d(x, self.minus, groups=len(self.minus))
+            highest, lowest = F.max_pool2d(x, self.pool), F.max_pool2d(negated, self.pool)
+            return torch.maximum(highest * scale, lowest * -scale) + shift
+        if self.may_be_negative and (x.is_cuda or (scale < 0).any()):  # on CUDA, to look is to wait
+            return F.max_pool2d(torch.addcmul(shift, x, scale), self.pool)
+        return torch.addcmul(shift, F.max_pool2d(x, self.pool), scale)
 
     def _attention(self, x: Tensor) -> Tensor:
         """Attention weights, (N, G * K)."""
         if self.layer.attention_grid is not None:
             return self.layer.attention(x).flatten(1)
-        hidden = F.leaky_relu(F.linear(x.mean((2, 3)), self.squeeze), 0.01)
+        means = F.avg_pool2d(x, x.shape[2:]).flatten(1) if _is_traced() else x.mean((2, 3))
+        hidden = F.leaky_relu(F.linear(means, self.squeeze), 0.01)
         logits = F.linear(hidden, self.expand)
         if self.layer.groups == 1:
             return torch.softmax(logits, 1)
         return torch.softmax(logits.unflatten(1, (self.layer.groups, -1)), 2).flatten(1)
+
+
+def _is_traced() -> bool:
+    """Whether a file is being made, say for onnxruntime, whose convolutions and pooling share a
+    layout of their own: other operations on whole maps cost it a change of layout.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _by_group(sets: Tensor, groups: int) -> Tensor:

@@ -63,6 +63,13 @@ def test_kernels(run_script):
     assert code == 0 and output.count("\n") == 14
 
 
+def test_inference(run_script, prepared_set):
+    networks = [ROOT / "checkpoints" / name for name in ("sepbn16.pt", "bn16.pt")]
+    options = ("--data", prepared_set, "--pairs", 1, *networks)
+    code, output, errors = run_script("benchmarks/inference.py", *options)
+    assert code == 0 and output.count("; least ") == 4, errors
+
+
 @pytest.mark.slow  # ten processes
 def test_scale(monkeypatch, capsys, tmp_path):
     script = load_script("benchmarks/scale.py")
