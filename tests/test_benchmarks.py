@@ -8,11 +8,19 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, load_script
 
 from benchmarks import paired, training
 from dataset.faces import load_faces
 from models import VanillaCNN
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def test_contenders_take_turns():
@@ -58,9 +66,23 @@ def test_sepbn(monkeypatch, capsys):
     assert "| training step, batch 8, K = 8 / K = 1, fp32, NCHW |" in capsys.readouterr().out
 
 
+def test_converted(run_script):
+    code, output, errors = run_script(
+        "benchmarks/converted.py", "--networks", "U-Net", "3-D", "--steps", 1
+    )
+    assert code == 0, errors
+    u_net, volume = output.splitlines()[-2:]
+    assert u_net.startswith("| U-Net | 2x3x64x64 | 14 |") and volume.startswith("| 3-D |")
+
+
 def test_kernels(run_script):
     code, output, _ = run_script("benchmarks/kernels.py")
     assert code == 0 and output.count("\n") == 14
+    assert "| BatchNorm | float32 | forward | 2 | 3 | 1 |" in output
+    assert "| SepBN, K = 3, G = 2 | float32 | backward | 5 | 10 | 17 |" in output
+
+    code, _, errors = run_script("benchmarks/kernels.py", "--layer-file", "no.py")
+    assert code == 1 and errors.startswith("error: no.py: no such file")
 
 
 def test_inference(run_script, prepared_set):

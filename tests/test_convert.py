@@ -1,4 +1,4 @@
-"""convert_batchnorm on networks that other people could have written."""
+"""Whole models: conversion, weight decay, temperature; networks that others could have written."""
 
 from __future__ import annotations
 
@@ -6,90 +6,87 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks import converted
-from models import SepBatchNorm2d, convert_batchnorm, synchronize_statistics
+from benchmarks.converted import Training, UNet, chain, draw_batches
+from models import (
+    SepBatchNorm1d,
+    SepBatchNorm2d,
+    TemperatureSchedule,
+    convert_batchnorm,
+    parameter_groups,
+    set_temperature,
+    synchronize_statistics,
+)
+
+NETWORKS = {
+    "U-Net": (UNet, (2, 3, 16, 16)),
+    "1-D": (lambda: chain("1d", 3, 8, 16), (16, 3, 20)),
+    "2-D": (lambda: chain("2d", 3, 8, 16), (8, 3, 8, 8)),
+    "3-D": (lambda: chain("3d", 3, 8, 16), (8, 3, 6, 6, 6)),
+}
 
 
-class Block(nn.Module):
-    def __init__(self, channels: int, shared: nn.Module | None = None):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = shared or nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = self.bn1 if shared else nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-
-
-class SmallResNet(nn.Module):
-    def __init__(self, shared: nn.Module | None = None):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
-        self.blocks = nn.ModuleList([Block(12), Block(12, shared)])
-        self.down = nn.ModuleDict({"conv": nn.Conv2d(12, 8, 1, 2), "norm": nn.SyncBatchNorm(8)})
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        x = self.down["conv"](x)
-        norm = self.down["norm"]
-
-        if isinstance(norm, nn.SyncBatchNorm):  # refuses CPU tensors in training
-            x = F.batch_norm(
-                x,
-                norm.running_mean,
-                norm.running_var,
-                norm.weight,
-                norm.bias,
-                norm.training,
-                norm.momentum,
-                norm.eps,
-            )
-        else:
-            x = norm(x)
-
-        return self.head(x.mean((2, 3)))
+def norms(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and layer.affine:
-            nn.init.normal_(layer.weight)
-            nn.init.normal_(layer.bias)
-            layer.running_mean.normal_()
-            layer.running_var.uniform_(0.5, 2)
+    for layer in norms(model):
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2)
     return model
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_same_function_after_conversion(training, layout):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_same_function_after_conversion(name, layout, training, caplog):
     torch.manual_seed(0)
-    model = randomise(SmallResNet()).train(training).to(memory_format=layout)
-    x = torch.randn(4, 3, 16, 16).contiguous(memory_format=layout)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
+    build, shape = NETWORKS[name]
+    model, x = randomise(build()).train(training), torch.randn(shape)
+    if len(shape) == 4:
+        model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
+    saved = {key: value.clone() for key, value in model.state_dict().items()}
     expected = model(x)
-    model.load_state_dict(state)  # the running estimates have moved in training
-    converted = convert_batchnorm(model, num_sets=4, groups=2)
+    moved = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(saved)  # the running estimates have moved in training
 
-    assert converted is model
-    assert not {nn.BatchNorm2d, nn.SyncBatchNorm} & {type(layer) for layer in model.modules()}
-    assert sum(isinstance(layer, SepBatchNorm2d) for layer in model.modules()) == 6
+    count = len(norms(model))
+    with caplog.at_level("INFO"):
+        assert convert_batchnorm(model, num_sets=4, groups=2, hidden=3) is model
+    assert f"converted {count} " in caplog.text
+    assert {layer.fc1.weight.shape[0] for layer in norms(model)} == {3}
 
-    for layer in model.modules():
-        if isinstance(layer, SepBatchNorm2d):  # whatever the attention says
-            nn.init.normal_(layer.fc1.weight, std=3)
-            nn.init.normal_(layer.fc2.weight, std=3)
-    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
+    model.load_state_dict(saved)  # from before the conversion
+    for layer in norms(model):  # whatever the attention says
+        nn.init.normal_(layer.fc1.weight, std=3)
+        nn.init.normal_(layer.fc2.weight, std=3)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-4)
+    for key, value in moved.items():
+        if "running" in key:
+            torch.testing.assert_close(model.state_dict()[key], value)
+    with pytest.raises(RuntimeError, match="unexpected"):
+        model.load_state_dict({**saved, "unexpected": torch.zeros(1)})
 
-    before = model.blocks[0].bn1.running_mean.clone()
-    model.train()(x).sum().backward()
-    assert not torch.equal(before, model.blocks[0].bn1.running_mean)
-    assert model.blocks[0].bn1.weight.grad.abs().sum() > 0
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_converted_networks_learn_like_their_originals(name):
+    losses = []
+    for sepbn in (False, True):
+        torch.manual_seed(0)
+        build, shape = NETWORKS[name]
+        batches, model = draw_batches(shape), build()
+        step = Training(convert_batchnorm(model, 3, 2) if sepbn else model, batches, 60)
+        for _ in range(60):
+            step()
+        losses.append(step.losses)
+    batchnorm, converted = losses
+    assert converted[0] == pytest.approx(batchnorm[0], rel=1e-4)
+    assert sum(converted[-10:]) == pytest.approx(sum(batchnorm[-10:]), rel=0.25)
+    assert sum(converted[-10:]) < 0.98 * sum(converted[:10])
 
 
 def test_settings_are_kept():
@@ -108,10 +105,8 @@ def test_settings_are_kept():
     assert new.weight.requires_grad and not new.bias.requires_grad and new.fc1.weight.requires_grad
     assert not new.synchronized and convert_batchnorm(nn.SyncBatchNorm(6)).synchronized
 
-
-def test_frozen_layers_stay_frozen():
-    norm = nn.BatchNorm2d(6).requires_grad_(False)
-    assert not any(parameter.requires_grad for parameter in convert_batchnorm(norm).parameters())
+    frozen = convert_batchnorm(nn.BatchNorm2d(6).requires_grad_(False))
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
@@ -120,26 +115,27 @@ def test_layers_without_maps_or_without_statistics(options):
     x = torch.randn(3, 4, 5, 5)
     expected = [model.train(mode)(x) for mode in (True, False)]
     model[0].reset_running_stats()
-    convert_batchnorm(model)
+    new = convert_batchnorm(model)[0]
 
-    assert isinstance(model[0], SepBatchNorm2d)
-    assert (model[0].affine, model[0].track_running_stats) == (
-        options.get("affine", True),
-        options.get("track_running_stats", True),
-    )
-
+    assert isinstance(new, SepBatchNorm2d)
+    found = {"affine": new.affine, "track_running_stats": new.track_running_stats}
+    assert found == {"affine": True, "track_running_stats": True, **options}
     for mode, output in zip((True, False), expected, strict=True):
         torch.testing.assert_close(model.train(mode)(x), output)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="needs 2.13")
+def test_layers_without_shifts():
+    new = convert_batchnorm(nn.BatchNorm2d(6, bias=False))
+    assert new.bias is None and new.weight.shape == (3, 6)
+    frozen = convert_batchnorm(nn.BatchNorm2d(6, bias=False).requires_grad_(False))
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
 def test_shared_layers_stay_shared():
     shared = nn.BatchNorm2d(12)
-    model = convert_batchnorm(SmallResNet(shared))
-    assert isinstance(model.blocks[1].bn1, SepBatchNorm2d)
-    assert model.blocks[1].bn1 is model.blocks[1].bn2
-    twice = nn.Sequential(shared, nn.ReLU(), shared)
-    convert_batchnorm(twice)
-    assert twice[0] is twice[2] and isinstance(twice[0], SepBatchNorm2d)
+    twice = convert_batchnorm(nn.Sequential(shared, nn.ReLU(), nn.ModuleDict({"norm": shared})))
+    assert twice[0] is twice[2]["norm"] and isinstance(twice[0], SepBatchNorm2d)
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -149,25 +145,31 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return F.relu(super().forward(x))
 
 
-def test_unknown_subclasses_are_named_and_nothing_changes():
-    model = SmallResNet()
-    model.blocks[1].bn2 = BatchNormAct2d(12)
-    with pytest.raises(TypeError, match=r"blocks\.1\.bn2.*BatchNormAct2d"):
-        convert_batchnorm(model)
-    assert type(model.stem[1]) is nn.BatchNorm2d
+@pytest.mark.parametrize(
+    ("layer", "options", "error", "message"),
+    [
+        (BatchNormAct2d(8), {}, TypeError, r"layer '1\.norm': BatchNormAct2d cannot be"),
+        (nn.LazyBatchNorm2d(), {}, TypeError, r"'1\.norm': LazyBatchNorm2d .* first forward"),
+        (nn.BatchNorm2d(8), {"groups": 3}, ValueError, r"'1\.norm': .*\(8\).* groups \(3\)"),
+        (nn.BatchNorm2d(8), {"eps": 0.1}, TypeError, "eps"),
+        (nn.BatchNorm2d(8), {"affine": False}, TypeError, "affine"),
+        (nn.BatchNorm2d(8), {"set_count": 3}, TypeError, "set_count"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_converted_is_named_and_nothing_changes(layer, options, error, message):
+    model = nn.Sequential(nn.BatchNorm2d(9), nn.ModuleDict({"norm": layer}))
+    with pytest.raises(error, match=message):
+        convert_batchnorm(model, **options)
+    assert type(model[0]) is nn.BatchNorm2d and model[1]["norm"] is layer
 
-    model = SmallResNet()
-    with pytest.raises(ValueError, match=r"down\.norm.*\(8\).*groups \(3\)"):
-        convert_batchnorm(model, groups=3)
-    assert type(model.stem[1]) is nn.BatchNorm2d
 
-
-def test_layers_before_their_first_pass_are_named():
+def test_lazy_layers_after_their_first_pass_and_a_layer_alone():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LazyBatchNorm2d())
-    with pytest.raises(TypeError, match=r"1: LazyBatchNorm2d .* first forward"):
-        convert_batchnorm(model)
     model(torch.randn(2, 1, 5, 5))
     assert isinstance(convert_batchnorm(model)[1], SepBatchNorm2d)
+    with pytest.raises(ValueError, match="^the layer: num_features"):
+        convert_batchnorm(nn.BatchNorm2d(8), groups=3)
 
 
 def test_other_layers_are_left_alone():
@@ -175,79 +177,6 @@ def test_other_layers_are_left_alone():
     with pytest.warns(UserWarning, match="no BatchNorm"):
         kinds = [type(layer) for layer in convert_batchnorm(model)]
     assert kinds == [nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm]
-
-
-@pytest.mark.parametrize("option", ["eps", "momentum", "affine", "device", "set_count"])
-def test_what_the_layers_say_themselves_is_no_option(option):
-    model = nn.Sequential(nn.BatchNorm2d(4))
-    with pytest.raises(TypeError, match=option):
-        convert_batchnorm(model, **{option: 1})
-    assert type(model[0]) is nn.BatchNorm2d
-
-
-def network_1d() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.AdaptiveAvgPool1d(2)),
-        *(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)),
-    )
-
-
-def network_2d() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 1))
-    )
-
-
-def network_3d() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.AdaptiveAvgPool3d(2)),
-        *(nn.Flatten(), nn.Linear(64, 1)),
-    )
-
-
-@pytest.mark.parametrize(
-    ("build", "shape"),
-    [(network_1d, (16, 3, 20)), (network_2d, (16, 3, 8, 8)), (network_3d, (16, 3, 6, 6, 6))],
-)
-def test_networks_of_any_dimension_train(build, shape, caplog):
-    torch.manual_seed(0)
-    model = build()
-    x, target = torch.randn(shape), torch.randn(shape[0], 1)
-    model.train()(x)  # moves the running estimates
-    saved = {key: value.clone() for key, value in model.state_dict().items()}
-    expected = model.eval()(x)
-
-    count = sum(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model)
-    with caplog.at_level("INFO"):
-        convert_batchnorm(model, groups=2, hidden=3)
-    assert f"converted {count} " in caplog.text
-    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)
-    widths = [layer.fc1.weight.shape[0] for layer in model if hasattr(layer, "fc1")]
-    assert widths == [3] * count
-
-    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.05, momentum=0.9)
-    losses = []
-    for _ in range(60):
-        loss = F.mse_loss(model(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
-
-    with pytest.raises(RuntimeError, match="unexpected"):
-        model.load_state_dict({**saved, "unexpected": torch.zeros(1)})
-    fresh = convert_batchnorm(build(), groups=2, hidden=3)
-    fresh.load_state_dict(saved)  # from before the conversion
-    torch.testing.assert_close(fresh.eval()(x), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="needs 2.13")
-def test_layers_without_shifts():
-    new = convert_batchnorm(nn.BatchNorm2d(6, bias=False))
-    assert new.bias is None and new.weight.shape == (3, 6)
-    frozen = convert_batchnorm(nn.BatchNorm2d(6, bias=False).requires_grad_(False))
-    assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 def test_synchronised_layers_keep_their_group_and_take_any_dimensions():
@@ -261,11 +190,68 @@ def test_synchronised_layers_keep_their_group_and_take_any_dimensions():
     torch.testing.assert_close(model(x), expected)
 
 
-def test_table_of_costs(capsys):
-    threads = torch.get_num_threads()
-    try:
-        assert converted.main(["--networks", "U-Net", "3-D", "--steps", "1"]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    u_net, volume = capsys.readouterr().out.splitlines()[-2:]
-    assert u_net.startswith("| U-Net | 2 x 3 x 64 x 64 | 14 |") and volume.startswith("| 3-D |")
+@pytest.mark.parametrize("layer", [SepBatchNorm1d(4), SepBatchNorm2d(4, 1)], ids=["1d", "K=1"])
+def test_torchs_conversion_to_synchronised_layers_is_refused(layer):
+    model = nn.Sequential(nn.ModuleDict({"norm": layer}), nn.Linear(4, 4))
+    for network in (model, layer):
+        with pytest.raises(TypeError, match=r"plain BatchNorm of SepBatch.*synchronize_statistics"):
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    assert model[0]["norm"] is layer and dict(layer.named_children()).keys() == {"fc1", "fc2"}
+    synchronize_statistics(
+        nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4)))
+    )
+
+
+def make_model() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), SepBatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2), SepBatchNorm1d(2)
+    )
+
+
+def temperatures(model: nn.Module) -> list[float]:
+    return [layer.temperature.item() for layer in model if hasattr(layer, "temperature")]
+
+
+def test_affine_maps_and_biases_do_not_decay():
+    model = make_model()
+    model(torch.randn(2, 3, 5, 5))
+    model[0].bias.requires_grad_(False)
+    decayed, kept = parameter_groups(model, 0.05)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0)
+    assert [names[parameter] for parameter in decayed["params"]] == [
+        *("0.weight", "1.fc1.weight", "1.fc2.weight"),
+        *("3.weight", "4.fc1.weight", "4.fc2.weight"),
+    ]
+    assert [names[parameter] for parameter in kept["params"]] == [
+        *("1.weight", "1.bias", "3.bias", "4.weight", "4.bias"),
+    ]
+    torch.optim.AdamW([decayed, kept], lr=0.1)
+
+
+def test_temperature_of_all_layers():
+    model = make_model()
+    set_temperature(model, 7)
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="temperature must be positive"):
+            set_temperature(model, wrong)
+    assert temperatures(model) == [7, 7]
+
+
+def test_schedule():
+    model = make_model()
+    schedule = TemperatureSchedule(model, 3.5)
+    found = [temperatures(model)]
+    for _ in range(4):
+        schedule.step()
+        found.append(temperatures(model))
+    assert found == [[value, value] for value in (3.5, 2.5, 1.5, 1.0, 1.0)]
+
+    other = make_model()
+    resumed = TemperatureSchedule(other, 30, end=2, decrease=4)
+    assert temperatures(other) == [30, 30]
+    resumed.load_state_dict({**schedule.state_dict(), "steps": 2})
+    assert temperatures(other) == [1.5, 1.5]
+    with pytest.raises(ValueError, match="temperature"):
+        TemperatureSchedule(model, 30, end=0)
