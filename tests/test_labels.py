@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import load_script, write_checkpoint
 
-from dataset.annotations import list_path, read_crop_list, read_official_list
+from dataset.annotations import read_crop_list, read_official_list
 from dataset.labels import doubtful_labels
 from dataset.landmarks import to_ibug_68
 from dataset.sources import SPLITS, read_lists
