@@ -24,71 +24,64 @@ if __name__ == "__main__":  # run as a script: the packages lie one folder up
 from utils.files import reports_user_errors
 
 if TYPE_CHECKING:
-    from dataset.boxes import BoxRule
-    from dataset.landmarks import LandmarkScheme
     from dataset.sources import Source
 
 DEFAULT_OUT = Path("dataset/WFLW256")
 
 
-def box_rule(args: argparse.Namespace, scheme: LandmarkScheme | None) -> BoxRule:
-    """How faces of `.pts` folders get their boxes, as the options ask for."""
-    from dataset.boxes import detected_boxes, landmark_boxes, table_boxes
-
-    eyes = None if scheme is None else scheme.outer_eyes
-    if args.boxes is not None:
-        return table_boxes(args.boxes)
-    if args.detector is not None:
-        return detected_boxes(args.detector, eyes)
-
-    return landmark_boxes(eyes)
+HELP = {
+    "--wflw": "folder with WFLW_images and WFLW_annotations",
+    "--images": "instead of --wflw: the folder of the images",
+    "--train-list": "with --images: official list for training",
+    "--test-list": "with --images: official list for testing",
+    "--pts-train": "instead of lists: folders for training whose pictures have .pts files (300W)",
+    "--pts-test": "the same for testing",
+    "--boxes": "with --pts-train: face boxes, one row per face, header file,x0,y0,x1,y1 (default: "
+    "laid about the landmarks as WFLW lays its own, side 1.23 of their longer extent, centre 0.13 "
+    "of it higher)",
+    "--detector": "with --pts-train: face boxes from YuNet; faces that it misses are named and "
+    "left out",
+    "--scheme": "landmark scheme of your own, see docs/data.md (default: WFLW's 98 or iBUG's 68 "
+    "points, by their number)",
+    "--out": f"output folder, made where missing (default with --wflw: {DEFAULT_OUT}, in the "
+    "current folder)",
+    "--resample": "how patches are resized: nearest as released, or area with pixel centres "
+    "aligned (default: %(default)s)",
+    "--box-scale": "what the network sees is the squared face box, grown about its centre to S "
+    "times its side, from 0.5 to 3 (default: %(default)s, as released)",
+    "--skip-bad": "leave out faces whose picture is missing or damaged or lies outside their box; "
+    "they are counted and named, in meta.json too (default: stop at the first)",
+    "--workers": "threads (default: one per available core)",
+}
+# each kind of source, and its options
+KINDS = {
+    "--wflw": ("wflw",),
+    "--images, --train-list, --test-list": ("images", "train_list", "test_list"),
+    "--pts-train, --pts-test": ("pts_train", "pts_test"),
+}
 
 
 def read_source(args: argparse.Namespace) -> Source:
     """What the options ask to prepare."""
+    from dataset.boxes import detected_boxes, landmark_boxes, table_boxes
     from dataset.landmarks import read_scheme
     from dataset.sources import read_lists, read_pts, wflw_lists
 
     scheme = None if args.scheme is None else read_scheme(args.scheme)
+    eyes = None if scheme is None else scheme.outer_eyes
 
-    if args.pts_train is not None:
-        folders = {"train": args.pts_train, "test": args.pts_test}
-        return read_pts(folders, box_rule(args, scheme), scheme)
     if args.wflw is not None:
         return read_lists(*wflw_lists(args.wflw), scheme)
+    if args.images is not None:
+        return read_lists(args.images, {"train": args.train_list, "test": args.test_list}, scheme)
+    if args.boxes is not None:
+        rule = table_boxes(args.boxes)
+    elif args.detector is not None:
+        rule = detected_boxes(args.detector, eyes)
+    else:
+        rule = landmark_boxes(eyes)
 
-    return read_lists(args.images, {"train": args.train_list, "test": args.test_list}, scheme)
-
-
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is prepared."""
-    boxes = parser.add_mutually_exclusive_group()
-    add, add_boxes = parser.add_argument, boxes.add_argument
-    folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
-    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
-
-    add("--wflw", **folder, help="folder with WFLW_images and WFLW_annotations")
-    add("--images", **folder, help="instead of --wflw: the folder of the images")
-    add("--train-list", **file, help="with --images: official list for training")
-    add("--test-list", **file, help="with --images: official list for testing")
-    pts = "instead of lists: folders for training whose pictures have .pts files (300W)"
-    add("--pts-train", nargs="+", **folder, help=pts)
-    add("--pts-test", nargs="+", **folder, help="the same for testing")
-
-    table = (
-        "with --pts-train: face boxes, one row per face, header file,x0,y0,x1,y1 (default: laid "
-        "about the landmarks as WFLW lays its own, side 1.23 of their longer extent, centre 0.13 "
-        "of it higher)"
-    )
-    add_boxes("--boxes", type=Path, metavar="CSV", help=table)
-    yunet = "with --pts-train: face boxes from YuNet; faces that it misses are named and left out"
-    add_boxes("--detector", type=Path, metavar="ONNX", help=yunet)
-
-    scheme = (
-        "landmark scheme of your own, see docs/data.md (default: WFLW's 98 or iBUG's 68 points, by "
-        "their number)"
-    )
-    add("--scheme", type=Path, metavar="JSON", help=scheme)
+    return read_pts({"train": args.pts_train, "test": args.pts_test}, rule, scheme)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -96,57 +89,46 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description="Cut 256 x 256 face patches and write crop lists, from WFLW, from lists in "
         "WFLW's line layout, or from folders of pictures with .pts files."
     )
-    _add_sources(parser)
-    add = parser.add_argument
+    boxes = parser.add_mutually_exclusive_group()
 
-    out = (
-        f"output folder, made where missing (default with --wflw: {DEFAULT_OUT}, in the current "
-        "folder)"
-    )
-    add("--out", type=Path, metavar="DIR", help=out)
-    rule = (
-        "how patches are resized: nearest as released, or area with pixel centres aligned "
-        "(default: %(default)s)"
-    )
-    add("--resample", choices=("nearest", "area"), default="nearest", help=rule)
-    scale = (
-        "what the network sees is the squared face box, grown about its centre to S times its "
-        "side, from 0.5 to 3 (default: %(default)s, as released)"
-    )
-    add("--box-scale", type=float, default=1.0, metavar="S", help=scale)
-    skip = (
-        "leave out faces whose picture is missing or damaged or lies outside their box; they are "
-        "counted and named, in meta.json too (default: stop at the first)"
-    )
-    add("--skip-bad", action="store_true", help=skip)
-    add("--workers", type=int, metavar="N", help="threads (default: one per available core)")
+    def add(name: str, group: Any = parser, **settings: Any) -> None:
+        group.add_argument(name, help=HELP[name], **settings)
 
+    for name in ("--wflw", "--images", "--out"):
+        add(name, type=Path, metavar="DIR")
+    for name in ("--train-list", "--test-list"):
+        add(name, type=Path, metavar="FILE")
+    for name in ("--pts-train", "--pts-test"):
+        add(name, nargs="+", type=Path, metavar="DIR")
+
+    add("--boxes", boxes, type=Path, metavar="CSV")
+    add("--detector", boxes, type=Path, metavar="ONNX")
+    add("--scheme", type=Path, metavar="JSON")
+    add("--resample", choices=("nearest", "area"), default="nearest")
+    add("--box-scale", type=float, default=1.0, metavar="S")
+    add("--skip-bad", action="store_true")
+    add("--workers", type=int, metavar="N")
     args = parser.parse_args(argv)
-    _check_sources(parser, args)
-
-    if not 0.5 <= args.box_scale <= 3:  # nan neither
-        parser.error("--box-scale must be from 0.5 to 3")
-    if args.workers is not None and args.workers < 1:
-        parser.error("--workers must be at least 1")
+    _check(parser, args)
 
     return args
 
 
-def _check_sources(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """One kind of source, and all of its options."""
-    kinds = {
-        "--wflw": (args.wflw,),
-        "--images, --train-list, --test-list": (args.images, args.train_list, args.test_list),
-        "--pts-train, --pts-test": (args.pts_train, args.pts_test),
-    }
-    begun = [name for name, parts in kinds.items() if any(part is not None for part in parts)]
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """One kind of source, all of its options, and numbers that make sense."""
+    given = {kind: [getattr(args, name) for name in names] for kind, names in KINDS.items()}
+    begun = [kind for kind, parts in given.items() if any(part is not None for part in parts)]
 
     if len(begun) != 1:
-        parser.error("give one of " + "; ".join(kinds) + (", not several" if begun else ""))
-    if begun != ["--wflw"] and None in (*kinds[begun[0]], args.out):
+        parser.error("give one of " + "; ".join(KINDS) + (", not several" if begun else ""))
+    if begun != ["--wflw"] and None in (*given[begun[0]], args.out):
         parser.error(f"give all of {begun[0]} and --out")
     if args.pts_train is None and (args.boxes or args.detector):
         parser.error("--boxes and --detector are for --pts-train; lists have boxes of their own")
+    if not 0.5 <= args.box_scale <= 3:  # nan neither
+        parser.error("--box-scale must be from 0.5 to 3")
+    if args.workers is not None and args.workers < 1:
+        parser.error("--workers must be at least 1")
 
 
 @reports_user_errors

@@ -78,10 +78,7 @@ def prepare(
     for split in SPLITS:
         make_folder(out / split)
 
-    missing = _damaged(out, [*source.faces["train"], *source.faces["test"]], workers)
-    bad = write_patches(missing, source.images, out, cut, workers=workers, skip_bad=skip_bad)
-    written = len(missing) - len(bad)
-
+    written, bad = _write_patches(source, out, cut, workers=workers, skip_bad=skip_bad)
     left_out = {s: [f.name for f in source.faces[s] if f.patch in bad] for s in SPLITS}
     faces = {s: [f for f in source.faces[s] if f.patch not in bad] for s in SPLITS}
     for split in SPLITS:
@@ -96,8 +93,9 @@ def prepare(
     meta = settings | {"counts": counts} | ({"left_out": left_out} if bad else {})
     whole = all(_list_is_whole(list_path(out, name), count) for name, count in counts.items())
 
-    if written or not whole or IMPLIED | (finished or {}) != meta:
-        _write_lists(members, out, cut)
+    if written or not whole or finished != meta:
+        for name, chosen in members.items():
+            _write_list(list_path(out, name), chosen, cut)
         write_json(out / FINISHED, meta)
         (out / UNFINISHED).unlink(missing_ok=True)
 
@@ -115,7 +113,8 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     finished, unfinished = (read_json(out / name, advice=advice) for name in (FINISHED, UNFINISHED))
 
     if finished is not None:
-        different = [k for k in settings if (IMPLIED | finished).get(k) != settings[k]]
+        finished = IMPLIED | finished
+        different = [k for k in settings if finished.get(k) != settings[k]]
         if different:
             words = ", ".join(WORDS.get(key, key.replace("_", " ")) for key in different)
             raise UserError(
@@ -141,13 +140,6 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _damaged(out: Path, faces: list[Face], workers: int) -> list[Face]:
-    """The faces whose patches are missing or damaged."""
-    with ThreadPoolExecutor(workers) as pool:
-        whole = pool.map(_is_whole_patch, [out / face.patch for face in faces])
-        return [face for face, fine in zip(faces, whole, strict=True) if not fine]
-
-
 def _is_whole_patch(path: Path) -> bool:
     """Whether a file is a PNG of 256 x 256 px, undamaged by the sums within it."""
     try:
@@ -158,44 +150,54 @@ def _is_whole_patch(path: Path) -> bool:
         return False
 
 
-def write_patches(
-    faces: list[Face], images: Path, out: Path, cut: Cut, *, workers: int, skip_bad: bool = False
-) -> set[str]:
-    """Cut and write the patches of ``faces``; each image is decoded once, on ``workers`` threads.
+def _write_patches(
+    source: Source, out: Path, cut: Cut, *, workers: int, skip_bad: bool
+) -> tuple[int, set[str]]:
+    """Cut and write the patches that are missing or damaged; each image is decoded once at most, on
+    ``workers`` threads.
 
     Returns:
-        The patches that could not be cut, which is a UserError unless they are to be skipped.
+        How many were written, and the patches that could not be cut, which is a UserError unless
+        they are to be skipped.
     """
     by_image: dict[str, list[Face]] = {}
-    for face in faces:
+    for face in (*source.faces["train"], *source.faces["test"]):
         by_image.setdefault(face.annotation.image, []).append(face)
 
-    bad: set[str] = set()
+    written, bad = 0, set()
     # Threads suffice: OpenCV lets go of the interpreter while it decodes, resizes and encodes.
     pool = ThreadPoolExecutor(workers)
 
     try:
         jobs = {
-            pool.submit(_write_image_patches, images / name, group, out, cut, skip_bad): group
-            for name, group in by_image.items()
+            pool.submit(
+                _write_image_patches, source.images / name, faces, out, cut, skip_bad
+            ): faces
+            for name, faces in by_image.items()
         }
-        with progress(desc="patches", total=len(faces), unit="face") as bar:
+        total = sum(map(len, by_image.values()))
+        with progress(desc="patches", total=total, unit="face") as bar:
             for job in as_completed(jobs):
-                bad.update(job.result())
+                count, skipped = job.result()
+                written += count
+                bad.update(skipped)
                 bar.update(len(jobs[job]))
     finally:
         pool.shutdown(cancel_futures=True)
 
-    return bad
+    return written, bad
 
 
 def _write_image_patches(
     path: Path, faces: list[Face], out: Path, cut: Cut, skip_bad: bool
-) -> list[str]:
-    """Write the patches of all ``faces`` in one image; returns those that cannot be cut."""
+) -> tuple[int, list[str]]:
+    """Write what is missing of the patches in one image; returns how many, and those that cannot be
+    cut.
+    """
+    missing = [face for face in faces if not _is_whole_patch(out / face.patch)]
     bad, image = [], None
 
-    for face in faces:
+    for face in missing:
         try:
             image = read_image(path) if image is None else image
             patch, frame = face_patch(image, face.annotation.box, *cut)
@@ -210,7 +212,7 @@ def _write_image_patches(
         with atomic_write(out / face.patch, wait=False) as file:
             file.write(encode_png(patch, frame.side))
 
-    return bad
+    return len(missing) - len(bad), bad
 
 
 def encode_png(patch: np.ndarray, side: int) -> bytes:
@@ -223,13 +225,11 @@ def encode_png(patch: np.ndarray, side: int) -> bytes:
     return cv2.imencode(".png", patch, STORED if side >= STORED_SIDE else DEFLATED)[1].tobytes()
 
 
-def _write_lists(members: dict[str, list[Face]], out: Path, cut: Cut) -> None:
-    """Write the crop list of each split and test subset."""
-    for name, faces in members.items():
-        points = [
-            patch_frame(f.annotation.box, *cut).to_patch(f.annotation.landmarks) for f in faces
-        ]
-        write_crop_list(list_path(out, name), np.array(points), [face.patch for face in faces])
+def _write_list(path: Path, faces: list[Face], cut: Cut) -> None:
+    """Write a crop list."""
+    frames = [patch_frame(face.annotation.box, *cut) for face in faces]
+    points = [f.to_patch(face.annotation.landmarks) for f, face in zip(frames, faces, strict=True)]
+    write_crop_list(path, np.array(points), [face.patch for face in faces])
 
 
 def _list_is_whole(path: Path, count: int) -> bool:
