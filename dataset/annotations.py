@@ -194,16 +194,14 @@ def _parse_official(text: str, number: int, num_points: int | None) -> Annotatio
 def _official_fields(text: str, num_points: int | None) -> list[str]:
     """The fields of an official line; the last, the image's name, may hold spaces."""
     words = len(text.split())
-    counts = [2 * points + _EXTRA_FIELDS for points in _possible(num_points)]
-    if words in counts:
-        return text.split()
 
     # More words than fields: only a line whose box and flags are where they belong is taken, since
     # a line with a coordinate too many has more words as well.
-    for count in counts:
+    for count in (2 * points + _EXTRA_FIELDS for points in _possible(num_points)):
         fields = text.strip().split(maxsplit=count - 1)
         box, flags = fields[-_EXTRA_FIELDS:-7], fields[-7:-1]
-        if words > count and {*flags} <= {"0", "1"} and all(map(_is_number, box)):
+        plausible = {*flags} <= {"0", "1"} and all(map(_is_number, box))
+        if words == count or (words > count and plausible):
             return fields
 
     raise UserError(f"{words} fields, expected {_either(num_points, _EXTRA_FIELDS)}")

@@ -7,9 +7,7 @@ all processes on a machine share its pages, and it need not fit in memory.
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -110,10 +108,6 @@ def _make(store: Path, source: Path, paths: list[Path], digest: bytes) -> None:
     """Decode all patches into a new store, which takes its name when it is complete."""
     temporary = store.with_name(f".{store.name}.tmp")  # of the one process that holds the lock
     sums = np.zeros(len(paths), np.int64)
-
-    # A full disk shows here, before minutes of decoding.
-    if shutil.disk_usage(store.parent).free < len(paths) * (PATCH_BYTES + 8) + DIGEST_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     try:
         with temporary.open("wb") as file:

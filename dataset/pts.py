@@ -111,32 +111,29 @@ def parse_pts(data: bytes, path: Path) -> np.ndarray:
     if "{" in texts and "}" not in texts:
         raise UserError(f"{path}: the closing brace is missing; the file was cut, copy it again")
 
-    header: dict[str, str] = {}
+    announced: str | None = None
     rows: list[list[float]] = []
 
     for number, text in enumerate(texts, start=1):
         key, colon, value = text.partition(":")
         if colon and not rows:
-            header[key.strip().lower()] = value.strip()
+            announced = value.strip() if key.strip().lower() == "n_points" else announced
         elif text not in ("", "{", "}"):
-            rows.append(_coordinates(text, f"{path}, line {number}"))
+            point = [_number(word) for word in text.split()]
+            if len(point) != 2 or not all(map(math.isfinite, point)):
+                raise UserError(f"{path}, line {number}: {text!r} is no pair of finite numbers")
+            rows.append(point)
 
     if len(rows) < 2:
         raise UserError(f"{path}: {len(rows)} points, expected lines of x and y")
-
-    announced = header.get("n_points", str(len(rows)))
-    if announced != str(len(rows)):
+    if announced not in (None, str(len(rows))):
         raise UserError(f"{path}: n_points is {announced}, but {len(rows)} points follow")
 
     return np.array(rows) - 1.0
 
 
-def _coordinates(text: str, where: str) -> list[float]:
+def _number(word: str) -> float:
     try:
-        x, y = map(float, text.split())
+        return float(word)
     except ValueError:
-        x = y = math.nan
-    if not (math.isfinite(x) and math.isfinite(y)):
-        raise UserError(f"{where}: {text!r} is no pair of finite numbers x and y")
-
-    return [x, y]
+        return math.nan

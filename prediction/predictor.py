@@ -297,17 +297,16 @@ def _one_thread() -> Iterator[None]:
 
 def _require_image(image: object) -> None:
     if image is None:
-        raise ValueError(
-            "the image is None: cv2.imread could not read its file; give the predictor the path "
-            "itself, and it says why"
-        )
+        raise ValueError("the image is None, as cv2.imread answers; give the path itself instead")
 
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
+    if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3):
         said = getattr(image, "shape", type(image).__name__)
-        raise ValueError(f"image must be a path, or (H, W, 3) uint8 in BGR order, not {said}")
+    elif image.dtype != np.uint8:
+        said = image.dtype
+    else:
+        return
 
-    if image.dtype != np.uint8:
-        raise ValueError(f"image must be uint8, from 0 to 255, not {image.dtype}")
+    raise ValueError(f"image must be a path, or (H, W, 3) uint8 in BGR order, not {said}")
 
 
 def _whole_boxes(boxes: Boxes) -> list:

@@ -93,7 +93,7 @@ def test_where_nothing_can_be_written_patches_go_to_memory(folder, monkeypatch, 
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.shutil, "disk_usage", refuse)
+    monkeypatch.setattr(module.os, "fsync", refuse)
     faces = load_faces(folder, "train")
 
     assert (faces.patches.numpy() == decoded(folder, "train")).all()
