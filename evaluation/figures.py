@@ -28,6 +28,7 @@ from dataset.faces import FaceSet
 from dataset.landmarks import LandmarkScheme
 from evaluation.attention import cohens_d, relative_distances, sepbn_modules
 from evaluation.robustness import ROBUSTNESS_FACES
+from models import SepBatchNorm2d
 from utils.files import atomic_write
 from utils.metrics import THRESHOLD, point_errors
 
@@ -417,14 +418,22 @@ def _write_effects(axes: Axes, effect: np.ndarray, mean: np.ndarray, rest: np.nd
 def set_usage(model: nn.Module, weights: np.ndarray) -> Figure:
     """Are all sets used, and are they different? Entropy, mean weights and relative distances,
     module by module.
+
+    Args:
+        weights: (N, M, G, K), the attention of every face.
     """
-    names, sets = list(sepbn_modules(model)), weights.shape[3]
+    modules, (groups, sets) = sepbn_modules(model), weights.shape[2:]
     figure = Figure(figsize=(13, 5), layout="constrained")
     by_entropy, by_set, by_distance = figure.subplots(1, 3)
 
-    _draw_entropy_and_use(by_entropy, by_set, weights)
+    # (N, M, G)
+    entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=3) / np.log(max(2, sets))
+    low, middle, high = np.percentile(entropy, (5, 50, 95), axis=0)  # (M, G) each
+    names = {f"group {g + 1}": (low[:, g], middle[:, g], high[:, g]) for g in range(groups)}
+    _draw_ranges(by_entropy, names)
+    _draw_use(by_set, weights.mean(axis=0))
     if sets > 1:
-        _draw_distances(by_distance, model)
+        _draw_ranges(by_distance, _distances(modules))
 
     by_entropy.set(ylim=(-0.04, 1.04), ylabel="entropy / log K: 0 one set alone, 1 all sets alike")
     by_entropy.set_title("Entropy of the attention\n(median, 5–95 % of the faces)", fontsize=11)
@@ -435,7 +444,7 @@ def set_usage(model: nn.Module, weights: np.ndarray) -> Figure:
     by_distance.set_title("Difference of the sets\n(mean and range over pairs)", fontsize=11)
 
     for axes in (by_entropy, by_set, by_distance):
-        axes.set_xticks(np.arange(len(names)), names)
+        axes.set_xticks(np.arange(len(modules)), list(modules))
         axes.set_xlabel("SepBN module, front to back")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -444,46 +453,36 @@ def set_usage(model: nn.Module, weights: np.ndarray) -> Figure:
     return figure
 
 
-def _draw_entropy_and_use(by_entropy: Axes, by_set: Axes, weights: np.ndarray) -> None:
-    """Entropy of the attention and mean weight of every set, by module, from (N, M, G, K)."""
-    _, count, groups, sets = weights.shape
-    at = np.arange(count)
-    colours = colormaps[COLOURS](np.linspace(0, 0.8, max(2, groups, sets)))
-    # (N, M, G)
-    entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=3) / np.log(max(2, sets))
-
-    for g in range(groups):
-        marker = MARKERS[g % len(MARKERS)]
-        low, middle, high = np.percentile(entropy[:, :, g], (5, 50, 95), axis=0)
-        reach, spot = (middle - low, high - middle), at + 0.3 * ((g + 0.5) / groups - 0.5)
-        by_entropy.errorbar(
-            spot, middle, reach, fmt=marker, color=colours[g], capsize=3, label=f"group {g + 1}"
-        )
-
-        for k in range(sets):
-            style = {"color": colours[k], "linestyle": LINES[k % len(LINES)], "marker": marker}
-            by_set.plot(
-                at, weights[:, :, g, k].mean(axis=0), label=f"set {k + 1}, group {g + 1}", **style
-            )
-
-    by_set.axhline(1 / sets, color="0.6", linewidth=1, zorder=0)
+def _draw_ranges(axes: Axes, series: dict[str, Any]) -> None:
+    """What is low, in the middle and high in every module, (M,) each, for several things."""
+    for i, ((name, (low, middle, high)), style) in enumerate(
+        zip(series.items(), _styles(len(series)), strict=False)
+    ):
+        at = np.arange(len(middle)) + 0.3 * ((i + 0.5) / len(series) - 0.5)
+        reach, form = (middle - low, high - middle), {"marker": style["marker"], "capsize": 3}
+        axes.errorbar(at, middle, reach, linestyle="", color=style["color"], label=name, **form)
 
 
-def _draw_distances(axes: Axes, model: nn.Module) -> None:
-    """Relative distances of the sets' scales and of their shifts, by module."""
-    modules = sepbn_modules(model).values()
-    at = np.arange(len(modules))
-    colours = colormaps[COLOURS]((0.0, 0.8))
+def _draw_use(axes: Axes, weights: np.ndarray) -> None:
+    """Mean weights (M, G, K) of every set, by module."""
+    _, groups, sets = weights.shape
+    for k, style in enumerate(_styles(sets)):
+        for g in range(groups):
+            style["marker"] = MARKERS[g % len(MARKERS)]
+            axes.plot(weights[:, g, k], label=f"set {k + 1}, group {g + 1}", **style)
 
-    for i, (parameter, label) in enumerate({"weight": "scale γ", "bias": "shift β"}.items()):
-        values = [getattr(module, parameter).detach().double().cpu().numpy() for module in modules]
-        pairs = np.stack([relative_distances(one) for one in values])  # (M, pairs)
-        middle = pairs.mean(axis=1)
-        reach = (middle - pairs.min(axis=1), pairs.max(axis=1) - middle)
-        spot = at + 0.1 * (i - 0.5)
-        axes.errorbar(
-            spot, middle, reach, fmt=("o-", "s--")[i], color=colours[-i], capsize=3, label=label
-        )
+    axes.axhline(1 / sets, color="0.6", linewidth=1, zorder=0)
+
+
+def _distances(modules: dict[str, SepBatchNorm2d]) -> dict[str, Any]:
+    """Smallest, mean and largest relative distance of two sets, (M,) each."""
+    found: dict[str, Any] = {}
+    for name, parameter in {"scale γ": "weight", "shift β": "bias"}.items():
+        sets = [getattr(m, parameter).detach().double().cpu().numpy() for m in modules.values()]
+        pairs = np.stack([relative_distances(each) for each in sets])  # (M, pairs)
+        found[name] = (pairs.min(axis=1), pairs.mean(axis=1), pairs.max(axis=1))
+
+    return found
 
 
 def _heat_map_rows(values: np.ndarray) -> np.ndarray:

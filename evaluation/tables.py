@@ -85,20 +85,19 @@ def _cut_otherwise(
     name: str, config: dict[str, Any], *, resample: str, box_scale: float
 ) -> list[str]:
     """Warnings where a model's own faces were cut in another way than the data."""
-    warnings = []
+    own, factor, warnings = config["resample"], config["box_scale"], []
 
-    if config["resample"] != resample:
+    if own != resample:
         warnings.append(
-            f"{name} was trained on patches resampled by {config['resample']!r}, this data by "
-            f"{resample!r}; their landmarks differ by up to a source pixel, so compare its "
-            "NME on data prepared like its own"
+            f"{name} was trained on patches resampled by {own!r}, this data by {resample!r}; "
+            "their landmarks differ by up to a source pixel, so compare its NME on data prepared "
+            "like its own"
         )
 
-    if config["box_scale"] != box_scale:
+    if factor != box_scale:
         warnings.append(
-            f"{name} was trained on face boxes of {config['box_scale']:g} times their side, this "
-            f"data has {box_scale:g} times; compare its NME on data prepared with --box-scale "
-            f"{config['box_scale']:g}"
+            f"{name} was trained on face boxes of {factor:g} times their side, this data has "
+            f"{box_scale:g} times; compare its NME on data prepared with --box-scale {factor:g}"
         )
 
     return warnings

@@ -97,17 +97,15 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def understood(path: Path, *, otherwise: str = "use another file") -> Iterator[None]:
-    """What makes no sense in the content of a file becomes one line that names the file and says
-    what to do, ``otherwise``.
-    """
+def understood(path: Path) -> Iterator[None]:
+    """What makes no sense in the content of a file becomes one line that names the file."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(
             f"{path}: damaged, or no checkpoint of this project or of the released code "
-            f"({type(e).__name__}: {reason}); {otherwise}"
+            f"({type(e).__name__}: {reason}); use another one, or train anew"
         ) from None
 
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ class Run:
 
         if resume and self.last.exists():
             self._saved = checkpoint.read(self.last)
-            with self._understood():
+            with checkpoint.understood(self.last):
                 source = settings_of_run(self._saved["config"], self.asked)
         elif self.asked.init is not None:
             self._init = checkpoint.load_model(self.asked.init)
@@ -198,10 +198,6 @@ class Run:
 
         self.config = self.asked.settled(source)
         self.config.check()
-
-    def _understood(self) -> AbstractContextManager[None]:
-        """For what takes its values from ``last.pt``."""
-        return checkpoint.understood(self.last, otherwise="train anew with --overwrite")
 
     def _unlock(self, lock: FileLock) -> None:
         """Let others into the folder, which goes if it is empty."""
@@ -262,7 +258,7 @@ class Run:
                 model.fc2.bias.copy_(self.faces.mean_shape().flatten())
 
         if self._saved is not None:
-            with self._understood():
+            with checkpoint.understood(self.last):
                 checkpoint.load_weights(model, self._saved["model"], self.last)
         elif self._init is not None:
             words = start_from(model, self._init, self.faces, self.config)
@@ -304,7 +300,7 @@ class Run:
 
     def _take_up(self, saved: dict[str, Any]) -> None:
         """Position, losses, momentum and log of ``last.pt``."""
-        with self._understood():
+        with checkpoint.understood(self.last):
             state = saved["training"]
             self.epoch, self.position = state["epoch"], state["position"]
             self.rows_logged = [dict.fromkeys(COLUMNS, "") | row for row in state["log"]]

@@ -7,9 +7,10 @@ import os
 import platform
 import subprocess
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from utils.files import UserError
 
@@ -80,21 +81,18 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
         device: the device in use; only a CUDA device is looked at, so that runs on the CPU open
             no CUDA context.
     """
+    import cv2
     import torch
 
     cuda = None
     if device is not None and device.type == "cuda":
         cuda = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
 
-    cpu, opencv = platform.processor() or platform.machine(), None
+    cpu = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
         cpu = next(names, cpu)
-
-    for package in ("opencv-python", "opencv-python-headless"):
-        with suppress(metadata.PackageNotFoundError):
-            opencv = metadata.version(package)
 
     return {
         "cpu": cpu,
@@ -102,8 +100,8 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a plain string, which loads safely
-        "numpy": metadata.version("numpy"),
-        "opencv": opencv,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
         "cuda": cuda,
     }
 
