@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.files import atomic_write, make_folder, reports_user_errors, write_json
 
 if TYPE_CHECKING:
     from dataset.faces import FaceSet
     from evaluation.evaluate import Evaluation
-    from models.checkpoint import LoadedModel
 
 VIEWS = range(1, 15)  # as dataset/views.py has it, which brings torch along
 
@@ -54,58 +53,28 @@ def main(argv: list[str] | None = None) -> int:
 
     from dataset.faces import load_faces
     from evaluation import evaluate, tables
-    from evaluation.robustness import ROBUSTNESS_FACES, robustness
-    from utils.device import describe_machine, keep_freed_memory, select_device
+    from utils.device import keep_freed_memory, select_device
 
     keep_freed_memory()
-    run = {"device": select_device(arguments.device), "batch_size": arguments.batch_size}
+    data, device = arguments.data, select_device(arguments.device)
+    run: dict[str, Any] = {"device": device, "batch_size": arguments.batch_size}
     paths = arguments.checkpoints or evaluate.find_checkpoints(Path("checkpoints"))
-    faces = load_faces(arguments.data, "test")
+    faces = load_faces(data, "test")
     models = evaluate.load_models(paths, faces, asked_for=bool(arguments.checkpoints))
     models, faces = evaluate.on_common_points(models, faces)
-    mean_shape = evaluate.mean_shape_summary(arguments.data, faces)
+    mean_shape = evaluate.mean_shape_summary(data, faces)
     out = make_folder(arguments.out) if arguments.out else None
 
-    content = tell_protocol(arguments.data, faces, models)
+    protocol, warnings = tables.protocol(data, faces, models)
+    print(*protocol, "", sep="\n")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
     results = evaluate.evaluate_all(models, faces, **run)
-    sections = tables_of_accuracy(arguments.data, faces, results, mean_shape, content=content)
-
-    if arguments.views > 1:
-        several = [evaluate.with_views(e, faces, arguments.views, **run) for e in results]
-        sections.append(tables.views_table(several, arguments.views, content["points"]))
-        content["views"] = arguments.views
-        content["with_views"] = {e.name: e.summary for e in several}
-
-    sections.append(tables.cost_table(results))
-    print(*sections, sep="\n\n")
-    if out is None:
-        return 0
-
-    curves = {result.name: robustness(result.loaded.model, faces, **run) for result in results}
-    curve_tables = tables.robustness_tables(curves, min(len(faces), ROBUSTNESS_FACES))
-    print("", *curve_tables, sep="\n\n")
-
-    content |= {"machine": describe_machine(run["device"]), "models": describe_models(results)}
-    content |= {"data": faces.meta, "robustness": curves}
-    write_results(out, faces, results, content, sections + curve_tables)
-
-    return 0
-
-
-def tables_of_accuracy(
-    data: Path,
-    faces: FaceSet,
-    results: list[Evaluation],
-    mean_shape: dict[str, dict[str, float]] | None,
-    *,
-    content: dict,
-) -> list[str]:
-    """Errors of the models and their differences, which go to ``content`` too."""
-    from evaluation import evaluate, tables
-
     masks, points = evaluate.subsets(faces), tables.count_points(faces.scheme)
     pairs = evaluate.differences(results, masks) if len(results) > 1 else []
-    content |= {"points": points, "mean_shape": mean_shape, "differences": pairs}
+    content: dict[str, Any] = {"protocol": protocol, "warnings": warnings, "points": points}
+    content |= {"mean_shape": mean_shape, "differences": pairs}
 
     sections = [tables.accuracy_table(results, mean_shape, points)]
     if mean_shape is None:
@@ -113,51 +82,57 @@ def tables_of_accuracy(
     if pairs:
         sections.append(tables.difference_table(pairs, masks))
 
-    return sections
+    if arguments.views > 1:
+        several = [evaluate.with_views(e, faces, arguments.views, **run) for e in results]
+        sections.append(tables.views_table(several, arguments.views, points))
+        content |= {"views": arguments.views, "with_views": {e.name: e.summary for e in several}}
 
+    sections.append(tables.cost_table(results))
+    print(*sections, sep="\n\n")
+    if out is not None:
+        write_results(out, faces, results, content, sections, **run)
 
-def tell_protocol(data: Path, faces: FaceSet, models: dict[str, LoadedModel]) -> dict:
-    """Print how the numbers to come are made, and on stderr what makes them incomparable; returns
-    both, as metrics.json says them.
-    """
-    from evaluation import tables
-
-    protocol, warnings = tables.protocol(data, faces, models)
-    print(*protocol, "", sep="\n")
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-
-    return {"protocol": protocol, "warnings": warnings}
-
-
-def describe_models(results: list[Evaluation]) -> dict[str, dict]:
-    """What metrics.json says of every model."""
-    return {
-        result.name: {
-            "path": str(result.loaded.path),
-            "config": result.loaded.config,
-            "subsets": result.summary,
-            **result.cost,
-        }
-        for result in results
-    }
+    return 0
 
 
 def write_results(
-    out: Path, faces: FaceSet, results: list[Evaluation], content: dict, sections: list[str]
+    out: Path,
+    faces: FaceSet,
+    results: list[Evaluation],
+    content: dict,
+    sections: list[str],
+    **run: Any,
 ) -> None:
-    """Write metrics.json with ``content``, table.md with ``sections``, faces.csv and figures."""
-    from evaluation import tables
-    from evaluation.figures import write_evaluation
+    """Measure robustness too, and write metrics.json with ``content``, table.md with ``sections``,
+    faces.csv and figures.
+    """
+    from evaluation import figures, tables
+    from evaluation.robustness import ROBUSTNESS_FACES, robustness
+    from utils.device import describe_machine
 
+    curves = {result.name: robustness(result.loaded.model, faces, **run) for result in results}
+    curve_tables = tables.robustness_tables(curves, min(len(faces), ROBUSTNESS_FACES))
+    print("", *curve_tables, sep="\n\n")
+
+    protocol = (f"- {line}\n" for line in content["protocol"] + content["warnings"])
     with atomic_write(out / "table.md", "w") as file:
-        file.write("\n".join(f"- {line}" for line in content["protocol"] + content["warnings"]))
-        file.write("\n\n" + "\n\n".join(sections) + "\n")
+        file.write("".join(protocol) + "\n" + "\n\n".join(sections + curve_tables) + "\n")
 
     tables.write_faces(out / "faces.csv", faces, results)
-    write_json(out / "metrics.json", content)
-    figures = write_evaluation(out, faces, results, content["robustness"])
-    print(f"\nwrote metrics.json, faces.csv, table.md and {len(figures)} figures to {out}")
+    models = {
+        e.name: {
+            "path": str(e.loaded.path),
+            "config": e.loaded.config,
+            "subsets": e.summary,
+            **e.cost,
+        }
+        for e in results
+    }
+    more = {"machine": describe_machine(run["device"]), "data": faces.meta}
+    write_json(out / "metrics.json", content | more | {"models": models, "robustness": curves})
+
+    drawn = figures.write_evaluation(out, faces, results, curves)
+    print(f"\nwrote metrics.json, faces.csv, table.md and {len(drawn)} figures to {out}")
 
 
 if __name__ == "__main__":

