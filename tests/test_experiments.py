@@ -21,6 +21,7 @@ from evaluation.evaluate import predict_landmarks
 from models import BaselineSepDyBN
 from research import differences, liveness, mixtures, relatives
 from research import experiment_runs as runs
+from training.config import TrainConfig
 from utils.files import UserError
 
 SCRIPT = "research/experiments.py"
@@ -193,30 +194,24 @@ def test_the_wflw_suite_is_the_published_recipe():
     plan = plan_for("--suite", "wflw", "--data", "d")
     assert plan.arms == ("none", "bn", "sepbn-g1k3", "sepbn-g2k3") and len(plan.rates) == 1
     config = runs.configuration(plan, "sepbn-g1k3", run="r", lr=plan.rates[0], seed=0).settled()
-    assert (config.epochs, config.warmup_epochs, config.lr, config.batch_size) == (
-        2000,
-        800,
-        1e-3,
-        8,
-    )
-    assert (config.sets, config.groups, config.temperature, config.width) == (3, 1, 30, 64)
-    assert not config.mean_shape_init and not config.released_geometry and config.limit is None
+    assert (config.epochs, config.warmup_epochs, config.lr) == (2000, 800, 1e-3)
+    assert (config.batch_size, config.width, config.limit) == (8, 64, None)
+    assert (config.sets, config.groups, config.temperature) == (3, 1, 30)
+    assert not config.mean_shape_init and not config.released_geometry
 
 
 def test_short_runs_reach_temperature_one_after_a_third():
     plan = plan_for("--suite", "sets68", "--data", "d", "--epochs", 30)
-    annealed, fixed, released = (
-        runs.configuration(plan, arm, run="r", lr=0.01, seed=0)
-        for arm in ("sepbn-g1k8", "sepbn-g1k8-fixed", "bn-released")
-    )
 
+    def settings(arm: str) -> TrainConfig:
+        return runs.configuration(plan, arm, run="r", lr=0.01, seed=0)
+
+    annealed, fixed, released = map(settings, ("sepbn-g1k8", "sepbn-g1k8-fixed", "bn-released"))
     assert (annealed.temperature, annealed.sets, annealed.warmup_epochs) == (10, 8, 3)
     assert fixed.temperature == 1 and replace(fixed, temperature=annealed.temperature) == annealed
     assert released.released_geometry and released.norm == "bn" and released.temperature is None
     assert annealed.attention_grid is None
-
-    grid = runs.configuration(plan, "sepbn-g1k8-grid4-fixed", run="r", lr=0.01, seed=0)
-    assert grid == replace(fixed, attention_grid=4)
+    assert settings("sepbn-g1k8-grid4-fixed") == replace(fixed, attention_grid=4)
     assert runs.split_arm("sepbn-g1k8-grid4-fixed-released")[0] == "sepbn-g1k8-grid4"
 
 
@@ -245,33 +240,28 @@ def test_rates_are_tuned_on_training_faces_only(prepared_set, tmp_path):
     ],
 )
 def test_the_grid_grows_towards_the_best_rate(prepared_set, tmp_path, monkeypatch, optimum, tried):
-    plan = plan_for("--suite", "real98", "--data", prepared_set, "--work", tmp_path)
-    seen = {}
-
     def error_by_rate(plan, arm, lr, *, seed, stage):
         assert (seed, stage, plan.epochs) == (0, "tune", 30)
-        seen[lr] = abs(np.log(lr / optimum))
-        row = {"run": f"lr{lr}", "lr": lr}
-        return row if lr > 0.5 else row | {"nme_percent": seen[lr]}
+        error = {} if lr > 0.5 else {"nme_percent": abs(np.log(lr / optimum))}  # {}: diverged
+        return {"run": f"lr{lr}", "lr": lr} | error
 
     monkeypatch.setattr(runs, "run_once", error_by_rate)
-    assert runs.tune(plan, "bn", []) == min(seen, key=seen.get)
-    assert set(seen) == tried
+    plan, rows = plan_for(*command("real98", prepared_set, tmp_path, "")), []
+    best = min(tried, key=lambda lr: abs(np.log(lr / optimum)))
+    assert runs.tune(plan, "bn", rows) == best and {row["lr"] for row in rows} == tried
 
 
 def test_several_seeds_decide_on_a_rate(prepared_set, tmp_path, monkeypatch):
-    plan = plan_for(*command("lengths98", prepared_set, tmp_path, "--epochs 50"))
     found = {0.01: (5, 9, 9), 0.03: (6, 7, 8), 0.09: (4, 4, None)}  # None: diverged
-    rows = []
 
     def run_once(plan, arm, lr, *, seed, stage):
         assert plan.epochs == 50
-        row = {"run": f"{lr} {seed}", "lr": lr}
-        return row if found[lr][seed] is None else row | {"nme_percent": found[lr][seed]}
+        error = found[lr][seed]
+        return {"run": f"{lr} {seed}", "lr": lr} | ({"nme_percent": error} if error else {})
 
     monkeypatch.setattr(runs, "run_once", run_once)
-    assert runs.tune(plan, "bn", rows) == 0.03
-    assert len(rows) == 9
+    plan, rows = plan_for(*command("lengths98", prepared_set, tmp_path, "--epochs 50")), []
+    assert runs.tune(plan, "bn", rows) == 0.03 and len(rows) == 9
 
 
 def by_seed(errors: np.ndarray) -> dict[int, np.ndarray]:
@@ -279,19 +269,14 @@ def by_seed(errors: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def test_differences_are_paired_by_face_and_in_points():
-    random = np.random.default_rng(0)
-    random_errors = random.uniform(0.02, 0.4, (3, 50))
-    first = by_seed(random_errors)
-    higher = differences.difference(first, by_seed(random_errors + 0.01))
-    assert higher == ("+1.00", "+1.00 … +1.00", "0.00")
+    errors = np.random.default_rng(0).uniform(0.02, 0.4, (3, 50))
+    first, higher = by_seed(errors), by_seed(errors + 0.01)
+    assert differences.difference(first, higher) == ("+1.00", "+1.00 … +1.00", "0.00")
 
-    shifts = np.array([[0.01], [0.02], [0.03]])
-    lower = differences.difference(first, by_seed(random_errors - shifts))
-    assert lower == ("-2.00", "-2.00 … -2.00", "1.00")
-    assert differences.difference({0: first[0]}, {0: first[0]})[2] == "–"
+    lower = by_seed(errors - [[0.01], [0.02], [0.03]])
+    assert differences.difference(first, lower) == ("-2.00", "-2.00 … -2.00", "1.00")
 
-    shifted = {seed: errors + 0.01 for seed, errors in first.items()}
-    one_in_common = {1: first[1], 2: first[2]}, {0: shifted[0], 2: shifted[2]}
+    one_in_common = {1: first[1], 2: first[2]}, {0: higher[0], 2: higher[2]}
     assert differences.difference(*one_in_common)[2] == "–"
 
 
@@ -299,17 +284,13 @@ def test_share_of_the_gain_that_batchnorm_has():
     none = np.random.default_rng(0).uniform(0.2, 0.3, (2, 40))
 
     def words(bn: np.ndarray, sepbn: np.ndarray, ending: str = "") -> str:
-        arms = {"none": none, "bn": bn, "sepbn-g1k3": sepbn}
-        return differences.explained(
-            {arm + ending: by_seed(errors) for arm, errors in arms.items()}, ending
-        )
+        arms = zip(("none", "bn", "sepbn-g1k3"), (none, bn, sepbn), strict=True)
+        return differences.explained({arm + ending: by_seed(e) for arm, e in arms}, ending)
 
-    assert words(none - 0.08, none - 0.1).startswith(
-        "BatchNorm alone gives 80 % (95 % over faces: 80 … 80)"
-    )
-    assert words(none - 0.08, none - 0.1, "-released").endswith(
-        "from none-released to sepbn-g1k3-released."
-    )
+    gain = words(none - 0.08, none - 0.1)
+    assert gain.startswith("BatchNorm alone gives 80 % (95 % over faces: 80 … 80)")
+    released = words(none - 0.08, none - 0.1, "-released")
+    assert released.endswith("from none-released to sepbn-g1k3-released.")
 
     noise = np.random.default_rng(1).normal(0, 0.05, none.shape)
     assert words(none, none + noise - noise.mean()).startswith("There is no clear difference")
@@ -326,34 +307,29 @@ def lively_network(sets: int = 3, groups: int = 2) -> torch.nn.Module:
 
 
 def test_constant_attention_is_uniform_or_as_given(prepared_set):
-    faces = load_faces(prepared_set, "test")
-    model = lively_network()
+    faces, model = load_faces(prepared_set, "test"), lively_network()
     flat = liveness.constant_attention(model)
     np.testing.assert_allclose(attention_weights(flat, faces, device="cpu")[1], 1 / 3, rtol=1e-6)
 
-    only_second = np.zeros((6, 2, 3))
-    only_second[:, :, 1] = 1
-    second = liveness.constant_attention(model, only_second)
-    mixed = np.random.default_rng(0).dirichlet([1, 1, 1], (6, 2))
-    mixture = liveness.constant_attention(model, mixed)
+    mixed = np.random.default_rng(0).dirichlet([1, 1, 1], (6, 2))  # (M, G, K)
+    mixture = sepbn_modules(liveness.constant_attention(model, mixed))
 
-    for m, (name, module) in enumerate(sepbn_modules(model).items()):
-        torch.testing.assert_close(sepbn_modules(second)[name].weight[2], module.weight[1])
-        for c in range(module.num_features):
-            share = mixed[m, c * 2 // module.num_features]
-            expected = sum(share[k] * module.bias[k, c].item() for k in range(3))
-            assert sepbn_modules(mixture)[name].bias[0, c].item() == pytest.approx(
-                expected, rel=1e-5, abs=1e-6
-            )
+    for shares, (name, module) in zip(mixed, sepbn_modules(model).items(), strict=True):
+        for sets, found in zip(
+            module.parameters(False), mixture[name].parameters(False), strict=True
+        ):
+            for c in range(module.num_features):
+                share = shares[c * 2 // module.num_features]
+                expected = sum(share[k] * sets[k, c].item() for k in range(3))
+                assert found[:, c].tolist() == pytest.approx([expected] * 3, rel=1e-5, abs=1e-6)
+
+    learnt = predict_landmarks(model, faces, device="cpu")
     for module in sepbn_modules(model).values():
         module.temperature.fill_(1e9)  # makes attention uniform in another way
     ours, other = (predict_landmarks(network, faces, device="cpu") for network in (flat, model))
 
     np.testing.assert_allclose(ours, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
-    assert (
-        np.abs(predict_landmarks(second, faces, device="cpu") - ours).max()
-        > 0.01 * np.abs(ours).max()
-    )
+    assert np.abs(learnt - ours).max() > 0.01 * np.abs(ours).max()
 
 
 def test_attention_that_knows_a_label_stands_out():
@@ -362,31 +338,32 @@ def test_attention_that_knows_a_label_stands_out():
     logits = random.normal(size=(80, 2, 1, 3))
     logits[masks["known"], 1, 0, 2] += 3
     weights = np.exp(logits) / np.exp(logits).sum(axis=3, keepdims=True)
-    known, unknown = (
-        [float(x) for x in line[2:]] for line in liveness.attention_by_label(weights, masks)
-    )
+    found = np.array([line[2:] for line in liveness.attention_by_label(weights, masks)], float)
+    (known, chance), (unknown, other_chance) = found
 
-    assert known[0] > 2 * known[1] and unknown[0] < 1.5 * unknown[1]
+    assert known > 2 * chance and unknown < 1.5 * other_chance
 
 
-def test_mixtures_hold_equal_shares_of_their_sub_domains(tmp_path, monkeypatch):
-    seeds = {}
+@pytest.fixture
+def seeds(monkeypatch) -> dict[str, str]:
+    """Synthetic faces are drawn quickly instead of rendered: folder -> seed of those made."""
+    made = {}
 
-    def draw(argv):
+    def draw(argv: list[str]) -> int:
         options = dict(zip(argv[::2], argv[1::2], strict=False))
-        seeds[options["--out"]] = options["--seed"]
-        write_official_set(
-            Path(options["--out"]),
-            train=int(options["--train"]),
-            test=int(options["--test"]),
-            seed=int(options["--seed"]),
-        )
+        made[options["--out"]] = options["--seed"]
+        counts = {split: int(options[f"--{split}"]) for split in ("train", "test")}
+        write_official_set(Path(options["--out"]), **counts, seed=int(options["--seed"]))
         return 0
 
     monkeypatch.setattr(mixtures.createSynthetic, "main", draw)
+
+    return made
+
+
+def test_mixtures_hold_equal_shares_of_their_sub_domains(seeds, tmp_path, monkeypatch):
     folder = mixtures.mixture(tmp_path, 2, 8)
     faces = load_faces(folder, "train")
-
     assert [path.parent.parent.name for path in faces.paths] == ["plain"] * 4 + ["lighting"] * 4
     assert len(set(seeds.values())) == len(seeds) == 2, "two sub-domains share their people"
 
@@ -404,24 +381,33 @@ def randomised(layer: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for name, value in (*layer.named_parameters(), *layer.named_buffers()):
             if value.is_floating_point():
-                value.copy_(
-                    torch.rand(value.shape, generator=generator) * 2 - float("var" not in name)
-                )
+                random = torch.rand(value.shape, generator=generator)
+                value.copy_(random * 2 - float("var" not in name))
+
     return layer.double()
 
 
-def normalised(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
-    """(N, C, ...) with each channel's mean taken away, over its deviation."""
-    shape = (1, -1) + (1,) * (x.ndim - 2)
-    return (x - mean.reshape(shape)) / np.sqrt(var.reshape(shape) + 1e-5)
-
-
-def statistics(x: np.ndarray, layer: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the batch in training, the running ones in evaluation."""
+def normalised(x: np.ndarray, layer: torch.nn.Module) -> np.ndarray:
+    """What BatchNorm makes of (N, C, ...): by the batch's statistics in training, else by the
+    running ones.
+    """
+    axes, shape = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
+    mean, var = x.mean(axis=axes), x.var(axis=axes)
     if not layer.training:
-        return layer.running_mean.numpy(), layer.running_var.numpy()
-    axes = (0, *range(2, x.ndim))
-    return x.mean(axis=axes), x.var(axis=axes)
+        mean, var = layer.running_mean.numpy(), layer.running_var.numpy()
+
+    hat = (x - mean.reshape(shape)) / np.sqrt(var.reshape(shape) + 1e-5)
+    if not layer.affine:
+        return hat
+    scale, shift = (values.detach().numpy().reshape(shape) for values in layer.parameters(False))
+
+    return hat * scale + shift
+
+
+def product(x: np.ndarray, layer: torch.nn.Conv2d) -> np.ndarray:
+    """What a convolution of 1 x 1 makes of (N, C)."""
+    bias = 0 if layer.bias is None else layer.bias.detach().numpy()
+    return x @ layer.weight.detach().numpy()[:, :, 0, 0].T + bias
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -429,17 +415,10 @@ def statistics(x: np.ndarray, layer: torch.nn.Module) -> tuple[np.ndarray, np.nd
 def test_attentive_normalisation_is_a_sum_of_weighted_affine_maps(training, sets):
     layer = randomised(relatives.AttentiveNorm2d(6, sets)).train(training)
     x = np.random.default_rng(0).normal(1, 2, (4, 6, 3, 5))
-    hat = normalised(x, *statistics(x, layer.normalise))
-    logits = np.einsum("kc,nc->nk", layer.squeeze.weight[:, :, 0, 0].detach(), x.mean(axis=(2, 3)))
-    logits = normalised(logits, *statistics(logits, layer.normalise_weights))
-    logits = logits * layer.normalise_weights.weight.detach().numpy()
-    logits = logits + layer.normalise_weights.bias.detach().numpy()
-
-    expected = np.zeros_like(x)
-    for n, c, k in np.ndindex(4, 6, sets):
-        share = min(max(logits[n, k] / 6 + 0.5, 0), 1)
-        scale, shift = layer.weight[k, c].item(), layer.bias[k, c].item()
-        expected[n, c] += share * (scale * hat[n, c] + shift)
+    logits = normalised(product(x.mean(axis=(2, 3)), layer.squeeze), layer.normalise_weights)
+    share = np.clip(logits / 6 + 0.5, 0, 1)  # (N, K)
+    scale, shift = (share @ values.detach().numpy() for values in (layer.weight, layer.bias))
+    expected = scale[:, :, None, None] * normalised(x, layer.normalise) + shift[:, :, None, None]
 
     np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), expected, rtol=1e-9, atol=1e-12)
 
@@ -449,19 +428,11 @@ def test_attentive_normalisation_is_a_sum_of_weighted_affine_maps(training, sets
 def test_squeeze_and_excitation_gates_every_channel(training, channels, hidden):
     layer = randomised(relatives.SqueezeExcitedBatchNorm2d(channels)).train(training)
     x = np.random.default_rng(0).normal(1, 2, (4, channels, 3, 5))
-    scale, shift = (values.detach().numpy()[:, None, None] for values in (layer.weight, layer.bias))
-    z = normalised(x, *statistics(x, layer)) * scale + shift
-
-    expected = np.empty_like(x)
-    for n in range(4):
-        pooled = [z[n, c].mean() for c in range(channels)]
-        inner = layer.squeeze.weight[:, :, 0, 0].detach().numpy() @ pooled
-        inner = np.maximum(inner + layer.squeeze.bias.detach().numpy(), 0)
-        assert inner.shape == (hidden,)
-        outer = layer.excite.weight[:, :, 0, 0].detach().numpy() @ inner
-        gate = 1 / (1 + np.exp(-outer - layer.excite.bias.detach().numpy()))
-        for c in range(channels):
-            expected[n, c] = gate[c] * z[n, c]
+    z = normalised(x, layer)
+    inner = np.maximum(product(z.mean(axis=(2, 3)), layer.squeeze), 0)
+    assert inner.shape == (4, hidden)
+    gate = 1 / (1 + np.exp(-product(inner, layer.excite)))
+    expected = gate[:, :, None, None] * z
 
     np.testing.assert_allclose(layer(torch.from_numpy(x)).detach(), expected, rtol=1e-9, atol=1e-12)
 
@@ -513,42 +484,39 @@ def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp
     assert cv2.imread(str(picture)).std() > 10
 
 
-def test_lengths_and_widths_of_a_suite():
+@pytest.mark.parametrize(
+    ("options", "expected"),  # epochs, seeds, epochs of tuning, width
+    [
+        (
+            "lengths68",
+            [(25, 2, 25, 8), (50, 2, 50, 8), (100, 2, 100, 8), (200, 2, 100, 8), (400, 1, 100, 8)],
+        ),
+        ("lengths98 --epochs 800 50", [(50, 3, 50, 8), (800, 1, 400, 8)]),
+        ("lengths98 --epochs 40 --width 4", [(40, 3, 20, 4)]),
+        ("widths68", [(50, 2, 50, 8), (50, 2, 50, 16), (50, 2, 50, 32)]),
+        ("widths68 --epochs 6 --width 16", [(6, 2, 3, 16)]),
+    ],
+)
+def test_lengths_and_widths_of_a_suite(options, expected):
     script = load_script(SCRIPT)
-
-    def shapes(*argv: object) -> list[tuple[int, int, int, int]]:
-        arguments = script.parse([str(argument) for argument in ("--data", "d", *argv)])
-        plans = script.make_plans(arguments)
-        return [(plan.epochs, plan.seeds, plan.tune_epochs, plan.width) for plan in plans]
-
-    assert shapes("--suite", "lengths68") == [
-        (25, 2, 25, 8), (50, 2, 50, 8), (100, 2, 100, 8), (200, 2, 100, 8), (400, 1, 100, 8),
-    ]  # fmt: skip
-    assert shapes("--suite", "lengths98", "--epochs", 800, 50) == [(50, 3, 50, 8), (800, 1, 400, 8)]
-    assert shapes("--suite", "lengths98", "--epochs", 40, "--width", 4) == [(40, 3, 20, 4)]
-    assert shapes("--suite", "widths68") == [(50, 2, 50, 8), (50, 2, 50, 16), (50, 2, 50, 32)]
-    assert shapes("--suite", "widths68", "--epochs", 6, "--width", 16) == [(6, 2, 3, 16)]
+    plans = script.make_plans(script.parse(["--data", "d", "--suite", *options.split()]))
+    found = [(plan.epochs, plan.seeds, plan.tune_epochs, plan.width) for plan in plans]
+    assert found == expected
 
 
-def test_real_and_synthetic_faces_together(run_script, prepared_set, tmp_path, monkeypatch):
-    def draw(argv):
-        options = dict(zip(argv[::2], argv[1::2], strict=False))
-        counts = {split: int(options[f"--{split}"]) for split in ("train", "test")}
-        write_official_set(Path(options["--out"]), **counts, seed=7)
-        return 0
-
-    monkeypatch.setattr(mixtures.createSynthetic, "main", draw)
+def test_real_and_synthetic_faces_together(run_script, prepared_set, tmp_path, seeds):
     options = "--width 2 --epochs 2 --seeds 1 --rates 0.01 --limit 16"
     code, output, _ = run_script(SCRIPT, *command("domains", prepared_set, tmp_path, options))
     assert code == 0 and output.startswith("domains: 16 training, 8 test faces")
     assert "| sepbn-g1k3 − bn |" in output
 
     mixed = tmp_path / "synthetic" / f"{prepared_set.name}_8_and_8_synthetic"
-    homes = [path.parent.parent.name for path in load_faces(mixed, "train").paths]
-    assert homes == [prepared_set.name] * 8 + ["synthetic"] * 8
-    assert {path.parent.parent.name for path in load_faces(mixed, "test").paths} == {
-        prepared_set.name
+    homes = {
+        split: [path.parent.parent.name for path in load_faces(mixed, split).paths]
+        for split in ("train", "test")
     }
+    real = [prepared_set.name] * 8
+    assert homes == {"train": real + ["synthetic"] * 8, "test": real}
 
     best, _, chance = output.strip().splitlines()[-1].strip("| ").split(" | ")[1:]
     assert 0.5 <= float(best) <= 1 and 0.5 <= float(chance) <= 1

@@ -64,53 +64,45 @@ def test_a_packed_network_is_small_and_nearly_the_same(run, prepared_set, run_sc
 
 def test_a_packed_network_does_not_say_where_it_was_made(run, run_script, tmp_path):
     out = tmp_path / "small16.pt"
-    code, _, _ = run_script("research/pack.py", run / "final.pt", "--out", out)
+    assert run_script("research/pack.py", run / "final.pt", "--out", out)[0] == 0
     content = read(out)
-    assert code == 0 and not set(content["config"]) & set(PRIVATE)
     assert set(content) == {"model", "config", "format"}
+    assert not set(content["config"]) & set(PRIVATE)
     for word in (b"somebody", b"trainBaseline", bytes(str(tmp_path), "ascii")):
         assert word not in out.read_bytes()
 
 
 def test_what_cannot_be_packed_is_named(run, prepared_set, run_script, tmp_path):
-    final = run / "final.pt"
-    original = final.read_bytes()
-    code, _, errors = run_script("research/pack.py", run, "--out", final)
-    assert code == 1 and "own checkpoint" in errors and final.read_bytes() == original
-
+    final, last, out = run / "final.pt", run / "last.pt", tmp_path / "x.pt"
     content = read(final)
-    save(run / "last.pt", content | {"training": {}})
-    out = tmp_path / "x.pt"
-    code, _, errors = run_script("research/pack.py", run / "last.pt", "--out", out)
-    assert code == 1 and "not the final.pt of a finished run" in errors
+    weights, settings = content["model"], content["config"]
 
-    content["model"]["fc1.weight"][0, 0] = 1e6  # floating point 16 ends at 65,504
-    save(final, content)
-    code, _, errors = run_script("research/pack.py", run, "--out", out)
-    assert code == 1 and "fc1.weight" in errors and errors.count("\n") == 1 and not out.exists()
+    def complaint(source: Path, target: Path = out, *options: object) -> str:
+        before = final.read_bytes()
+        code, _, line = run_script("research/pack.py", source, "--out", target, *options)
+        assert code == 1 and line.count("\n") == 1
+        assert final.read_bytes() == before and not out.exists()
+        return line
 
+    assert "own checkpoint" in complaint(run, final)
+    save(last, content | {"training": {}})
+    assert "not the final.pt of a finished run" in complaint(last)
 
-def test_settings_that_nothing_is_known_of_are_not_packed(run, run_script, tmp_path):
-    content = read(run / "final.pt")
-    content["config"]["hostname"] = "somebodys"
-    save(run / "final.pt", content)
-    code, _, errors = run_script("research/pack.py", run, "--out", tmp_path / "x.pt")
-    assert code == 1 and "hostname" in errors and errors.count("\n") == 1
-    assert not (tmp_path / "x.pt").exists()
+    save(final, content | {"config": settings | {"hostname": "somebodys"}})
+    assert "hostname" in complaint(run)
 
+    too_large = weights["fc1.weight"].clone()
+    too_large[0, 0] = 1e6  # floating point 16 ends at 65,504
+    save(final, content | {"model": weights | {"fc1.weight": too_large}})
+    assert "fc1.weight" in complaint(run)
 
-def test_a_network_that_loses_too_much_is_not_written(run, prepared_set, run_script, tmp_path):
-    content = read(run / "final.pt")
     # large numbers that cancel: their rounding does not
-    state, out = content["model"], tmp_path / "x.pt"
-    state["fc2.weight"][:] = 0
-    state["fc2.weight"][:, 0], state["fc1.bias"][0] = 2049.0, 1.0
-    state["fc1.weight"][0] = 0
-    state["fc2.bias"][:] = -2049.0 + 60
-    save(run / "final.pt", content)
-    code, _, errors = run_script("research/pack.py", run, "--out", out, "--data", prepared_set)
-
-    assert code == 1 and "differs by more than 0.02" in errors and not out.exists()
+    for name in ("fc1.weight", "fc2.weight"):
+        weights[name][:] = 0
+    weights["fc2.weight"][:, 0], weights["fc1.bias"][0] = 2049.0, 1.0
+    weights["fc2.bias"][:] = -2049.0 + 60
+    save(final, content)
+    assert "differs by more than 0.02" in complaint(run, out, "--data", prepared_set)
 
 
 def test_networks_beside_the_runs_are_found_by_name(tmp_path, run):
@@ -215,30 +207,24 @@ def numbers(text: str) -> list[float]:
 def test_released_prints_errors_with_intervals_by_set_and_attribute(
     run, prepared_set, run_script, tmp_path
 ):
-    other = write_checkpoint(tmp_path / "other" / "final.pt", seed=1)
+    networks = run / "final.pt", write_checkpoint(tmp_path / "other" / "final.pt", seed=1)
     sets = ["--set", "some", prepared_set, "test", "--set", "more", prepared_set, "train"]
-    code, output, errors = run_script("research/released.py", run / "final.pt", other, *sets)
+    code, output, errors = run_script("research/released.py", *networks, *sets)
     assert code == 0 and not errors
 
     faces = load_faces(prepared_set, "test")
-    nmes = [
-        100 * face_errors(load_model(p).model, faces, device="cpu")
-        for p in (run / "final.pt", other)
-    ]
-    line = next(line for line in output.splitlines() if line.startswith("| some |"))
-    assert "| 8 |" in line
+    nmes = [100 * face_errors(load_model(p).model, faces, device="cpu") for p in networks]
+    lines = {line.split("|")[1].strip(): line for line in output.splitlines() if "|" in line}
+    assert "| 8 |" in lines["some"] and "more" in lines
 
-    found = numbers(line)
+    found = numbers(lines["some"])
     assert found[0] == round(nmes[0].mean(), 2) and found[3] == round(nmes[1].mean(), 2)
     assert abs(found[6] - (nmes[0] - nmes[1]).mean()) < 0.006
     assert found[1] < found[0] < found[2] and found[7] < found[6] < found[8]
 
-    blur = faces.attributes[:, 5]
-    line = next(line for line in output.splitlines() if line.startswith("| some, blur |"))
-    assert f"| {blur.sum()} |" in line
-
-    if blur.any():
-        assert numbers(line)[0] == round(nmes[0][blur].mean(), 2)
+    blurred = faces.attributes[:, 5]
+    assert blurred.any() and f"| {blurred.sum()} |" in lines["some, blur"]
+    assert numbers(lines["some, blur"])[0] == round(nmes[0][blurred].mean(), 2)
 
 
 def test_released_tries_98_points_on_the_60_that_68_share(run, run_script, tmp_path):
@@ -269,17 +255,14 @@ def test_released_tries_98_points_on_the_60_that_68_share(run, run_script, tmp_p
 
         pairs += zip(ours, theirs, strict=True)
 
+    ours, theirs = np.array(pairs).T
     assert len(pairs) == 60
     faces = load_faces(prepared, "test")
     prediction = predict_landmarks(load_model(run / "final.pt").model, faces, device="cpu")
     truth = faces.crop_landmarks().numpy()
-    errors = []
-
-    for points, true in zip(prediction, truth, strict=True):
-        apart = np.linalg.norm(true[36] - true[45])
-        errors.append(
-            100 * np.mean([np.linalg.norm(points[a] - true[b]) for a, b in pairs]) / apart
-        )
+    apart = np.linalg.norm(truth[:, 36] - truth[:, 45], axis=1)
+    distance = np.linalg.norm(prediction[:, ours] - truth[:, theirs], axis=2)
+    errors = 100 * distance.mean(axis=1) / apart
 
     line = next(line for line in output.splitlines() if line.startswith("| other |"))
     assert numbers(line)[0] == round(float(np.mean(errors)), 2)
@@ -288,32 +271,25 @@ def test_released_tries_98_points_on_the_60_that_68_share(run, run_script, tmp_p
 def test_released_sorts_synthetic_faces_by_their_skin(run, run_script):
     code, output, _ = run_script("research/released.py", run / "final.pt", "--tones", 12)
     assert code == 0
-    counts = [
-        int(row.split("|")[2])
-        for row in output.splitlines()
-        if "°" in row and "n" not in row.split("|")[2]
-    ]
+    counts = [int(line.split("|")[2]) for line in output.splitlines() if "°" in line]
     assert len(counts) == 6 and sum(counts) == 12
 
 
 def test_the_typology_angle_of_known_colours():
     angle = load_script("research/released.py").typology_angle
     # L* = 50 gives 0 whatever b* is; brighter skin is above, darker below
-    light, middle, dark = angle(
-        np.array([[205, 226, 255], [98, 117, 141], [30, 37, 54]], np.float32)
-    )
+    colours = np.array([[205, 226, 255], [98, 117, 141], [30, 37, 54]], np.float32)
+    light, middle, dark = angle(colours)
     assert light > 55 and abs(middle) < 10 and dark < -30
 
 
 def test_jitter_is_printed_before_and_after(run, run_script):
-    code, output, errors = run_script(
-        "research/jitter.py", "--checkpoint", run / "final.pt", "--sigma", 5, "--faces", 1
-    )
+    options = ("--checkpoint", run / "final.pt", "--sigma", 5, "--faces", 1)
+    code, output, errors = run_script("research/jitter.py", *options)
     assert code == 0, errors
 
     rows = [line for line in output.splitlines() if line.startswith("| 5 |")]
     assert [row.split("|")[2].strip() for row in rows] == ["still", "carried"]
-
     for row in rows:
         before, after = numbers(row)[:2]
         assert 0 < after < before
