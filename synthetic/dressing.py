@@ -4,16 +4,17 @@ head space."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from synthetic.camera import Pose
-from synthetic.head import Head
+from synthetic.head import load_head
 from synthetic.noise import combine, grey, layered_noise, patterned, random_colour, smooth_noise
 
-ATLAS_SIZE = (576, 288)  # rows, columns
-REGIONS = {  # x, y, width, height in the atlas, px; the skin's own picture comes first
+_ATLAS_SIZE = (576, 288)  # rows, columns
+_REGIONS = {  # x, y, width, height in the atlas, px; the skin's own picture comes first
     "skin": (0, 0, 288, 256), "eye": (0, 256, 64, 64), "teeth": (64, 256, 16, 16),
     "tongue": (80, 256, 16, 16), "frame": (96, 256, 16, 16), "lens": (112, 256, 64, 64),
     "hair": (0, 320, 144, 128), "hat": (144, 320, 144, 128), "cloth": (0, 448, 288, 128),
@@ -35,7 +36,7 @@ _HATS = {"cap": 0.34, "brim": 0.2, "beanie": 0.16, "scarf": 0.16, "helmet": 0.14
 
 def atlas_uv(region: str, uv: np.ndarray) -> np.ndarray:
     """Positions 0-1 inside a region to atlas px, kept clear of the neighbours."""
-    x, y, width, height = REGIONS[region]
+    x, y, width, height = _REGIONS[region]
     size = np.float32([width - 3, height - 3])
     return (np.float32([x, y]) + 1 + np.clip(uv, 0, 1) * size).astype(np.float32)
 
@@ -66,8 +67,10 @@ class Scalp:
     weights: np.ndarray  # (C, P, 3)
 
 
-def build_scalp(head: Head) -> Scalp:
-    """Find the skin (without ears and neck) nearest to each direction from the skull's middle."""
+@lru_cache(maxsize=1)
+def _scalp() -> Scalp:
+    """The skin (without ears and neck) nearest to each direction from the skull's middle."""
+    head = load_head()
     x, y, z = head.base.T
     ear = (np.abs(x) > 1.0) & (y < 0.65) & (y > -0.6) & (z < -0.55) & (z > -1.6)
     used = np.unique(head.triangles[head.part == 0])
@@ -157,6 +160,48 @@ def _around(scalp: Scalp, controls: list[tuple[float, float]]) -> np.ndarray:
     return np.interp(np.degrees(np.abs(scalp.angle)), degrees, values).astype(np.float32)
 
 
+def dress(
+    vertices: np.ndarray,
+    male: float,
+    hair: np.ndarray,
+    eyes: list[tuple[np.ndarray, float]],
+    rng: np.random.Generator,
+    *,
+    cover: bool,
+) -> tuple[list[Piece], dict[str, np.ndarray], Glasses | None]:
+    """Hair, hat and glasses by chance: (pieces, atlas pictures, glasses); nothing dark over the
+    eyes unless `cover`."""
+    hat, pieces = rng.random() < 0.2, []
+    piece, picture = draw_hair(_scalp(), vertices, male, hair, rng)
+    pictures = {"hair": picture}
+    if piece is not None and not (hat and rng.random() < 0.3):
+        pieces.append(piece)
+    if hat:
+        worn, pictures["hat"] = draw_hat(_scalp(), vertices, rng)
+        pieces += worn
+
+    if rng.random() < 0.24:
+        glasses = draw_glasses(np.stack([centre for centre, _ in eyes]), eyes[0][1], rng)
+        if cover or glasses.opacity < 0.5:
+            pictures |= {"frame": glasses.frame_colour, "lens": glasses.lens_picture}
+            return [*pieces, glasses.frame], pictures, glasses
+
+    return pieces, pictures, None
+
+
+def build_atlas(pictures: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """All pictures in one, (576, 288, 3) float32 BGR, with eyes, teeth and tongue added."""
+    teeth, tongue = np.float32([195, 220, 230]) * rng.uniform(0.75, 1.15), (80, 80, 170)
+    atlas = np.zeros((*_ATLAS_SIZE, 3), np.float32)
+    pictures = {"eye": _eye_picture(rng), "teeth": teeth, "tongue": tongue, **pictures}
+
+    for name, picture in pictures.items():
+        x, y, width, height = _REGIONS[name]
+        atlas[y : y + height, x : x + width] = picture
+
+    return atlas
+
+
 def draw_hair(
     scalp: Scalp, vertices: np.ndarray, male: float, colour: np.ndarray, rng: np.random.Generator
 ) -> tuple[Piece | None, np.ndarray]:
@@ -222,7 +267,7 @@ def _draw_hairline(scalp: Scalp, style: str, rng: np.random.Generator) -> np.nda
 
 
 def _hair_picture(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    _, _, width, height = REGIONS["hair"]
+    _, _, width, height = _REGIONS["hair"]
     strands = smooth_noise(rng, (height, width), (3, width / 1.5)) * 0.6
     strands += smooth_noise(rng, (height, width), (4, 20)) * 0.5
     if rng.random() < 0.25:  # curls
@@ -243,7 +288,7 @@ def draw_hat(
     """A cap, a brimmed hat, a woollen hat, a hood or scarf, or a helmet: (pieces, their
     picture)."""
     kind = str(rng.choice(list(_HATS), p=list(_HATS.values())))
-    _, _, width, height = REGIONS["hat"]
+    _, _, width, height = _REGIONS["hat"]
     picture = patterned(rng, (height, width))
     front = rng.uniform(58, 76)
 
@@ -409,14 +454,14 @@ def draw_body(pose: Pose, rng: np.random.Generator) -> tuple[Piece, np.ndarray, 
     inside, pivot = np.float32([0, -3, -1.15]), (0, -1.5, -1.0)
     piece = _sheet("cloth", points, down, inside, across=across, pivot=pivot)
 
-    _, _, width, height = REGIONS["cloth"]
+    _, _, width, height = _REGIONS["cloth"]
     yaw, roll = pose.yaw * rng.uniform(0, 0.8), pose.roll * rng.uniform(0, 0.5)
     turned = Pose(yaw, pose.pitch * 0.2, roll, pose.distance)
 
     return piece, turned.rotation, patterned(rng, (height, width))
 
 
-def eye_picture(rng: np.random.Generator) -> np.ndarray:
+def _eye_picture(rng: np.random.Generator) -> np.ndarray:
     """The eyeball from the front, (64, 64, 3) BGR: white, iris, pupil, and a catch-light at
     times."""
     picture = np.empty((64, 64, 3), np.float32)

@@ -60,17 +60,9 @@ def draw_face(
     occluded = hidden[33:].sum() >= 6 or hidden.sum() >= 16
     picture, blurred = _photograph(picture, rng)
     picture, landmarks, box = _frame(picture, seen.landmarks, seen.box, rng)
+    flags = (*seen.facts, bool(occluded), blurred)
 
-    facts = (
-        seen.large_pose,
-        seen.expression,
-        seen.illumination,
-        seen.makeup,
-        bool(occluded),
-        blurred,
-    )
-
-    return SyntheticFace(picture, landmarks, box, facts, int(rng.integers(35, 96)), seen.skin)
+    return SyntheticFace(picture, landmarks, box, flags, int(rng.integers(35, 96)), seen.skin)
 
 
 def _photograph(picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from synthetic.camera import CANVAS, Pose, View, centred_view, draw_box, draw_pose, project
-from synthetic.dressing import (
-    ATLAS_SIZE,
-    REGIONS,
-    Glasses,
-    Piece,
-    Scalp,
-    atlas_uv,
-    build_scalp,
-    draw_body,
-    draw_glasses,
-    draw_hair,
-    draw_hat,
-    eye_picture,
-)
+from synthetic.dressing import Piece, atlas_uv, build_atlas, draw_body, dress
 from synthetic.head import (
     LOWER_TEETH,
     TONGUE,
@@ -35,7 +21,7 @@ from synthetic.head import (
 )
 from synthetic.light import Light, draw_light, shade_head, shade_piece
 from synthetic.raster import Fragments, rasterise
-from synthetic.shape import Person, draw_expression, draw_person
+from synthetic.shape import draw_expression, draw_person
 from synthetic.skin import Skin, draw_brows, paint_skin, to_texture
 
 _HEAD, _BODY = 0, 1  # owners of pixels; what is worn follows
@@ -45,7 +31,7 @@ _HEAD, _BODY = 0, 1  # owners of pixels; what is worn follows
 class Rendering:
     """picture: (size, size, 3) float32 BGR, black where nothing is; mask: (size, size)
     bool; landmarks: (98, 2) px; box: (left, top, width, height) px, float; hidden: (98,) bool,
-    covered by something worn; facts for the attributes; tone: (3,) BGR of the skin under its
+    covered by something worn; facts: large pose, expression, illumination, make-up; tone: (3,) BGR of the skin under its
     light; skin: (3,) BGR of the bare skin."""
 
     picture: np.ndarray
@@ -53,10 +39,7 @@ class Rendering:
     landmarks: np.ndarray
     box: tuple[float, float, float, float]
     hidden: np.ndarray
-    large_pose: bool
-    expression: bool
-    illumination: bool
-    makeup: bool
+    facts: tuple[bool, bool, bool, bool]
     tone: np.ndarray
     skin: np.ndarray
 
@@ -97,11 +80,6 @@ class _Canvas:
             self.owner[over.pixel] = _BODY + 1
 
 
-@lru_cache(maxsize=1)
-def _scalp() -> Scalp:
-    return build_scalp(load_head())
-
-
 def render_head(
     rng: np.random.Generator, without: frozenset[str] = frozenset(), *, size: int = CANVAS
 ) -> Rendering:
@@ -124,9 +102,9 @@ def render_head(
     landmarks = view.on_canvas(landmarks)
 
     cover = "occluders" not in without
-    pieces, pictures, glasses = _dress(person, vertices, skin.hair, eyes, rng, cover)
+    pieces, pictures, glasses = dress(vertices, person.male, skin.hair, eyes, rng, cover=cover)
     body, body_turn, pictures["cloth"] = draw_body(pose, rng)
-    atlas = _build_atlas({"skin": skin.texture, **pictures}, rng)
+    atlas = build_atlas({"skin": skin.texture, **pictures}, rng)
     surface = _grow_beard(head, vertices, skin, rng)
     shading = shade_head(head, surface, light, rotation, skin.shine)
     uv = _head_uv(head, vertices, eyes, expression.gaze)
@@ -146,10 +124,7 @@ def render_head(
         landmarks=landmarks,
         box=(*view.on_canvas(np.array(box[:2])).tolist(), box[2] * view.scale, box[3] * view.scale),
         hidden=canvas.owner[cell[:, 1] * size + cell[:, 0]] > _BODY,
-        large_pose=pose.large,
-        expression=expression.strong,
-        illumination=light.remarkable,
-        makeup=skin.makeup,
+        facts=(pose.large, expression.strong, light.remarkable, skin.makeup),
         tone=np.clip(skin.tone * (light.ambient.mean(0) + 0.5 * light.colours.sum(0)), 0, 255),
         skin=skin.tone,
     )
@@ -196,52 +171,6 @@ def _grow_beard(
     grown = vertices + vertex_normals(vertices, head.triangles) * length[:, None]
 
     return grown.astype(np.float32)
-
-
-def _dress(
-    person: Person,
-    vertices: np.ndarray,
-    hair: np.ndarray,
-    eyes: list,
-    rng: np.random.Generator,
-    cover: bool,
-) -> tuple[list[Piece], dict[str, np.ndarray], Glasses | None]:
-    """Hair, hat and glasses by chance: (pieces, atlas pictures, glasses); nothing dark over the
-    eyes unless `cover`."""
-    pieces: list[Piece] = []
-    hat = rng.random() < 0.2
-    piece, picture = draw_hair(_scalp(), vertices, person.male, hair, rng)
-    pictures = {"hair": picture}
-    if piece is not None and not (hat and rng.random() < 0.3):
-        pieces.append(piece)
-    if hat:
-        worn, pictures["hat"] = draw_hat(_scalp(), vertices, rng)
-        pieces += worn
-
-    glasses = None
-
-    if rng.random() < 0.24:
-        glasses = draw_glasses(np.stack([c for c, _ in eyes]), eyes[0][1], rng)
-        if cover or glasses.opacity < 0.5:
-            pieces.append(glasses.frame)
-            pictures["frame"], pictures["lens"] = glasses.frame_colour, glasses.lens_picture
-        else:
-            glasses = None
-
-    return pieces, pictures, glasses
-
-
-def _build_atlas(pictures: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """All pictures in one, (576, 288, 3) float32 BGR, with eyes, teeth and tongue added."""
-    teeth, tongue = np.float32([195, 220, 230]) * rng.uniform(0.75, 1.15), (80, 80, 170)
-    atlas = np.zeros((*ATLAS_SIZE, 3), np.float32)
-    pictures = {"eye": eye_picture(rng), "teeth": teeth, "tongue": tongue, **pictures}
-
-    for name, picture in pictures.items():
-        x, y, width, height = REGIONS[name]
-        atlas[y : y + height, x : x + width] = picture
-
-    return atlas
 
 
 def _head_uv(head: Head, vertices: np.ndarray, eyes: list, gaze: np.ndarray) -> np.ndarray:
