@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import dataset.prepare
-from dataset.annotations import ATTRIBUTES, official_list
+from dataset.annotations import ATTRIBUTES, list_path, official_list, read_crop_list
 from utils.files import UserError
 
 SCRIPT = "dataset/createWFLW256.py"
@@ -119,31 +119,17 @@ def test_synthetic_faces(official_set, prepared_set):
         check_split(prepared_set, split, source, official_set / "WFLW_images")
 
 
-def test_area_patches_and_their_landmarks(official_set, tmp_path, run_script):
+def test_area_patches_and_their_landmarks(official_set, prepared_set, tmp_path, run_script):
     out = tmp_path / "out"
-    command = (SCRIPT, "--wflw", official_set, "--out", out, "--resample", "area")
-    code, _, errors = run_script(*command)
-    assert (code, errors) == (0, "")
+    options = ("--out", out, "--resample", "area", "--workers", 5)
+    assert run_script(SCRIPT, "--wflw", official_set, *options)[::2] == (0, "")
     assert json.loads((out / "meta.json").read_text())["resample"] == "area"
 
     lines = official_list(official_set, "test").read_text().splitlines()
-    rows = (out / "WFLW256_test.txt").read_text().splitlines()
-
-    for line, row in zip(lines, rows, strict=True):
-        fields, numbers = line.split(), np.array(row.split()[:-1], dtype=float)
-        left, top, side = expected_square(fields, 98)
-        points = np.array(fields[:196], dtype=float).reshape(98, 2)
-        expected = (points - [left, top] + 0.5) * 256 / side - 0.5
-        np.testing.assert_allclose(numbers.reshape(2, 98).T, expected, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("workers", [1, 5])
-def test_the_result_does_not_depend_on_the_workers(
-    official_set, prepared_set, tmp_path, run_script, workers
-):
-    command = (SCRIPT, "--wflw", official_set, "--out", tmp_path / "out", "--workers", workers)
-    assert run_script(*command)[0] == 0
-    assert contents(tmp_path / "out") == contents(prepared_set)
+    plain, area = (read_crop_list(list_path(folder, "test"))[0] for folder in (prepared_set, out))
+    for line, points, centred in zip(lines, plain, area, strict=True):
+        half = 128 / expected_square(line.split(), 98)[2]  # half a pixel of the image, patch px
+        np.testing.assert_allclose(centred, points + half - 0.5, rtol=0, atol=1e-9)
 
 
 def test_runs_from_anywhere_without_torch(official_set, prepared_set, tmp_path):
@@ -177,37 +163,48 @@ def test_a_finished_set_is_left_alone(official_set, prepared_set, run_script):
     assert {path: path.stat().st_mtime_ns for path in prepared_set.rglob("*")} == before
 
 
-def fail_at_the_ninth(monkeypatch, failure: BaseException) -> None:
-    """Let the cutting of the ninth patch raise `failure`."""
-    calls, real = [], dataset.prepare.face_patch
+def fail_at(number: int, failure: BaseException, real):
+    """`real`, whose `number`-th call raises `failure`."""
+    calls = []
 
-    def fail(*arguments):
+    def called(*arguments):
         calls.append(1)
-        if len(calls) == 9:
+        if len(calls) == number:
             raise failure
         return real(*arguments)
 
-    monkeypatch.setattr(dataset.prepare, "face_patch", fail)
+    return called
 
 
+@pytest.mark.parametrize(
+    ("where", "failure", "code", "said"),
+    [
+        ("dataset.prepare.face_patch", KeyboardInterrupt(), 130, "the same command carries on"),
+        ("os.replace", OSError(errno.ENOSPC, "No space left"), 1, "cannot write {out}"),
+        ("os.replace", OSError(errno.EACCES, "Permission denied"), 1, "cannot write {out}"),
+    ],
+)
 def test_an_interrupted_run_carries_on(
-    official_set, prepared_set, tmp_path, run_script, monkeypatch
+    official_set, prepared_set, tmp_path, run_script, monkeypatch, where, failure, code, said
 ):
     out = tmp_path / "out"
     command = (SCRIPT, "--wflw", official_set, "--out", out, "--workers", 1)
+    real = os.replace if where == "os.replace" else dataset.prepare.face_patch
     with monkeypatch.context() as patched:
-        fail_at_the_ninth(patched, KeyboardInterrupt())
-        code, _, errors = run_script(*command)
+        patched.setattr(where, fail_at(9, failure, real))
+        found, _, errors = run_script(*command)
 
-    assert code == 130 and errors == "interrupted; the same command carries on from here\n"
+    assert found == code and errors.count("\n") == 1 and said.format(out=out) in errors
     (out / "train" / ".WFLW0011.png.7.tmp").touch()  # a killed process leaves its file
     kept = {path: path.stat().st_ino for path in out.rglob("WFLW*.png")}
-    assert 8 <= len(kept) < 20 and not list(out.glob("*.txt")) and not (out / "meta.json").exists()
+    assert 7 <= len(kept) < 20 and not list(out.glob("*.txt")) and not (out / "meta.json").exists()
+    whole = contents(prepared_set)
+    assert all(path.read_bytes() == whole[str(path.relative_to(out))] for path in kept)
 
-    code, output, _ = run_script(*command)
-    assert code == 0 and f"({20 - len(kept)} patches written)" in output
+    found, output, _ = run_script(*command)
+    assert found == 0 and f"({20 - len(kept)} patches written)" in output
     assert {path: path.stat().st_ino for path in kept} == kept
-    assert contents(out) == contents(prepared_set)
+    assert contents(out) == whole
 
 
 def test_leftovers_of_other_settings_are_not_mixed_in(
@@ -215,7 +212,8 @@ def test_leftovers_of_other_settings_are_not_mixed_in(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        fail_at_the_ninth(patched, UserError("stop"))
+        stop = fail_at(9, UserError("stop"), dataset.prepare.face_patch)
+        patched.setattr("dataset.prepare.face_patch", stop)
         options = ("--out", out, "--resample", "area", "--workers", 1)
         assert run_script(SCRIPT, "--wflw", official_set, *options)[0] == 1
 
@@ -338,33 +336,6 @@ def test_lists_may_come_through_pipes(official_set, prepared_set, tmp_path, run_
     assert made == expected
     for split in ("train", "test"):
         assert sources[0][split] == sources[1][split] | {"list": "(pipe)"}
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_a_full_disk_leaves_no_part_of_a_file(
-    official_set, prepared_set, tmp_path, run_script, monkeypatch, number
-):
-    out = tmp_path / "out"
-    written, real = [], os.replace
-
-    def fail_at_the_sixth(temporary, path) -> None:
-        written.append(path)
-        if len(written) == 6:
-            raise OSError(number, os.strerror(number))
-        real(temporary, path)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", fail_at_the_sixth)
-        code, _, errors = run_script(SCRIPT, "--wflw", official_set, "--out", out, "--workers", 1)
-
-    assert code == 1 and errors.startswith(f"error: cannot write {out}")
-    assert os.strerror(number) in errors
-    assert errors.count("\n") == 1
-
-    patches = {name: data for name, data in contents(out).items() if name != ".partial.json"}
-    assert patches and patches.items() <= contents(prepared_set).items()
-    assert run_script(SCRIPT, "--wflw", official_set, "--out", out)[0] == 0
-    assert contents(out) == contents(prepared_set)
 
 
 def test_skip_bad_leaves_bad_faces_out_and_names_them(own_set, prepared_set, run_script):
