@@ -1,7 +1,8 @@
 """Landmark schemes: which point is what. Nothing else in the code knows the number of a landmark.
 
-WFLW's 98 and iBUG's 68 points are built in; any other scheme comes from a JSON file (`read_scheme`)
-and travels with prepared sets and checkpoints as their ``scheme_definition``.
+WFLW's 98 and iBUG's 68 points are built in (the files in `schemes/`); any other scheme comes from a
+file of the same form (`read_scheme`) and travels with prepared sets and checkpoints as their
+``scheme_definition``.
 
 Pixel convention everywhere: integer coordinates are pixel centres; the mirror of x in a crop w wide
 is w - 1 - x.
@@ -54,84 +55,29 @@ class LandmarkScheme:
         return len(self.mirror)
 
 
-def _mirror(num_points: int, *swaps: tuple[list[int], list[int]]) -> tuple[int, ...]:
-    """Involution that exchanges the listed landmarks pair by pair and leaves the others."""
-    permutation = np.arange(num_points)
-    for left, right in swaps:
-        permutation[[*left, *right]] = [*right, *left]
+def scheme_from_definition(content: Any) -> LandmarkScheme:
+    """The inverse of :func:`define`; where fields lack, an AttributeError or TypeError."""
+    contours = tuple(Contour(**_with_tuples(item)) for item in content.get("contours", ()))
+    same_as = _with_tuples(content.get("same_as", {}))
 
-    return tuple(permutation.tolist())
-
-
-def _run(first: int, last: int) -> tuple[int, ...]:
-    return tuple(range(first, last + 1))
+    return LandmarkScheme(**_with_tuples(content) | {"contours": contours, "same_as": same_as})
 
 
-WFLW_98 = LandmarkScheme(
-    name="WFLW-98",
-    mirror=_mirror(
-        98,
-        ([*range(0, 17)], [*range(32, 15, -1)]),
-        ([33, 34, 35, 36, 37, 38, 39, 40, 41], [46, 45, 44, 43, 42, 50, 49, 48, 47]),
-        ([55, 56], [59, 58]),
-        ([60, 61, 62, 63, 64, 65, 66, 67], [72, 71, 70, 69, 68, 75, 74, 73]),
-        ([76, 77, 78, 83, 84], [82, 81, 80, 87, 86]),
-        ([88, 89, 93], [92, 91, 95]),
-        ([96], [97]),
-    ),
-    outer_eyes=(60, 72),
-    contours=(
-        Contour("face contour", _run(0, 32)),
-        Contour("left brow", _run(33, 41), closed=True),
-        Contour("right brow", _run(42, 50), closed=True),
-        Contour("nose bridge", _run(51, 54)),
-        Contour("nose base", _run(55, 59)),
-        Contour("left eye", _run(60, 67), closed=True),
-        Contour("right eye", _run(68, 75), closed=True),
-        Contour("outer lip", _run(76, 87), closed=True),
-        Contour("inner lip", _run(88, 95), closed=True),
-        Contour("left pupil", (96,)),
-        Contour("right pupil", (97,)),
-    ),
-)
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
+
+
+def _built_in(name: str) -> LandmarkScheme:
+    path = Path(__file__).parent / "schemes" / name
+    return scheme_from_definition(json.loads(path.read_text()))
+
+
+WFLW_98, IBUG_68 = _built_in("wflw98.json"), _built_in("ibug68.json")
+SCHEMES = {scheme.num_points: scheme for scheme in (WFLW_98, IBUG_68)}
 
 # iBUG landmark -> the WFLW landmark that is the same point of a face. WFLW's face contour is twice
 # as dense; its lids have three points between the corners, iBUG's two, and none of these agree.
-WFLW_OF_IBUG = (
-    {i: 2 * i for i in _run(0, 16)}
-    | dict(zip(_run(17, 26), (*_run(33, 37), *_run(42, 46)), strict=True))
-    | dict(zip(_run(27, 35), _run(51, 59), strict=True))
-    | {36: 60, 39: 64, 42: 68, 45: 72}
-    | dict(zip(_run(48, 67), _run(76, 95), strict=True))
-)
-
-IBUG_68 = LandmarkScheme(
-    name="iBUG-68",
-    mirror=_mirror(
-        68,
-        ([*range(0, 8)], [*range(16, 8, -1)]),
-        ([17, 18, 19, 20, 21], [26, 25, 24, 23, 22]),
-        ([31, 32], [35, 34]),
-        ([36, 37, 38, 39, 40, 41], [45, 44, 43, 42, 47, 46]),
-        ([48, 49, 50, 55, 56], [54, 53, 52, 59, 58]),
-        ([60, 61, 65], [64, 63, 67]),
-    ),
-    outer_eyes=(36, 45),
-    contours=(
-        Contour("face contour", _run(0, 16)),
-        Contour("left brow", _run(17, 21)),
-        Contour("right brow", _run(22, 26)),
-        Contour("nose bridge", _run(27, 30)),
-        Contour("nose base", _run(31, 35)),
-        Contour("left eye", _run(36, 41), closed=True),
-        Contour("right eye", _run(42, 47), closed=True),
-        Contour("outer lip", _run(48, 59), closed=True),
-        Contour("inner lip", _run(60, 67), closed=True),
-    ),
-    same_as={"WFLW-98": tuple(WFLW_OF_IBUG.get(i) for i in range(68))},
-)
-
-SCHEMES = {scheme.num_points: scheme for scheme in (WFLW_98, IBUG_68)}
+WFLW_OF_IBUG = {i: p for i, p in enumerate(IBUG_68.same_as["WFLW-98"]) if p is not None}
 
 # The WFLW landmarks of each lid, from corner to corner, and the two iBUG landmarks on it, which lie
 # at a third and at two thirds of the way.
@@ -271,7 +217,7 @@ def own_scheme(record: Mapping[str, Any], where: Path | str) -> LandmarkScheme |
     """
     definition = record.get("scheme_definition")
     with about(f"{where}: its scheme_definition is damaged"):
-        return None if definition is None else scheme_from_definition(definition)
+        return None if definition is None else _checked(definition)
 
 
 def scheme_of_network(config: Mapping[str, Any], where: Path | str) -> LandmarkScheme:
@@ -299,16 +245,13 @@ def read_scheme(path: str | Path) -> LandmarkScheme:
         raise UserError(f"scheme {path} does not exist")
 
     with about(path):
-        return scheme_from_definition(content)
+        return _checked(content)
 
 
-def scheme_from_definition(content: Any) -> LandmarkScheme:
-    """The inverse of :func:`define`, for content that may be wrong anywhere."""
+def _checked(content: Any) -> LandmarkScheme:
+    """The scheme of a definition that may be wrong anywhere."""
     try:
-        contours = tuple(Contour(**_with_tuples(item)) for item in content.get("contours", ()))
-        same_as = _with_tuples(content.get("same_as", {}))
-        fields = _with_tuples(content) | {"contours": contours, "same_as": same_as}
-        scheme = LandmarkScheme(**fields)
+        scheme = scheme_from_definition(content)
         wrong = next((message for fine, message in _requirements(scheme) if not fine), None)
     except (AttributeError, TypeError) as error:  # fields that lack, or of another kind
         wrong = f"it is no landmark scheme ({error}); see docs/data.md"
@@ -317,10 +260,6 @@ def scheme_from_definition(content: Any) -> LandmarkScheme:
         raise UserError(wrong)
 
     return scheme
-
-
-def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
 
 
 def _requirements(scheme: LandmarkScheme) -> Iterator[tuple[bool, str]]:
