@@ -11,18 +11,3 @@ from models.sepbn import (
     synchronize_statistics,
 )
 from models.vanilla import Baseline, BaselineSepDyBN, VanillaCNN, released_state_dict
-
-__all__ = [
-    "Baseline",
-    "BaselineSepDyBN",
-    "SepBatchNorm1d",
-    "SepBatchNorm2d",
-    "SepBatchNorm3d",
-    "TemperatureSchedule",
-    "VanillaCNN",
-    "convert_batchnorm",
-    "parameter_groups",
-    "released_state_dict",
-    "set_temperature",
-    "synchronize_statistics",
-]

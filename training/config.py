@@ -45,32 +45,20 @@ class TrainConfig:
         "name of the run; its files go to checkpoints/RUN (default: baseline for bn, else the "
         "normalisation: none, sepbn)",
     )
-    norm: str = _option(
-        None,
-        "normalisation; none is the released baseline (default: that of --init, or bn)",
-        choices=("bn", "none"),
-    )
-    sets: int = _option(
-        None, "K, mapping sets (scale and shift) of each SepBN module (default: as --init, or 3)"
-    )
+    norm: str = _option(None, "normalisation; none: released baseline", choices=("bn", "none"))
+    sets: int = _option(None, "K, mapping sets (scale and shift) of each SepBN module")
     groups: int = _option(
-        None,
-        "G, channel groups with attention of their own; the released code has 1 (default: as "
-        "--init, or 2)",
+        None, "G, channel groups with attention of their own; the released code has 1"
     )
     attention_grid: int | None = _option(
-        None,
-        "T, attention on a T x T grid, a reconstruction of the paper's diagram (default: as "
-        "--init, or as released)",
+        None, "T, attention on a T x T grid, a reconstruction of the paper's diagram"
     )
     temperature: float = _option(
         None,
         "softmax temperature at epoch 0; falls by 1 an epoch, stays at 1 (default: as --init, or "
         "half of --epochs, at most 30)",
     )
-    width: int = _option(
-        None, "channels of the first stage (default: as --init, or 64, the published network)"
-    )
+    width: int = _option(None, "channels of the first stage; the published network has 64")
     epochs: int = _option(2000, "passes over the training faces")
     warmup_epochs: float = _option(None, "epochs of linear warm-up (default: 0.4 of --epochs)")
     batch_size: int = _option(8, "faces an iteration, over all processes together")
@@ -188,16 +176,17 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
     description = f"Train the Vanilla CNN with {what}. Files go to checkpoints/RUN."
     parser = _Parser(description=description, allow_abbrev=False)
 
-    fixed: dict[str, Any] = {"norm": "sepbn"} if sepbn else {}
-    left_out = fixed if sepbn else SEPBN_OPTIONS
+    fixed: dict[str, Any] = {"norm": "sepbn"} if sepbn else dict.fromkeys(SEPBN_OPTIONS)
 
     for setting in fields(TrainConfig):
-        if setting.name in left_out:
+        if setting.name in fixed:
             continue
 
         option = "--" + setting.name.replace("_", "-")
         text, default = setting.metadata["help"], setting.default
-        if default is not None and default is not False:  # a default of 0 is shown
+        if setting.name in NETWORK:
+            text += f" (default: as --init, or {NETWORK[setting.name] or 'as released'})"
+        elif default is not None and default is not False:  # a default of 0 is shown
             text += " (default: %(default)s)"
 
         how: dict[str, Any] = {"action": "store_true"}
@@ -208,16 +197,12 @@ def parse_arguments(argv: list[str] | None, *, sepbn: bool) -> tuple[TrainConfig
         parser.add_argument(option, help=text, **how)
 
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument(
-        "--resume",
-        action="store_true",
-        help="carry on a stopped run (starts afresh if nothing was saved)",
-    )
-
+    resume = "carry on a stopped run (starts afresh if nothing was saved)"
+    existing.add_argument("--resume", action="store_true", help=resume)
     existing.add_argument("--overwrite", action="store_true", help="replace an existing run")
-    values: dict[str, Any] = vars(parser.parse_args(argv))
+    values: dict[str, Any] = vars(parser.parse_args(argv)) | fixed
     what_exists = {name: values.pop(name) for name in ("resume", "overwrite")}
-    values |= fixed
+
     if values["run"] is None:
         values["run"] = RUN_OF.get(values["norm"], values["norm"])
 
