@@ -37,18 +37,25 @@ from utils.progress import progress
 RESAMPLES = 10_000  # of the bootstrap
 
 
-def require_same_points(loaded: LoadedModel, faces: FaceSet) -> None:
-    """Refuse a model that was trained for other landmarks than the data has."""
+def require_same_points(
+    loaded: LoadedModel, faces: FaceSet, *, or_common_ones: bool = False
+) -> None:
+    """Refuse a model that was trained for other landmarks than the data has, unless the 60 common
+    ones of WFLW's 98 and iBUG's 68 are enough.
+    """
     scheme = scheme_of_network(loaded.config, loaded.path)
-    if points_within(scheme, faces.scheme) is None:
-        advice = "evaluate it on data of its own scheme"
-        if (scheme, faces.scheme) == (WFLW_98, IBUG_68):
-            advice = "test.py CHECKPOINT, with the file named, evaluates it on 60 common points"
+    common = (scheme, faces.scheme) == (WFLW_98, IBUG_68)
+    if points_within(scheme, faces.scheme) is not None or (or_common_ones and common):
+        return
 
-        raise UserError(
-            f"{loaded.path}: the model predicts {scheme.num_points} landmarks ({scheme.name}), the "
-            f"data has {faces.scheme.num_points} ({faces.scheme.name}); {advice}"
-        )
+    advice = "evaluate it on data of its own scheme"
+    if common:
+        advice = "test.py CHECKPOINT, with the file named, evaluates it on 60 common points"
+
+    raise UserError(
+        f"{loaded.path}: the model predicts {scheme.num_points} landmarks ({scheme.name}), the "
+        f"data has {faces.scheme.num_points} ({faces.scheme.name}); {advice}"
+    )
 
 
 class PickedPoints(nn.Module):
@@ -254,16 +261,9 @@ def find_checkpoints(folder: Path) -> list[Path]:
     runs = {
         path.parent: path for name in ("last.pt", "final.pt") for path in folder.glob(f"*/{name}")
     }
-    found = [runs[run] for run in sorted(runs)] + sorted(folder.glob("*.pt"))
-    found += sorted(folder.rglob("*.pth"))
+    found = [runs[run] for run in sorted(runs)]
 
-    if not found:
-        raise UserError(
-            f"no checkpoint in {folder}/: train one with python trainBaseline.py, put a .pth "
-            "there, or name a file: python test.py CHECKPOINT"
-        )
-
-    return found
+    return [*found, *sorted(folder.glob("*.pt")), *sorted(folder.rglob("*.pth"))]
 
 
 def load_models(paths: list[Path], faces: FaceSet, *, asked_for: bool) -> dict[str, LoadedModel]:
@@ -277,9 +277,7 @@ def load_models(paths: list[Path], faces: FaceSet, *, asked_for: bool) -> dict[s
     for path in dict.fromkeys(paths):
         try:
             loaded = load_model(path)
-            scheme = scheme_of_network(loaded.config, path)
-            if not (asked_for and (scheme, faces.scheme) == (WFLW_98, IBUG_68)):
-                require_same_points(loaded, faces)
+            require_same_points(loaded, faces, or_common_ones=asked_for)
             models.append(loaded)
         except UserError as error:
             if asked_for:
@@ -289,7 +287,8 @@ def load_models(paths: list[Path], faces: FaceSet, *, asked_for: bool) -> dict[s
 
     if not models:
         raise UserError(
-            "none of the checkpoints found can be evaluated on this data; name one that fits it"
+            "no checkpoint in checkpoints/ that fits this data: train one with python "
+            "trainBaseline.py, put a .pth there, or name a file: python test.py CHECKPOINT"
         )
 
     counts = Counter(model.name for model in models)

@@ -45,7 +45,7 @@ class TrainConfig:
         "name of the run; its files go to checkpoints/RUN (default: baseline for bn, else the "
         "normalisation: none, sepbn)",
     )
-    norm: str = _option(None, "normalisation; none: released baseline", choices=("bn", "none"))
+    norm: str = _option(None, "normalisation; none: the released baseline", choices=("bn", "none"))
     sets: int = _option(None, "K, mapping sets (scale and shift) of each SepBN module")
     groups: int = _option(
         None, "G, channel groups with attention of their own; the released code has 1"
