@@ -22,13 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.paired import machine
-from dataset.annotations import official_list
+from dataset.annotations import official_list, read_official_list
 from evaluation.tables import markdown_table
 from utils.files import UserError, reports_user_errors
 from utils.progress import note
@@ -37,22 +36,6 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOK_SECONDS = 0.05
 STEPS = 100
 WIDTH = 8
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one command took for a number of faces."""
-
-    command: str
-    faces: int
-    seconds: float
-    memory: int  # bytes
-
-    def cell(self) -> str:
-        """Seconds, faces/s and memory, for the table."""
-        rate = self.faces / self.seconds
-
-        return f"{self.seconds:.1f} s, {rate:,.0f}/s, {self.memory / 1e9:.2f} GB"
 
 
 def anonymous_memory(process: int) -> int:
@@ -119,28 +102,26 @@ def seconds_of_steps(data: Path, folder: Path) -> tuple[float, int]:
 
 
 def write_boxes(wflw: Path, target: Path) -> None:
-    """The boxes of the test faces, from their annotation lines, as the table that predict.py
-    reads.
-    """
-    lines = official_list(wflw, "test").read_text().splitlines()
-    fields = [line.split() for line in lines]  # 196 coordinates, box, 6 attributes, picture
-    rows = [",".join([face[-1], *face[196:200]]) for face in fields]
+    """The annotated boxes of the test faces, as the table that predict.py reads."""
+    faces = read_official_list(official_list(wflw, "test"))
+    rows = [",".join(map(str, (face.image, *face.box))) for face in faces]
     target.write_text("\n".join(["file,x0,y0,x1,y1", *rows]) + "\n")
 
 
-def measure(size: int, work: Path) -> list[Cost]:
-    """All commands on ``size`` new faces in the folder ``work``."""
+def measure(size: int, work: Path) -> dict[str, str]:
+    """All commands on ``size`` new faces in the folder ``work`` -> seconds, faces/s and memory."""
     train, test = size * 3 // 4, size - size * 3 // 4
-    wflw, data, folder = work / "faces", work / "data", work / "runs"
+    wflw, data, folder, boxes = (work / name for name in ("faces", "data", "runs", "boxes.csv"))
     folder.mkdir()
-    costs = []
+    cells = {}
 
-    def add(name: str, faces: int, result: tuple[float, int]) -> None:
-        costs.append(Cost(name, faces, *result))
-        note(f"{size:,} faces, {name}: {costs[-1].cell()}")
+    def add(name: str, faces: int, cost: tuple[float, int]) -> None:
+        seconds, memory = cost
+        cells[name] = f"{seconds:.1f} s, {faces / seconds:,.0f}/s, {memory / 1e9:.2f} GB"
+        note(f"{size:,} faces, {name}: {cells[name]}")
 
-    draw = ["synthetic/createSynthetic.py", "--out", str(wflw), "--train", str(train)]
-    add("draw", size, run([*draw, "--test", str(test), "--seed", "1"], folder))
+    counts = ["--train", str(train), "--test", str(test), "--seed", "1"]
+    add("render", size, run(["synthetic/createSynthetic.py", "--out", str(wflw), *counts], folder))
     prepare = ["dataset/createWFLW256.py", "--wflw", str(wflw), "--out", str(data)]
     add("prepare", size, run(prepare, folder))
 
@@ -154,12 +135,12 @@ def measure(size: int, work: Path) -> list[Cost]:
 
     checkpoint = str(folder / "checkpoints" / "steps" / "last.pt")
     add("test.py", test, run(["test.py", checkpoint, "--data", str(data)], folder))
-    write_boxes(wflw, work / "boxes.csv")
+    write_boxes(wflw, boxes)
     pictures = map(str, sorted((wflw / "WFLW_images").glob("test--*")))
-    predict = ["predict.py", *pictures, "--boxes", str(work / "boxes.csv")]
-    add("predict.py", test, run([*predict, "--checkpoint", checkpoint], folder))
+    predict = ["predict.py", *pictures, "--boxes", str(boxes), "--checkpoint", checkpoint]
+    add("predict.py", test, run(predict, folder))
 
-    return costs
+    return cells
 
 
 @reports_user_errors
@@ -177,16 +158,13 @@ def main(argv: list[str] | None = None) -> int:
     for size in arguments.sizes:
         work = Path(tempfile.mkdtemp(dir=arguments.work)).resolve()  # scripts run elsewhere
         try:
-            columns[size] = measure(size, work)
+            columns[f"{size:,} faces"] = measure(size, work)
         finally:
             shutil.rmtree(work)
 
-    rows = [
-        [costs[0].command, *(cost.cell() for cost in costs)]
-        for costs in zip(*columns.values(), strict=True)
-    ]
-
-    print(markdown_table(["command", *(f"{size:,} faces" for size in columns)], rows))
+    names = next(iter(columns.values()))
+    rows = [[name, *(cells[name] for cells in columns.values())] for name in names]
+    print(markdown_table(["command", *columns], rows))
     print(machine())
 
     return 0

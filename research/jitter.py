@@ -29,47 +29,34 @@ FRAMES, SETTLED, RATE = 60, 10, 25.0
 SEED = 20_261_125  # of faces made for nothing else
 
 
-def landmarks_of_video(
+def measure(
     predictor: LandmarkPredictor, number: int, sigma: float, *, carried: bool
-) -> tuple[np.ndarray, list[list[list[int]]], int]:
-    """Landmarks (FRAMES, 1, P, 2), the boxes they were found with, and the face's side in px.
+) -> tuple[float, float, int]:
+    """One video's jitter as predicted and smoothed, and its face's side, px.
 
     Args:
         number: of the synthetic face, and of its noise.
         sigma: of the noise, grey levels.
         carried: the box goes with the last landmarks, instead of standing still.
     """
-    face = draw_face(SEED, "test", number)
-    random = np.random.default_rng(number)
+    face, random = draw_face(SEED, "test", number), np.random.default_rng(number)
     tracker = FaceTracker(lambda image: ([list(face.box)], None, [0.0]), FRAMES if carried else 1)
-    landmarks, boxes = [], []
+    smoother, landmarks, smoothed = LandmarkSmoother(), [], []
 
-    for _ in range(FRAMES):
+    for i in range(FRAMES):
         noise = random.normal(0, sigma, face.picture.shape)
         frame = np.clip(np.rint(face.picture + noise), 0, 255).astype(np.uint8)
-        boxes.append(tracker.boxes(frame)[0])
-        landmarks.append(predictor(frame, boxes[-1]))
+        boxes = tracker.boxes(frame)[0]
+        landmarks.append(predictor(frame, boxes))
+        smoothed.append(smoother([0], boxes, landmarks[-1], i / RATE))
         tracker.update(landmarks[-1])
 
-    return np.stack(landmarks), boxes, face.box[2] - face.box[0] + 1
+    return jitter(landmarks), jitter(smoothed), face.box[2] - face.box[0] + 1
 
 
-def jitter(landmarks: np.ndarray) -> float:
+def jitter(landmarks: list[np.ndarray]) -> float:
     """Mean standard deviation over time of a video's coordinates, px, the filter having settled."""
-    return float(landmarks[SETTLED:].std(axis=0).mean())
-
-
-def measure(
-    predictor: LandmarkPredictor, number: int, sigma: float, *, carried: bool
-) -> tuple[float, float, int]:
-    """One video's jitter as predicted and smoothed, and its face's side, px."""
-    landmarks, boxes, side = landmarks_of_video(predictor, number, sigma, carried=carried)
-    smoother = LandmarkSmoother()
-    smoothed = np.stack(
-        [smoother([0], boxes[i], points, i / RATE) for i, points in enumerate(landmarks)]
-    )
-
-    return jitter(landmarks), jitter(smoothed), side
+    return float(np.stack(landmarks)[SETTLED:].std(axis=0).mean())
 
 
 @reports_user_errors

@@ -77,17 +77,13 @@ def liveness(checkpoints: list[Path], faces: FaceSet, out: Path, *, device: torc
         seed = loaded.config.get("seed", "")
         network = {"checkpoint": loaded.name, "seed": seed, "n_test": len(faces)}
 
-        effect = effect_of_attention(loaded.model, faces, learnt, weights, device=device)
+        effect = effect_of_attention(loaded.model, faces, learnt, weights, device)
         found = differences_of_sets(loaded.model, weights)
         rows.append(network | {"module": "all"} | effect)
         rows += [network | row for row in found]
 
-        shown = (
-            f"{float(effect['nme_percent']):.2f}",
-            _interval(effect, "uniform"),
-            _interval(effect, "constant"),
-        )
-        effects.append((loaded.name, *shown))
+        changes = [_interval(effect, name) for name in ("uniform", "constant")]
+        effects.append((loaded.name, f"{float(effect['nme_percent']):.2f}", *changes))
         cells = (" / ".join(f"{float(row[name]):.3f}" for name in OF_MODULES) for row in found)
         modules.append((loaded.name, *cells))
         labels += [(loaded.name, *line) for line in attention_by_label(weights, face_labels(faces))]
@@ -112,12 +108,7 @@ def load_sepbn(path: Path, faces: FaceSet) -> LoadedModel:
 
 
 def effect_of_attention(
-    model: VanillaCNN,
-    faces: FaceSet,
-    learnt: np.ndarray,
-    weights: np.ndarray,
-    *,
-    device: torch.device,
+    model: VanillaCNN, faces: FaceSet, learnt: np.ndarray, weights: np.ndarray, device: torch.device
 ) -> dict[str, str]:
     """NME, and its change where attention is uniform, and where it is its own mean: columns of the
     CSV.
@@ -154,32 +145,22 @@ def differences_of_sets(model: VanillaCNN, weights: np.ndarray) -> list[dict[str
 
 
 def _report(faces: int, effects: list[Cells], modules: list[Cells], labels: list[Cells]) -> str:
-    of_effects = ("network", "NME %", "uniform 1/K", "its mean over the faces")
     of_modules = ("network", *(f"bn{stage}" for stage in range(1, NUM_STAGES + 1)))
-    of_labels = ("network", "label", "faces", "largest d", "by chance")
-    parts = [
+    tables = {
         f"{faces} test faces. Change of the NME (points, 95 % over faces) when attention cannot "
-        "see the input:",
-        "",
-        markdown_table(of_effects, effects, aligned=False),
-        "",
+        "see the input:": (("network", "NME %", "uniform 1/K", "its mean over the faces"), effects),
         "Largest relative distance of two sets of scales / of shifts / largest std of an attention "
-        "weight over faces:",
-        "",
-        markdown_table(of_modules, modules, aligned=False),
-    ]
+        "weight over faces:": (of_modules, modules),
+        "Attention against what is true of the face: the largest |Cohen's d| of all weights, "
+        f"and the 95 % quantile of that under {PERMUTATIONS} random labellings (above it: more "
+        "than chance):": (("network", "label", "faces", "largest d", "by chance"), labels),
+    }
 
-    if labels:
-        parts += [
-            "",
-            "Attention against what is true of the face: the largest |Cohen's d| of all weights, "
-            f"and the 95 % quantile of that under {PERMUTATIONS} random labellings (above it: more "
-            "than chance):",
-            "",
-            markdown_table(of_labels, labels, aligned=False),
-        ]
-
-    return "\n".join(parts)
+    return "\n\n".join(
+        f"{words}\n\n{markdown_table(heads, lines, aligned=False)}"
+        for words, (heads, lines) in tables.items()
+        if lines
+    )
 
 
 def _interval(effect: dict[str, str], name: str) -> str:

@@ -29,10 +29,10 @@ _HEAD, _BODY = 0, 1  # owners of pixels; what is worn follows
 
 @dataclass(frozen=True)
 class Rendering:
-    """picture: (size, size, 3) float32 BGR, black where nothing is; mask: (size, size)
-    bool; landmarks: (98, 2) px; box: (left, top, width, height) px, float; hidden: (98,) bool,
-    covered by something worn; facts: large pose, expression, illumination, make-up; tone: (3,) BGR of the skin under its
-    light; skin: (3,) BGR of the bare skin."""
+    """picture: (size, size, 3) float32 BGR, black where nothing is; mask: (size, size) bool;
+    landmarks: (98, 2) px; box: (left, top, width, height) px, float; hidden: (98,) bool, covered by
+    something worn; facts: large pose, expression, illumination, make-up; tone: (3,) BGR of the skin
+    under its light; skin: (3,) BGR of the bare skin."""
 
     picture: np.ndarray
     mask: np.ndarray
