@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset.landmarks import LandmarkScheme
 from dataset.views import MOST_VIEWS, is_doubtful
-from prediction.outputs import draw_faces
+from prediction.outputs import draw_landmarks
 
 SIDE = 720  # px of a face close up
 
@@ -33,7 +33,9 @@ def draw_face(
     for line in np.rint(16 * np.stack([starts, ends], 1)).astype(int):  # of (P, 2, 2)
         cv2.polylines(part, [line], False, (255, 255, 255), 2, cv2.LINE_AA, 4)
 
-    return draw_faces(part, ends[None], scheme)[..., ::-1]
+    draw_landmarks(part, ends, scheme)
+
+    return part[..., ::-1]
 
 
 def describe_shift(before: np.ndarray, after: np.ndarray, scheme: LandmarkScheme) -> str:

@@ -28,78 +28,48 @@ _BOX_COLOUR = (255, 255, 255)
 PIXELS = "x, y; integers are pixel centres, 0, 0 is the upper left; boxes have inclusive edges"
 
 
-def draw_faces(
-    image: np.ndarray,
-    landmarks: np.ndarray,
-    scheme: LandmarkScheme,
-    *,
-    boxes: Sequence[Sequence[int]] = (),
-    angles: Sequence[float] = (),
-    ids: Sequence[int] = (),
-) -> np.ndarray:
-    """Return a copy of `image` with points, contours (one colour a group) and boxes drawn on it.
+def overlay_of(shot: Shot, scheme: LandmarkScheme, ids: Sequence[int] = ()) -> np.ndarray:
+    """A copy of a picture or frame with its faces' boxes, numbers `ids` and landmarks on it."""
+    canvas = shot.image.copy()
 
-    Args:
-        image: (H, W, 3) uint8, BGR.
-        landmarks: (N, P, 2) x, y in image pixels; integer coordinates are pixel centres.
-        scheme: names the contours of the P points.
-        boxes: N boxes (left, top, right, bottom), edges inclusive, image pixels.
-        angles: degrees by which the N boxes are turned clockwise about their centres; none: 0.
-        ids: numbers to write at the N boxes.
-    """
-    canvas = np.ascontiguousarray(image).copy()
-    for box, angle in zip(boxes, angles or [0.0] * len(boxes), strict=True):
-        left, top, right, bottom = (int(edge) for edge in box)
-        thickness = _stroke(max(right - left, bottom - top))
-        centre = (left + right) / 2, (top + bottom) / 2
-        corners = cv2.boxPoints((centre, (right - left, bottom - top), angle))
-        fixed = np.rint(corners).astype(np.int32)
-        cv2.polylines(canvas, [fixed], True, _BOX_COLOUR, thickness)
+    for index, (left, top, right, bottom) in enumerate(shot.boxes):
+        middle, size = ((left + right) / 2, (top + bottom) / 2), (right - left, bottom - top)
+        corners = cv2.boxPoints((middle, size, shot.frames[index].angle))
+        fixed, stroke = np.rint(corners).astype(np.int32), _stroke(max(size))
+        cv2.polylines(canvas, [fixed], True, _BOX_COLOUR, stroke)
+        if ids:
+            font, height = cv2.FONT_HERSHEY_SIMPLEX, max(0.5, size[0] / 200)
+            place = (left, top - 4)
+            cv2.putText(canvas, str(ids[index]), place, font, height, _BOX_COLOUR, stroke)
 
-    for number, (left, top, right, _) in zip(ids, boxes, strict=False):
-        size, stroke = max(0.5, (right - left) / 200), _stroke(right - left)
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(canvas, str(number), (left, top - 4), font, size, _BOX_COLOUR, stroke)
-
-    colours = contour_colours(len(scheme.contours))
-    for points in landmarks:
-        _draw_points(canvas, np.asarray(points, np.float64), scheme, colours)
+    for points in shot.landmarks:
+        draw_landmarks(canvas, points, scheme)
 
     return canvas
 
 
-def overlay_of(shot: Shot, scheme: LandmarkScheme, ids: Sequence[int] = ()) -> np.ndarray:
-    """A picture or frame with its faces drawn on it, see :func:`draw_faces`."""
-    angles = [frame.angle for frame in shot.frames]
-
-    return draw_faces(shot.image, shot.landmarks, scheme, boxes=shot.boxes, angles=angles, ids=ids)
-
-
-def contour_colours(count: int) -> list[tuple[int, int, int]]:
-    """`count` bright BGR colours, hues evenly spread."""
-    rgb = [colorsys.hsv_to_rgb(index / max(count, 1), 0.85, 1.0) for index in range(count)]
-    return [(round(255 * blue), round(255 * green), round(255 * red)) for red, green, blue in rgb]
-
-
-def _draw_points(
-    canvas: np.ndarray,
-    points: np.ndarray,
-    scheme: LandmarkScheme,
-    colours: list[tuple[int, int, int]],
-) -> None:
+def draw_landmarks(canvas: np.ndarray, points: np.ndarray, scheme: LandmarkScheme) -> None:
+    """Draw one face's points (P, 2) and contours, one colour each, on a picture (H, W, 3) uint8,
+    BGR.
+    """
     extent = float(np.ptp(points, axis=0).max())
     stroke, radius = _stroke(extent), round(min(max(1.2, extent / 100), 100) * 2**_SHIFT)
     fixed = np.rint(np.clip(points, -_LIMIT, _LIMIT) * 2**_SHIFT).astype(np.int32)
+    lines = [fixed[list(contour.points)] for contour in scheme.contours]
+    colours = [_bright(index / len(lines)) for index in range(len(lines))]
 
-    for contour, colour in zip(scheme.contours, colours, strict=True):
-        line = fixed[list(contour.points)]
-        if len(line) > 1:
-            cv2.polylines(canvas, [line], contour.closed, colour, stroke, cv2.LINE_AA, _SHIFT)
+    for line, contour, colour in zip(lines, scheme.contours, colours, strict=True):
+        cv2.polylines(canvas, [line], contour.closed, colour, stroke, cv2.LINE_AA, _SHIFT)
 
     # Dots last, so that no line covers them.
-    for contour, colour in zip(scheme.contours, colours, strict=True):
-        for x, y in fixed[list(contour.points)].tolist():
+    for line, colour in zip(lines, colours, strict=True):
+        for x, y in line.tolist():
             cv2.circle(canvas, (x, y), radius, colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+
+
+def _bright(hue: float) -> tuple[float, ...]:
+    """BGR of a bright colour."""
+    return tuple(round(255 * part) for part in reversed(colorsys.hsv_to_rgb(hue, 0.85, 1.0)))
 
 
 def _stroke(extent: float) -> int:

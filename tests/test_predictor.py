@@ -21,7 +21,7 @@ from dataset.detector import Faces
 from dataset.landmarks import scheme_for
 from models.checkpoint import LoadedModel
 from models.folding import fold_normalisation
-from prediction.outputs import draw_faces
+from prediction.outputs import draw_landmarks, overlay_of
 from prediction.predictor import SMALL_BATCH, LandmarkPredictor, box_about
 from utils.files import UserError
 
@@ -327,14 +327,15 @@ def test_folding_keeps_the_function_and_the_model(norm, sets, groups):
 def test_drawing_marks_points_and_box_on_a_copy():
     scheme = scheme_for(98)
     image = np.full((100, 120, 3), 10, np.uint8)
-    points = np.tile([60.0, 50.0], (98, 1))
-    points[96] = (20.0, 30.0)  # a pupil, alone
-    drawn = draw_faces(image, points[None], scheme, boxes=[(5, 6, 110, 90)])
+    shot = predictor_of(MeanColour()).cut(image, [(5, 6, 110, 90)])
+    shot.landmarks = np.tile([60.0, 50.0], (1, 98, 1))
+    shot.landmarks[0, 96] = (20.0, 30.0)  # a pupil, alone
+    drawn = overlay_of(shot, scheme)
 
     assert (image == 10).all()
     assert (drawn[30, 20] != 10).any() and (drawn[50, 60] != 10).any()
     assert (drawn[6, 5:111] == 255).all() and (drawn[6:91, 110] == 255).all()
     assert (drawn[20, 90] == 10).all() and (drawn[95:] == 10).all()
 
-    lost = np.full((2, 98, 2), 1e9)  # what an untrained network may answer
-    assert (draw_faces(image, lost, scheme) == 10).all()
+    draw_landmarks(image, np.full((98, 2), 1e9), scheme)  # what an untrained network may answer
+    assert (image == 10).all()
