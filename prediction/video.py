@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -24,66 +25,51 @@ from utils.progress import progress
 RATE = 25.0  # frames a second where a file does not say
 
 
-class Video:
-    """A video file, or a moving picture, to read frame after frame, upright.
-
-    Attributes:
-        fps: mean frames a second.
-        announced: frames as far as the file says, 0 if it does not.
+def read_video(path: Path) -> tuple[float, int, Iterator[tuple[np.ndarray, float]]]:
+    """Mean frames a second of a video or a moving picture, how many frames it announces, 0 if it
+    does not, and its frames, upright, (H, W, 3) uint8 BGR, with the time of each in s.
     """
+    capture = open_video(path)
+    fps, count = (capture.get(what) for what in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+    frames = _captured(capture)
+    first = next(frames, None)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._capture = open_video(path)
-        self._animation = None
-        if not self._capture.read()[0]:  # FFmpeg reads no moving WebP and AVIF
-            there, animation = cv2.imreadanimation(str(path))
-            self._animation = animation if there and len(animation.frames) > 1 else None
-
-        self._capture = open_video(path)
-        fps, count = (
-            self._capture.get(what) for what in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT)
-        )
-        if self._animation is not None:
-            count = len(self._animation.frames)
-            fps = 1000 * count / max(sum(self._animation.durations), 1)
-
-        # containers without a rate say 0, nan or nonsense
-        self.fps = fps if 1 <= fps <= 1000 else RATE
-        self.announced = max(0, int(count))
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, float]]:
-        """(H, W, 3) uint8 BGR and the time in s of each frame; without any, a `UserError`."""
-        count, last = 0, -1 / self.fps
-
-        for frame, seconds in self._animated() if self._animation is not None else self._captured():
-            # times that stand still or run backwards are no times
-            last = seconds if seconds > last else last + 1 / self.fps
-            count += 1
-            yield frame, last
-
-        if not count:
+    if first is not None:
+        frames = chain([first], frames)
+    else:  # FFmpeg reads no moving WebP and AVIF
+        there, animation = cv2.imreadanimation(str(path))
+        if not there or len(animation.frames) < 2:
             raise UserError(
-                f"{self.path}: no frame could be read; not a video, a damaged one, or an unknown "
-                "codec"
+                f"{path}: no frame could be read; not a video, a damaged one, or an unknown codec"
             )
 
-    def _captured(self) -> Iterator[tuple[np.ndarray, float]]:
-        try:
-            while True:
-                there, frame = self._capture.read()
-                if not there:
-                    break
-                yield frame, self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        finally:
-            self._capture.release()
+        ends = np.cumsum(animation.durations) / 1000
+        fps, count = len(ends) / max(ends[-1], 1e-3), len(ends)
+        pixels = (np.ascontiguousarray(frame[..., :3]) for frame in animation.frames)
+        frames = zip(pixels, [0.0, *ends.tolist()], strict=False)
 
-    def _animated(self) -> Iterator[tuple[np.ndarray, float]]:
-        assert self._animation is not None
-        seconds = 0.0
-        for frame, duration in zip(self._animation.frames, self._animation.durations, strict=True):
-            yield np.ascontiguousarray(frame[..., :3]), seconds
-            seconds += duration / 1000
+    # containers without a rate say 0, nan or nonsense
+    fps = fps if 1 <= fps <= 1000 else RATE
+
+    return fps, max(0, int(count)), _in_time(frames, fps)
+
+
+def _captured(capture: cv2.VideoCapture) -> Iterator[tuple[np.ndarray, float]]:
+    try:
+        while (read := capture.read())[0]:
+            yield read[1], capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+    finally:
+        capture.release()
+
+
+def _in_time(
+    frames: Iterable[tuple[np.ndarray, float]], fps: float
+) -> Iterator[tuple[np.ndarray, float]]:
+    """The frames; times that stand still or run backwards are no times."""
+    last = -1 / fps
+    for frame, seconds in frames:
+        last = seconds if seconds > last else last + 1 / fps
+        yield frame, last
 
 
 @contextmanager
@@ -130,13 +116,14 @@ def predict_video(
         smooth: landmarks through :class:`LandmarkSmoother`.
         every: frames from one search for faces to the next.
     """
-    video = Video(path)
+    fps, announced, frames = read_video(path)
+    shown = progress(frames, desc=path.name, total=announced or None, unit="frame")
     identities, smoother = Identities(), LandmarkSmoother()
     rows, overlay = results.place(path, ".jsonl"), results.place(path, "_overlay.mp4")
     count = found = 0
 
-    with atomic_write(rows, "w") as file, atomic_video(overlay, video.fps) as write:
-        for shot in _shots(predictor, video, boxes_of, every):
+    with atomic_write(rows, "w") as file, atomic_video(overlay, fps) as write:
+        for shot in _shots(predictor, shown, partial(boxes_of, path), every):
             ids = identities(shot.boxes, shot.seconds)
             if smooth:
                 shot.landmarks = smoother(ids, shot.boxes, shot.landmarks, shot.seconds)
@@ -153,20 +140,22 @@ def predict_video(
 
     height, width = shot.image.shape[:2]
     names = {"rows": results.name(rows), "overlay": results.name(overlay)}
-    told = {"frames": count, "frames_per_second": video.fps}
+    told = {"frames": count, "frames_per_second": fps}
     results.entries[path] = {"width": width, "height": height} | names | told
 
 
 def _shots(
-    predictor: LandmarkPredictor, video: Video, boxes_of: BoxSource, every: int
+    predictor: LandmarkPredictor,
+    frames: Iterable[tuple[np.ndarray, float]],
+    find: Callable[[np.ndarray], tuple],
+    every: int,
 ) -> Iterator[Shot]:
     """Each frame with its faces and their landmarks."""
-    tracker = FaceTracker(partial(boxes_of, video.path), every)
+    tracker = FaceTracker(find, every)
 
     def shots() -> Iterator[Shot]:
-        total = video.announced or None
-        for frame, seconds in progress(video, desc=video.path.name, total=total, unit="frame"):
-            shot = predictor.cut(frame, *tracker.boxes(frame), path=video.path)
+        for frame, seconds in frames:
+            shot = predictor.cut(frame, *tracker.boxes(frame))
             shot.seconds = seconds
             yield shot
 
