@@ -362,8 +362,9 @@ def test_weights_are_kept_where_their_evaluation_fails(train, monkeypatch):
     assert load_model(FOLDER / "final.pt").name == "baseline"
 
 
-def test_a_run_that_fails_in_its_first_epoch_is_not_in_the_way_of_the_next(train, monkeypatch):
-    code, _, errors = train("--lr", "1e30", "--warmup-epochs", "0")
+def test_a_run_that_fails_in_its_first_epoch_changes_nothing(train, monkeypatch):
+    diverging = ("--lr", "1e30", "--warmup-epochs", "0")
+    code, _, errors = train(*diverging)
     assert code == 1 and "--lr" in errors and not FOLDER.exists()
 
     def no_memory(*_):
@@ -375,6 +376,9 @@ def test_a_run_that_fails_in_its_first_epoch_is_not_in_the_way_of_the_next(train
         assert code == 1 and "memory" in errors and not FOLDER.exists()
 
     assert train()[0] == 0
+    before = contents(FOLDER)
+    assert train("--overwrite", *diverging)[0] == 1
+    assert contents(FOLDER) == before
 
 
 # --- options -------------------------------------------------------------------------------------

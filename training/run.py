@@ -116,7 +116,7 @@ class Run:
         self.rows_logged: list[dict[str, Any]] = []
         self._saved: dict[str, Any] | None = None  # what last.pt held
         self._init: checkpoint.LoadedModel | None = None  # what --init names
-        self._new = False  # whether the folder is this run's own from its first step on
+        self._claimed = False  # whether the files in the folder are this run's own
         self._signal = 0
         self._handlers: dict[int, Any] = {}  # of signals, before the first step
         self._began = self._last_save = self._last_look = time.monotonic()
@@ -154,10 +154,6 @@ class Run:
                     yield run
                 except Stopped as stopped:
                     run.exit_code = 128 + stopped.args[0]
-                except Exception:
-                    if run._new:
-                        run._remove_traces()
-                    raise
 
         run.exit_code = leave(run.exit_code)
 
@@ -251,6 +247,12 @@ class Run:
 
         return self.faces
 
+    def _tell_other_code(self, commit: str | None) -> None:
+        """A changed loss, for one, cannot be seen from the settings."""
+        now = self.record["commit"]
+        if self.is_main and now is not None and now != commit:
+            note(f"note: {self.last} was saved by other code, commit {commit}; this is {now}")
+
     def place(self, model: VanillaCNN) -> VanillaCNN:
         """A fresh network with the weights that it is to start from, on the device."""
         if self.config.mean_shape_init:
@@ -274,7 +276,7 @@ class Run:
         return model.to(self.device, **layout)
 
     def restore(self, model: VanillaCNN, optimizer: torch.optim.Optimizer) -> None:
-        """Take up what was saved, and make the folder ready for the next step."""
+        """Take up what was saved; show what runs; listen to signals."""
         self.model, self.optimizer = model, optimizer
         self._losses = torch.zeros(self.steps, dtype=torch.float64, device=self.device)
 
@@ -289,7 +291,6 @@ class Run:
         if self.processes.count > 1:
             distributed.barrier()  # all have read what is there
         if self.is_main:
-            self._start_folder()
             self._start_showing()
 
         for number in SIGNALS:
@@ -319,27 +320,6 @@ class Run:
             if "momentum_buffer" in state[weight]
         }
 
-    def _start_folder(self) -> None:
-        """Only ``overwrite`` removes an old run. Otherwise its milestones stay until equal ones
-        take their place, and its log gets another name.
-        """
-        self._new = self._saved is None
-        log = self.path / "log.csv"
-
-        if self._overwrite:
-            for old in (*map(self.path.joinpath, FILES), *self.path.glob(MILESTONES)):
-                old.unlink(missing_ok=True)
-            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        elif self._new and log.is_file() and log.read_text().count("\n") > 1:
-            number = 1 + len(list(self.path.glob("log_old*.csv")))
-            os.replace(log, self.path / f"log_old{number}.csv")
-
-        for leftover in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink(missing_ok=True)
-
-        write_json(self.path / "config.json", self.record)
-        self._write_log()  # rows past a checkpoint are thereby cut
-
     def _start_showing(self) -> None:
         """Header, progress bar, TensorBoard."""
         config = self.config
@@ -357,6 +337,8 @@ class Run:
                     "leave it out"
                 ) from None
 
+            if self._saved is None:
+                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
             self._writer = SummaryWriter(self.path / "tensorboard", purge_step=self.epoch)
             self._exits.callback(self._writer.close)
 
@@ -449,6 +431,28 @@ class Run:
 
     # --- what is written ---
 
+    def _claim_folder(self) -> None:
+        """Before the first file of this run is written, so that one that comes to nothing leaves
+        what was there. Only ``overwrite`` removes an old run. Otherwise its milestones stay until
+        equal ones take their place, and its log gets another name.
+        """
+        if self._claimed:
+            return
+
+        self._claimed, log = True, self.path / "log.csv"
+        if self._overwrite:
+            for old in (*map(self.path.joinpath, FILES), *self.path.glob(MILESTONES)):
+                old.unlink(missing_ok=True)
+        elif self._saved is None and log.is_file() and log.read_text().count("\n") > 1:
+            number = 1 + len(list(self.path.glob("log_old*.csv")))
+            os.replace(log, self.path / f"log_old{number}.csv")
+
+        for leftover in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+
+        write_json(self.path / "config.json", self.record)
+        self._write_log()  # rows past a checkpoint are thereby cut
+
     def _content(self) -> dict[str, Any]:
         model = self.model.state_dict()
         return {"model": model, "config": self.record, "format": checkpoint.FORMAT}
@@ -459,6 +463,7 @@ class Run:
         losses = self.processes.mean(self._losses[: self.position])
 
         if self.is_main:
+            self._claim_folder()
             training = {
                 "epoch": self.epoch,
                 "position": self.position,
@@ -478,6 +483,7 @@ class Run:
         config, done = self.config, self.epoch
         seconds = time.monotonic() - self._began
 
+        self._claim_folder()
         if done == config.epochs:
             checkpoint.save(self.final, self._content())
         if config.keep_every and done % config.keep_every == 0:
@@ -526,21 +532,3 @@ class Run:
     def _draw_curve(self) -> None:
         if self.rows_logged:
             save_figure(training_curve(self.rows_logged), self.path / "curve.png")
-
-    # --- what lies in the folder ---
-
-    def _tell_other_code(self, commit: str | None) -> None:
-        """A changed loss, for one, cannot be seen from the settings."""
-        now = self.record["commit"]
-        if self.is_main and now is not None and now != commit:
-            note(f"note: {self.last} was saved by other code, commit {commit}; this is {now}")
-
-    def _remove_traces(self) -> None:
-        """Leave no folder of a run that could not do its first epoch, so that the next try, with
-        other settings, finds nothing in its way.
-        """
-        weights = (self.last, self.final, *self.path.glob(MILESTONES))
-        kept = self.rows_logged or any(file.exists() for file in weights)
-        if self.is_main and not kept:
-            for name in ("config.json", "log.csv"):
-                (self.path / name).unlink(missing_ok=True)
