@@ -4,7 +4,6 @@ looks odd may be true, and whoever prepares faces is the one to judge.
 
 from __future__ import annotations
 
-import warnings
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -199,10 +198,8 @@ def _as_stored(faces: list[Face], points: np.ndarray, source: Source) -> np.ndar
 def _orientation(path: Path) -> int | None:
     """The orientation that a picture's EXIF entry tells; None where it tells none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of very large pictures
-            with Image.open(path) as picture:
-                return picture.getexif().get(EXIF_ORIENTATION)
+        with Image.open(path) as picture:
+            return picture.getexif().get(EXIF_ORIENTATION)
     except Exception:  # damaged, in one of many ways: cutting names it
         return None
 

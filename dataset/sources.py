@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from dataset.annotations import ATTRIBUTES, Annotation, official_list, read_official_list
 from dataset.boxes import BoxRule
-from dataset.crop import Box
 from dataset.landmarks import LandmarkScheme, scheme_for
 from dataset.pts import PtsFace, read_folders
 from utils.files import UserError, about, read_bytes
@@ -101,6 +100,7 @@ def read_pts(
     """
     points = scheme.num_points if scheme else None
     read = {split: read_folders(folders[split], points) for split in SPLITS}
+    no_flags = (False,) * len(ATTRIBUTES)
     faces: dict[str, list[Face]] = {split: [] for split in SPLITS}
     missed: dict[str, list[str]] = {split: [] for split in SPLITS}
 
@@ -111,9 +111,13 @@ def read_pts(
                     box = rule.box_of(face)
                 bar.update()
                 if box is None:
-                    missed[split].append(f"{face.picture.parent.name}/{face.picture.name}")
-                else:
-                    faces[split].append(_face_of(face, box, split, len(faces[split])))
+                    missed[split].append(_short(face.picture))
+                    continue
+
+                patch = f"{split}/WFLW{len(faces[split]):04d}.png"
+                picture, line = str(face.picture), len(faces[split]) + 1
+                annotation = Annotation(face.landmarks, box, no_flags, picture, line)
+                faces[split].append(Face(annotation, str(face.pts), patch, _short(face.pts)))
 
     for split in SPLITS:
         if not faces[split]:
@@ -126,15 +130,9 @@ def read_pts(
     return Source(Path(), faces, chosen, origin, boxes)
 
 
-def _face_of(face: PtsFace, box: Box, split: str, index: int) -> Face:
-    flags = (False,) * len(ATTRIBUTES)
-
-    return Face(
-        Annotation(face.landmarks, box, flags, str(face.picture), index + 1),
-        str(face.pts),
-        f"{split}/WFLW{index:04d}.png",
-        f"{face.pts.parent.name}/{face.pts.name}",
-    )
+def _short(path: Path) -> str:
+    """A file and its folder: no more of this disk."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _scheme_of(faces: dict[str, list[Face]], where: Mapping[str, Path]) -> LandmarkScheme:

@@ -108,9 +108,6 @@ class LandmarkPredictor:
         refine: bool = False,
         detector: str | Path | Detector | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-
         self.device = select_device(device)
         self.batch_size = batch_size
         self._detector = FaceDetector(detector) if isinstance(detector, (str, Path)) else detector
@@ -255,13 +252,10 @@ class LandmarkPredictor:
         self, image: np.ndarray, landmarks: np.ndarray, frame: PatchFrame
     ) -> Shot | None:
         """The face that landmarks (P, 2), image px, ask for; None where they cannot be a face's."""
-        if not (np.abs(landmarks) < LARGEST_EDGE).all():
-            return None
-
         try:
             box, angle = box_about(landmarks, self.scheme.outer_eyes, frame.angle)
             return self.cut(image, [box], None, [angle])
-        except UserError:  # all points in one place, or far from the picture
+        except (UserError, ValueError, OverflowError):  # all in one place, far off, or no numbers
             return None
 
 
