@@ -19,7 +19,7 @@ from utils.files import UserError, reports_user_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    networks = "trained network; name two to see both (default: the released SepBN network)"
+    networks = "trained network; name two to see both (default: our SepBN network)"
     add("--checkpoint", type=Path, action="append", metavar="FILE", help=networks)
     add("--detector", type=Path, metavar="ONNX", help="YuNet (default: what the page fetched)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")

@@ -28,7 +28,7 @@ VIEWS = range(1, 15)  # as dataset/views.py has it, which brings torch along
 HELP = {
     "inputs": "picture, video, or folder of them",
     "--recursive": "folders with all the folders in them",
-    "--checkpoint": "trained network (default: the released SepBN network, checkpoints/sepbn16.pt);"
+    "--checkpoint": "trained network (default: our SepBN network, checkpoints/sepbn16.pt);"
     " a run of your own is checkpoints/RUN/final.pt",
     "--device": "auto, cpu, cuda or cuda:N (default: %(default)s)",
     "--batch-size": "faces at once, over pictures and frames (default: %(default)s)",

@@ -27,13 +27,8 @@ FORMAT = 1
 # the SepBN network that comes with the code
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "sepbn16.pt"
 
-# Settings besides the architecture that every config has, and of which kind they are
-SETTINGS: dict[str, Any] = {
-    "resample": str,
-    "box_scale": (int, float),
-    "released_geometry": bool,
-    "run": str,
-}
+# Settings besides the architecture that every config has
+SETTINGS = ("resample", "box_scale", "released_geometry", "run")
 # Settings that files of earlier versions do not have
 IMPLIED = {"attention_grid": None, "box_scale": 1.0}
 
@@ -149,16 +144,12 @@ def _own_config(config: dict[str, Any], architecture: Architecture) -> dict[str,
     """The config of a file of ours, which must agree with its weights."""
     config = IMPLIED | config | {"format_name": "own"}
 
-    for name, kind in SETTINGS.items():
-        if not isinstance(config[name], kind):
-            raise ValueError(f"its config says {name} = {config[name]!r}")
-
     said = asdict(Architecture.from_config(config))
     for name, value in asdict(architecture).items():
         if said[name] != value:
             raise ValueError(f"its config says {name} = {said[name]!r}, its weights {value!r}")
 
-    return config
+    return config | {name: config[name] for name in SETTINGS}  # none may lack
 
 
 def _bare_config(state: dict[str, torch.Tensor], path: Path) -> dict[str, Any]:

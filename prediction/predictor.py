@@ -4,7 +4,7 @@ Example::
 
     from prediction.predictor import LandmarkPredictor
 
-    predictor = LandmarkPredictor()  # the released network; load it once
+    predictor = LandmarkPredictor()  # our SepBN network; load it once
     landmarks = predictor("picture.jpg")  # (N, 98, 2) float32, image px, of all faces found
     landmarks = predictor("picture.jpg", [[120, 80, 310, 270]])  # (1, 98, 2), of this box
 """
@@ -68,7 +68,7 @@ class LandmarkPredictor:
 
     Args:
         checkpoint: path of a checkpoint (our own form or the released one), or a model that is
-            already loaded; by default the released SepBN network.
+            already loaded; by default our SepBN network.
         device: "auto", "cpu", "cuda" or "cuda:N".
         batch_size: faces that go through the network at once.
         points: 68 makes iBUG's 68 landmarks of WFLW's 98: 60 are the same points, the eyelids are

@@ -1,1 +1,1 @@
-"""Experiments: suites of trainings, their rows and tables, and the networks that are released."""
+"""Experiments: suites of trainings, their rows and tables, and our networks."""

@@ -153,12 +153,13 @@ CONFIGS = {
     "norm": ("foo", "bn", ["sepbn"]),
     "num_landmarks": (68, torch.tensor([1, 2])),
     "attention_grid": (2,),
-    "run": (5,),
-    "resample": (None, ["area"]),
-    "released_geometry": ("no",),
 }
 PARTS = [{"config": CONFIG | {name: value}} for name in CONFIGS for value in CONFIGS[name]]
 PARTS += [{"config": wrong} for wrong in ([1], None, {}, {5: 6})]
+PARTS += [
+    {"config": {name: value for name, value in CONFIG.items() if name != lost}}
+    for lost in ("resample", "released_geometry", "run")
+]
 PARTS += [{"model": wrong} for wrong in ([1], None, {}, {5: torch.zeros(1)}, {"conv1.weight": 3})]
 PARTS += [{"format": 2}, {"format": "x\ny"}]
 

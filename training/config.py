@@ -28,7 +28,7 @@ LEAST |= dict.fromkeys(("eval_every", "save_every", "keep_every"), 0)
 TYPES = {"int": int, "float": float, "str": str}  # of options, by their annotations
 
 
-def _option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
+def _option(default: Any, help: str, *, choices: tuple | None = None) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -51,7 +51,9 @@ class TrainConfig:
         None, "G, channel groups with attention of their own; the released code has 1"
     )
     attention_grid: int | None = _option(
-        None, "T, attention on a T x T grid, a reconstruction of the paper's diagram"
+        None,
+        "attention on a T x T grid, a reconstruction of the paper's diagram",
+        choices=(1, 2, 4),  # which divide every map
     )
     temperature: float = _option(
         None,
@@ -137,11 +139,6 @@ class TrainConfig:
         if self.run in ("", "..") or self.run != Path(self.run).name:
             raise UserError(
                 f"--run {self.run!r}: must be a plain name; files go to the folder checkpoints/RUN"
-            )
-
-        if self.attention_grid not in (None, 1, 2, 4):
-            raise UserError(
-                f"--attention-grid {self.attention_grid}: must be 1, 2 or 4, which divide every map"
             )
 
         if self.groups and self.width and self.width % self.groups:
