@@ -7,12 +7,11 @@ Facial Landmark Localization* (BMVC 2021). How to use it: docs/layer.md.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -87,7 +86,8 @@ class _SepBatchNorm(_BatchNorm):
              \sum_n \alpha_{nc} \frac{\partial L}{\partial \alpha_{nc}}.
 
     Arithmetic is in float32 (float64 for float64 input); input and output may be bfloat16 or
-    float16 under autocast. Second derivatives need ``plain``, see :class:`SepBatchNorm2d`.
+    float16 under autocast. A backward pass that is to be differentiated again (``create_graph``),
+    or has gradients in batches, is made of plain operations instead.
     """
 
     plain = False
@@ -305,8 +305,8 @@ class SepBatchNorm2d(_SepBatchNorm, nn.BatchNorm2d):
 
     Attributes:
         weight, bias: the K maps :math:`\gamma, \beta`, each (K, C); initially 1 and 0.
-        plain: True computes everything by plain differentiable operations, which is slower in
-            training but can be differentiated any number of times, in forward mode and in batches.
+        plain: True computes everything by plain operations, which is slower in training but can be
+            differentiated in forward mode, too (``torch.func.jvp`` can anyway).
             ``layer.plain = True`` for a layer, ``SepBatchNorm2d.plain = True`` for all.
 
     Shape:
@@ -556,8 +556,7 @@ def _normalize(layer: _Layer, x: Tensor) -> Tensor:
     if layer.plain or is_traced or torch._C._are_functorch_transforms_active():
         means, variances = _plain_moments(x, of_batch)
         mean, invstd, _ = _statistics(layer, x, means, variances)
-        scale, shift = _combined(layer._affine_maps(x, means), mean, invstd)
-        y = torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
+        y = _plain_affine(x, *_combined(layer._affine_maps(x, means), mean, invstd))
         return y if len(shape) == 4 else y.view(shape)
 
     if _has_kernels(x) and not x.is_contiguous(memory_format=torch.channels_last):
@@ -569,7 +568,7 @@ def _normalize(layer: _Layer, x: Tensor) -> Tensor:
         passed, means, variances = _FirstPass.apply(x, of_batch, handover)
         statistics = _statistics(layer, x, means.detach(), variances)
         affine = layer._affine_maps(x, means)
-        y = _SecondPass.apply(passed, affine, statistics, handover, layer.process_group)
+        y = _SecondPass.apply(x, passed, affine, statistics, handover, layer)
     else:
         means, variances = _moments(x, of_batch)
         mean, invstd, _ = _statistics(layer, x, means, variances)
@@ -584,51 +583,13 @@ def _as_maps(x: Tensor) -> Tensor:
     return x.flatten(2, -2) if x.dim() > 4 else x
 
 
-def _once_differentiable(backward: Callable) -> Callable:
-    """Makes a backward pass of one whose result refuses, by name, to be differentiated again.
-
-    Torch's decorator of this name refuses where the engine comes by, but ``torch.autograd.grad``
-    does not: it follows only what leads to the inputs asked for. So every result leads there here.
-    """
-
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-
-    @functools.wraps(backward)
-    def refusing(ctx, *gradients: Tensor) -> tuple:
-        if torch._C._are_functorch_transforms_active() or is_batched(gradients[0]):
-            raise RuntimeError(f"gradients in batches {_NEED_PLAIN}")
-        saved = ctx.saved_tensors
-        with torch.no_grad():
-            results = backward(ctx, saved, *gradients)
-        if not torch.is_grad_enabled():
-            return results
-        origins = (*gradients, *saved)
-        return tuple(None if each is None else _Refusal.apply(each, *origins) for each in results)
-
-    return refusing
-
-
-_NEED_PLAIN = "of SepBN need its plain operations: set layer.plain = True before the forward pass"
-
-
-class _Refusal(torch.autograd.Function):
-    """A gradient -> itself, as if a function of all the others that must not be differentiated."""
-
-    @staticmethod
-    def forward(ctx, gradient: Tensor, *origins: Tensor | None) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError(f"second derivatives {_NEED_PLAIN}")
-
-
 class _FirstPass(torch.autograd.Function):
     """x -> x, the means and (of a batch) the variances of its instances, (N, C) each.
 
     In the backward pass it comes last, when all that depends on x is known, and writes the gradient
     of x at once: dx = scale dy + slope x + offset. For that the second pass sends dy itself as the
-    gradient of the x that is passed on, and leaves the coefficients in ``handover``.
+    gradient of the x that is passed on, and leaves the coefficients in ``handover``. Where it sends
+    none, it has seen to x otherwise, and what came through the means is left.
     """
 
     @staticmethod
@@ -643,33 +604,43 @@ class _FirstPass(torch.autograd.Function):
         return x, means, variances
 
     @staticmethod
-    @_once_differentiable
-    def backward(ctx, saved: tuple, dy: Tensor, dmeans: Tensor | None, _: None):
-        (x,) = saved
-        scale, slope, offset = ctx.handover.pop("coefficients")
+    def backward(ctx, dy: Tensor | None, dmeans: Tensor | None, _: None):
+        (x,) = ctx.saved_tensors
+        share = 1 / max(1, x.shape[2] * x.shape[3])
+        if dy is None:
+            dx = None if dmeans is None else (dmeans * share)[..., None, None].expand_as(x)
+            return dx, None, None
 
+        scale, slope, offset = ctx.handover.pop("coefficients")
         if dmeans is not None:  # None if there is no attention
-            offset = torch.add(offset, dmeans, alpha=1 / max(1, x.shape[2] * x.shape[3]))
+            offset = torch.add(offset, dmeans, alpha=share)
         return _input_gradient(dy, x, scale, slope, offset.expand_as(scale)), None, None
 
 
 class _SecondPass(torch.autograd.Function):
-    """x, affine maps (N, 2, C) and statistics -> the normalised, scaled and shifted x."""
+    """x, affine maps (N, 2, C) and statistics -> the normalised, scaled and shifted x.
+
+    It is given x twice: as it is, and passed on by the first pass, which then writes the gradient.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, affine: Tensor, statistics: tuple, handover: dict, group: Any):
+    def forward(
+        ctx, x: Tensor, passed: Tensor, affine: Tensor, statistics: tuple, handover: dict, layer
+    ):
         mean, invstd, ctx.count = statistics
-        ctx.group = group
-        ctx.handover = handover
+        ctx.eps, ctx.group, ctx.handover = layer.eps, layer.process_group, handover
 
         scale, shift = _combined(affine, mean, invstd)
         ctx.save_for_backward(x, affine, scale, mean, invstd)
         return _affine(x, scale, shift)
 
     @staticmethod
-    @_once_differentiable
-    def backward(ctx, saved: tuple, dy: Tensor):
-        x, _, scale, mean, invstd = saved
+    def backward(ctx, dy: Tensor):
+        is_batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+        if torch.is_grad_enabled() or is_batched or torch._C._are_functorch_transforms_active():
+            return _differentiable_backward(ctx, dy)
+
+        x, _, scale, mean, invstd = ctx.saved_tensors
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         dy = dy.contiguous(memory_format=layout)
 
@@ -677,7 +648,7 @@ class _SecondPass(torch.autograd.Function):
         daffine = _sums(dy, x, mean)
         daffine[:, 0].mul_(invstd)
         if not ctx.needs_input_grad[0]:
-            return None, daffine, None, None, None
+            return None, None, daffine, None, None, None
 
         # Of x, what comes through mean and variance: slope (x - mean) and a constant, (C,) each.
         if ctx.count is None:  # constants
@@ -691,7 +662,29 @@ class _SecondPass(torch.autograd.Function):
             offset = torch.addcmul(totals[1], slope, mean, value=-1)
 
         ctx.handover["coefficients"] = (scale, slope, offset)
-        return dy, daffine, None, None, None
+        return None, dy, daffine, None, None, None
+
+
+@torch.enable_grad()
+def _differentiable_backward(ctx, dy: Tensor) -> tuple:
+    """The second pass's, by plain operations: for second derivatives and for gradients in batches.
+
+    It leaves nothing of x to the first pass but what comes through the affine maps.
+    """
+    # Views, so that the gradients end here.
+    x, affine, _, mean, invstd = (each.view_as(each) for each in ctx.saved_tensors)
+    if ctx.count is not None:
+        means, variances = _plain_moments(x, True)
+        assert variances is not None
+        is_shared = isinstance(ctx.count, Tensor)
+        mean, var, _ = _batch_statistics(x, means, variances, is_shared, ctx.group)
+        invstd = (var + ctx.eps).rsqrt()
+
+    y = _plain_affine(x, *_combined(affine, mean, invstd))
+    wanted = [each for each in (x, affine) if each.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    dx, daffine = (next(found) if each.requires_grad else None for each in (x, affine))
+    return dx, None, daffine, None, None, None
 
 
 def _combined(affine: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -714,6 +707,17 @@ def _statistics(
         mean, var = layer.running_mean.to(means.dtype), layer.running_var.to(means.dtype)
         return mean, (var + layer.eps).rsqrt(), None
 
+    is_shared = layer.training and layer.synchronized and _is_distributed(layer.process_group)
+    mean, var, count = _batch_statistics(x, means, variances, is_shared, layer.process_group)
+    if layer.training and layer.track_running_stats:
+        _update(layer, mean, var, count)
+    return mean, (var + layer.eps).rsqrt(), count
+
+
+def _batch_statistics(
+    x: Tensor, means: Tensor, variances: Tensor, is_shared: bool, group: Any
+) -> tuple[Tensor, Tensor, int | Tensor | None]:
+    """Mean and variance of every channel, (C,), from those of the instances, and their count."""
     here = x.shape[0] * x.shape[2] * x.shape[3]
     if here == 0:
         mean = var = means.new_zeros(means.shape[1])
@@ -724,18 +728,13 @@ def _statistics(
         distances = means - mean
         var = torch.addcmul(variances, distances, distances).mean(0)
 
-    count: int | Tensor | None = here
-    if layer.training and layer.synchronized and _is_distributed(layer.process_group):
-        mean, var, count = _over_processes(mean, var, here, layer.process_group)
-    elif here == 1:
+    if is_shared:
+        return _over_processes(mean, var, here, group)
+    if here == 1:
         shape = tuple(x.shape)
         raise ValueError(f"expected more than 1 value per channel in training, got shape {shape}")
-    elif here == 0:
-        count = None  # as in BatchNorm, nothing comes of an empty batch but one more in the counter
-
-    if layer.training and layer.track_running_stats:
-        _update(layer, mean, var, count)
-    return mean, (var + layer.eps).rsqrt(), count
+    # as in BatchNorm, nothing comes of an empty batch but one more in the counter
+    return mean, var, here or None
 
 
 @torch.no_grad()
@@ -859,6 +858,11 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         out = (target, none, none)
         torch.native_batch_norm(part, weight, bias, zeros, ones, False, 0.0, 0.0, out=out)
     return y
+
+
+def _plain_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """As ``_affine``, by an operation that autograd, torch.func and compilers know."""
+    return torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
 
 
 def _sums(dy: Tensor, x: Tensor, centre: Tensor) -> Tensor:

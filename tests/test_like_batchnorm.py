@@ -362,39 +362,47 @@ def test_transforms_of_functions(make, data):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def gradients_twice(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """As PyHessian and gradient penalties have them: the loss itself, and of its gradients."""
+    inputs = (x, *(getattr(layer, name) for name in ("weight", "bias")))
+    loss = layer(x).pow(3).sum()
+    usual = torch.autograd.grad(loss, inputs, retain_graph=True)
+    first = torch.autograd.grad(loss, inputs, create_graph=True)
+    penalty = sum(part.square().sum() for part in first)
+    products = torch.autograd.grad(penalty, inputs, retain_graph=True)
+    together = torch.autograd.grad(loss + penalty, inputs)
+    batches = torch.autograd.grad(
+        layer(x), inputs, torch.stack((x, x * 2)).detach(), is_grads_batched=True
+    )
+    return [*usual, *first, *products, *together, *batches]
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_second_derivatives(make, data, training):
+def test_second_derivatives_and_batches_of_gradients(make, data, training):
     ours, theirs = (layer.double().train(training) for layer in make())
     x = data(dtype=torch.float64).requires_grad_()
-
-    def product(layer: nn.Module) -> tuple[Tensor, ...]:
-        inputs = (x, layer.weight)
-        first = torch.autograd.grad(layer(x).pow(3).sum(), inputs, create_graph=True)
-        return torch.autograd.grad([part.square().sum() for part in first], inputs)
-
-    with pytest.raises(RuntimeError, match="layer.plain = True"):
-        product(ours)
-    (first,) = torch.autograd.grad(ours(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="layer.plain = True"):
-        first.square().sum().backward()
-    with pytest.raises(RuntimeError, match="layer.plain = True"):
-        torch.autograd.grad(ours(x), x, torch.ones(2, *x.shape), is_grads_batched=True)
-
-    ours.plain = True
     if ours.num_sets == 1:
-        for found, expected in zip(product(ours), product(theirs), strict=True):
+        for found, expected in zip(
+            gradients_twice(ours, x), gradients_twice(theirs, x), strict=True
+        ):
             torch.testing.assert_close(found.view_as(expected), expected, rtol=1e-9, atol=1e-9)
-    torch.autograd.grad(ours(x), x, torch.ones(2, *x.shape), is_grads_batched=True)
+
+    nn.init.normal_(ours.weight)
+    plain = copy.deepcopy(ours)
+    plain.plain = True
+    for found, expected in zip(gradients_twice(ours, x), gradients_twice(plain, x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     names, parameters = zip(*ours.named_parameters(), strict=True)
 
-    def call(x: Tensor, *values: Tensor) -> Tensor:
-        buffers = {name: buffer.clone() for name, buffer in ours.named_buffers()}
+    def call(layer: nn.Module, x: Tensor, *values: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
         state = {**buffers, **dict(zip(names, values, strict=True))}
-        return torch.func.functional_call(ours, state, (x,))
+        return torch.func.functional_call(layer, state, (x,))
 
     inputs = (data(3, dtype=torch.float64).requires_grad_(), *parameters)
-    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
-    assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(partial(call, ours), inputs, fast_mode=True)
+    forward = partial(call, plain)
+    assert torch.autograd.gradcheck(forward, inputs, check_forward_ad=True, fast_mode=True)
 
 
 def test_plain_operations_give_the_same(make, data):
