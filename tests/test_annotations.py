@@ -71,23 +71,18 @@ def with_field(index: int, value: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (official_fields()[:120], "120 fields, expected 207"),
         (official_fields()[:-1], "206 fields, expected 207"),
         (["1.5", *official_fields()], "208 fields, expected 207"),
-        ([], "0 fields, expected 207"),
         (official_fields(97), "205 fields, expected 207"),
         (official_fields(68), "68 points, but line 1 has 98"),
         (with_field(7, "12,5"), "'12,5' is no coordinate"),
         (with_field(7, "nan"), "'nan' is no coordinate"),
-        (with_field(195, "-inf"), "'-inf' is no coordinate"),
         (with_field(7, "1e300"), "'1e300' is no coordinate (expected a number up to 1,000,000)"),
         (with_field(197, "left"), "'left' is no coordinate"),
         (with_field(196, "10.5"), "face box 10.5 20 130 141 is not in whole pixels"),
         (with_field(198, "9"), "face box 10 20 9 141 has no area"),
-        (with_field(199, "3"), "face box 10 20 130 3 has no area"),
         (with_field(198, "99999"), "larger than"),
         (with_field(200, "2"), "attribute largepose is '2', expected 0 or 1"),
-        (with_field(205, "yes"), "attribute blur is 'yes', expected 0 or 1"),
     ],
 )
 def test_a_bad_official_line_is_named(tmp_path, line, message):
@@ -164,12 +159,10 @@ def test_an_empty_crop_list_is_an_empty_subset(tmp_path):
     ("line", "message"),
     [
         (["1.5"] * 196, "196 fields, expected 196 coordinates and the patch's path"),
-        (["1.5"] * 195 + ["test/WFLW0000.png"], "196 fields, expected"),
         (["1.5"] * 100 + ["x1"] + ["1.5"] * 95 + ["test/WFLW0000.png"], "'x1' is no coordinate"),
         (["1.5"] * 100 + ["inf"] + ["1.5"] * 95 + ["test/WFLW0000.png"], "'inf' is no coordinate"),
         (["1.5"] * 197 + ["test/WFLW0000.png"], "1.5 test/WFLW0000.png does not exist"),
         (["1.5"] * 196 + ["test/WFLW0009.png"], "test/WFLW0009.png does not exist"),
-        (["1.5"] * 196 + ["test"], "does not exist"),
     ],
 )
 def test_a_bad_crop_line_is_named(tmp_path, patches, line, message):

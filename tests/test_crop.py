@@ -13,27 +13,6 @@ from utils.files import UserError
 
 
 @pytest.mark.parametrize(
-    ("box", "origin", "side"),
-    [
-        ((100, 50, 163, 113), (68, 18), 128),  # square and even: stays
-        ((100, 50, 162, 112), (68, 18), 128),  # 63 x 63: right and bottom grow by 1
-        ((100, 50, 163, 109), (68, 16), 128),  # 64 x 60: 2 px above, 2 below
-        ((100, 50, 163, 108), (68, 16), 128),  # 64 x 59: 2 above, 3 below
-        ((100, 50, 158, 113), (66, 18), 128),  # 59 x 64: 2 left, 3 right
-        ((100, 50, 162, 107), (68, 16), 128),  # 63 x 58: 2 above, 3 below, then odd
-        ((100, 50, 105, 55), (97, 47), 12),
-        ((100, 50, 104, 55), (97, 47), 12),  # 5 x 6: 0 left, 1 right
-        ((0, 0, 1, 1), (-1, -1), 4),
-        ((10, 10, 10, 10), (9, 9), 4),  # edges are inclusive: one pixel, then odd
-        ((10, 10, 10, 40), (-21, -6), 64),  # 1 x 31: 15 left, 15 right, then odd
-        ((-10, -20, 19, 9), (-25, -35), 60),
-    ],
-)
-def test_boxes_are_squared_evened_and_doubled(box, origin, side):
-    assert patch_frame(box) == PatchFrame(*origin, side, "nearest")
-
-
-@pytest.mark.parametrize(
     ("box", "scale", "origin", "side"),
     [
         ((100, 50, 163, 113), 1.25, (52, 2), 160),  # 64 grows by 8 at every edge
@@ -82,6 +61,12 @@ BOXES = [
     (5, 40, 17, 75),
     (-40, -40, 140, 120),
     (99, 79, 120, 99),
+    (30, 20, 35, 25),
+    (30, 20, 34, 25),  # 5 x 6: nothing left, 1 right
+    (30, 20, 88, 83),  # 59 x 64: 2 left, 3 right
+    (10, 10, 10, 40),  # 1 x 31, then odd
+    (0, 0, 1, 1),
+    (10, 10, 10, 10),  # edges are inclusive: one pixel, then odd
 ]
 
 

@@ -107,19 +107,6 @@ def test_limit_keeps_the_first_faces(prepared_set):
     assert torch.allclose(some.mean_shape(), everything.landmarks[:5].mean(dim=0) - 64, atol=1e-3)
 
 
-def test_lists_with_absolute_paths_load_elsewhere(folder, tmp_path):
-    lines = (folder / "WFLW256_train.txt").read_text().splitlines()
-    other = tmp_path / "elsewhere"
-    other.mkdir()
-
-    with (other / "WFLW256_train.txt").open("w") as file:
-        for line in lines:
-            numbers, patch = line.rsplit(" ", 1)
-            file.write(f"{numbers} {folder / patch}\n")
-
-    assert torch.equal(load_faces(other, "train").patches, load_faces(folder, "train").patches)
-
-
 def test_a_folder_without_patches(tmp_path):
     with pytest.raises(UserError, match=r"no prepared faces \(WFLW256_train.txt is missing\)"):
         load_faces(tmp_path, "train")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset.annotations import read_official_list
 from dataset.landmarks import IBUG_68, WFLW_98, scheme_for
 from utils.files import UserError
 
@@ -38,31 +37,6 @@ def test_wflw_mirror_is_the_published_table():
     expected += [95, 94, 93, 97, 96]
 
     assert list(WFLW_98.mirror) == expected
-
-
-@pytest.mark.parametrize(
-    ("scheme", "file"),
-    [
-        (
-            WFLW_98,
-            "wflw/WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_train.txt",
-        ),
-        (IBUG_68, "w300_68pt/list_68pt_rect_attr_train.txt"),
-    ],
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_the_mean_of_real_faces_is_its_own_mirror_image(shared_data, scheme, file):
-    shapes = []
-    for face in read_official_list(shared_data / file):
-        left, top, right, _ = face.box
-        shapes.append((face.landmarks - (left, top)) / (right - left + 1))
-
-    mean = np.mean(shapes, axis=0)
-    centre = mean[:, 0].mean()
-    mirrored = np.stack([2 * centre - mean[:, 0], mean[:, 1]], axis=1)[list(scheme.mirror)]
-
-    # of the box side; a wrong pair is off by a multiple of this
-    assert np.abs(mirrored - mean).max() < 0.04
 
 
 def test_unknown_number_of_points():
