@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -116,18 +116,17 @@ class _Face:
     """A face that was found, and what became of it since."""
 
     found_box: np.ndarray  # (4,) float64
-    found: np.ndarray  # (P, 2) landmarks in that box
-    box: np.ndarray  # (4,) float64, where it is now
-    landmarks: np.ndarray  # (P, 2) in that box
     angle: float  # degrees by which the box is turned
+    box: np.ndarray  # (4,) float64, where it is now
+    landmarks: list[np.ndarray] = field(default_factory=list)  # (P, 2) as found, and the last
 
     def carry(self, image: np.ndarray) -> bool:
         """Move and scale the box about as the landmarks did, less what may be trembling; whether
         they are where a face in the picture can be.
         """
-        centre, other = self.found.mean(axis=0), self.landmarks.mean(axis=0)
-        size = max(float(np.linalg.norm(self.found - centre)), 1e-6)
-        growth = np.linalg.norm(self.landmarks - other) / size
+        found, last = self.landmarks[0], self.landmarks[-1]
+        centre, other = found.mean(axis=0), last.mean(axis=0)
+        growth = np.linalg.norm(last - other) / max(float(np.linalg.norm(found - centre)), 1e-6)
         target = ((self.found_box.reshape(2, 2) - centre) * growth + other).ravel()
 
         sides = target[2:] - target[:2]
@@ -160,37 +159,28 @@ class FaceTracker:
     """
 
     def __init__(self, find: Callable, every: int) -> None:
-        self._find = find
-        self._every = every
+        self._find, self._every = find, every
         self._age = 0  # frames since the last search
         self._faces: list[_Face] = []
-        # boxes and angles of this frame's search
-        self._searched: tuple[Sequence[Sequence[int]], Sequence[float]] | None = None
 
-    def boxes(self, image: np.ndarray) -> tuple[list[list[int]], list[float | None], list[float]]:
+    def boxes(self, image: np.ndarray) -> tuple[Sequence, Sequence | None, Sequence | None]:
         """Boxes of the next frame, their scores, None where they were carried, and angles."""
         self._age += 1
         if self._age < self._every:
             self._faces = [face for face in self._faces if face.carry(image)]
             if self._faces:
-                self._searched = None
                 angles = [face.angle for face in self._faces]
                 return [face.whole_box() for face in self._faces], [None] * len(angles), angles
 
         boxes, scores, angles = self._find(image)
-        self._age, self._searched = 0, (boxes, angles)
+        places = np.array(boxes, np.float64).reshape(-1, 4)
+        turns = [0.0] * len(places) if angles is None else angles
+        self._faces = [_Face(box, angle, box) for box, angle in zip(places, turns, strict=True)]
+        self._age = 0
 
         return boxes, scores, angles
 
     def update(self, landmarks: np.ndarray) -> None:
         """The landmarks (N, P, 2), image px, of the boxes that :meth:`boxes` gave."""
-        if self._searched is not None:
-            boxes, angles = self._searched
-            places = np.array(boxes, np.float64).reshape(-1, 4)
-            self._faces = [
-                _Face(box, points, box, points, angle)
-                for box, points, angle in zip(places, landmarks, angles, strict=True)
-            ]
-
         for face, points in zip(self._faces, landmarks, strict=True):
-            face.landmarks = points
+            face.landmarks[1:] = [points]
