@@ -35,13 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parent / "examples",
-        metavar="DIR",
-        help="folder of the pictures (default: %(default)s)",
-    )
+    home = Path(__file__).parent / "examples"
+    words = "folder of the pictures (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=home, metavar="DIR", help=words)
     out = make_folder(parser.parse_args(argv).out)
 
     boxes = []

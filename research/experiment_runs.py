@@ -32,17 +32,26 @@ from utils.device import select_device
 from utils.files import UserError, atomic_write, make_folder, write_json
 
 HOLD_OUT = 0.25  # share of the training faces
-COLUMNS = tuple(
-    (
-        "suite run stage arm seed lr epochs warmup_epochs temperature width batch_size "
-        "parameters n_train n_test status nme_percent fr_percent auc train_seconds "
-        "device cpu threads python torch numpy opencv commit"
-    ).split()
-)
+COLUMNS = (
+    "suite run stage arm seed lr epochs warmup_epochs temperature width batch_size parameters "
+    "n_train n_test status nme_percent fr_percent auc train_seconds device cpu threads python "
+    "torch numpy opencv commit"
+).split()
 
 
 @dataclass(frozen=True)
-class Plan:
+class Part:
+    """One size of a suite; seeds are 0 to ``seeds`` - 1, in tuning 0 to ``tune_seeds`` - 1."""
+
+    epochs: int
+    seeds: int
+    tune_epochs: int
+    tune_seeds: int = 1
+    width: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Part):
     """Which arms are to be trained for how long, on what; of a single rate none is tuned, nor for
     arms of known rates.
 
@@ -54,13 +63,8 @@ class Plan:
     data: Path
     work: Path
     arms: tuple[str, ...]
-    epochs: int
-    width: int
-    seeds: int
     rates: tuple[float, ...]
     known_rates: tuple[tuple[str, float], ...]  # of arms
-    tune_epochs: int
-    tune_seeds: int
     published: bool
     limit: int | None
     device: str
@@ -103,17 +107,10 @@ def configuration(plan: Plan, arm: str, *, run: str, lr: float, seed: int) -> Tr
             settings["temperature"] = min(settings["temperature"], max(1.0, plan.epochs // 3))
         settings |= {"warmup_epochs": plan.epochs / 10, "mean_shape_init": True}
 
-    return TrainConfig(
-        **settings,
-        data=str(plan.data.resolve()),
-        run=run,
-        width=plan.width,
-        epochs=plan.epochs,
-        lr=lr,
-        seed=seed,
-        device=plan.device,
-        limit=plan.limit,
-    )
+    settings |= {name: getattr(plan, name) for name in ("width", "epochs", "device", "limit")}
+    settings |= {"data": str(plan.data.resolve()), "run": run, "lr": lr, "seed": seed}
+
+    return TrainConfig(**settings)
 
 
 def run_once(plan: Plan, arm: str, lr: float, *, seed: int, stage: str) -> dict[str, Any]:
@@ -263,17 +260,21 @@ def run_arms(plan: Plan, rows: list[dict[str, Any]]) -> None:
         for arm in plan.arms:
             add(plan, rows, run_once(plan, arm, rates[split_arm(arm)[0]], seed=seed, stage="main"))
 
+    main = finished(rows)
+    heads = [
+        column(f"{row['arm']} width {row['width']} epochs {row['epochs']}", row["seed"])
+        for row in main
+    ]
     with atomic_write(plan.work / f"{plan.suite}_faces.csv", "w") as file:
-        main = [row for row in rows if row["stage"] == "main" and row["errors"] is not None]
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["test_face", *map(label, main)])
-        for face in range(len(main[0]["errors"]) if main else 0):
-            writer.writerow([face, *(f"{row['errors'][face]:.6f}" for row in main)])
+        writer.writerow(["test_face", *heads])
+        for face, errors in enumerate(zip(*(row["errors"] for row in main), strict=True)):
+            writer.writerow([face, *(f"{error:.6f}" for error in errors)])
 
 
-def label(row: dict[str, Any]) -> str:
-    """The head of a run's column."""
-    return column(f"{row['arm']} width {row['width']} epochs {row['epochs']}", row["seed"])
+def finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The main runs that did not diverge."""
+    return [row for row in rows if row["stage"] == "main" and row["errors"] is not None]
 
 
 def rows_of(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from evaluation.evaluate import mean_shape_summary
 from evaluation.tables import MISSING, markdown_table
 from research.differences import EXPLAINED, HEADS, Seeds, difference, explained, mean_std
-from research.experiment_runs import Plan, test_faces
+from research.experiment_runs import Plan, finished, test_faces
 
 DIFFERENCES = (("none", "bn"), ("none", "sepbn-g1k3"), ("bn", "sepbn-g1k3"), ("bn", "sepbn-g2k3"))
 Trained = tuple[Plan, list[dict[str, Any]]]  # a plan and its runs
@@ -22,9 +22,8 @@ PUBLISHED = {"none": "5.70", "sepbn-g1k3": "5.48"}  # NME in percent on all of W
 def arm_errors(rows: list[dict[str, Any]]) -> dict[str, Seeds]:
     """Arm -> its errors, of main runs that finished."""
     found: dict[str, Seeds] = {}
-    for row in rows:
-        if row["stage"] == "main" and row["errors"] is not None:
-            found.setdefault(row["arm"], {})[row["seed"]] = row["errors"]
+    for row in finished(rows):
+        found.setdefault(row["arm"], {})[row["seed"]] = row["errors"]
     return found
 
 

@@ -87,7 +87,15 @@ from dataset.crop import CROP_SIZE
 from dataset.faces import FaceSet, load_faces
 from evaluation.tables import markdown_table
 from research.differences import HEADS, difference
-from research.experiment_runs import Plan, Stopped, configuration, rows_of, run_arms
+from research.experiment_runs import (
+    Part,
+    Plan,
+    Stopped,
+    configuration,
+    finished,
+    rows_of,
+    run_arms,
+)
 from research.experiment_tables import Trained, arm_errors, overview, table
 from research.liveness import liveness, separation
 from research.mixtures import mixture, synthetic_and_real, synthetic_part
@@ -100,17 +108,6 @@ MAIN_ARMS = (*THREE_ARMS, "sepbn-g2k3")
 RELATIVES = ("an-k5", "an-k10", "bn-se")
 SYNTHETIC = 996  # faces in suite domains: three for each of the 332 real ones
 GRID = (1e-2, 3e-2)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One size of a suite; seeds are 0 to ``seeds`` - 1, in tuning 0 to ``tune_seeds`` - 1."""
-
-    epochs: int
-    seeds: int
-    tune_epochs: int
-    tune_seeds: int = 1
-    width: int = 8
 
 
 @dataclass(frozen=True)
@@ -202,18 +199,16 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     plans = []
 
     for part in parts(suite, args.epochs):
+        asked = {name: getattr(args, name) for name in ("width", "seeds", "tune_epochs")}
+        part = replace(part, **{name: value for name, value in asked.items() if value})
         plan = Plan(
+            **vars(part),
             suite=args.suite,
             data=args.data[0],
             work=args.work,
             arms=tuple(dict.fromkeys(args.arms or suite.arms)),
-            epochs=part.epochs,
-            width=args.width or part.width,
-            seeds=args.seeds or part.seeds,
             rates=tuple(sorted(set(args.rates or suite.rates))),
             known_rates=() if args.rates else tuple(rates.items()),
-            tune_epochs=args.tune_epochs or part.tune_epochs,
-            tune_seeds=part.tune_seeds,
             published=suite.published,
             limit=args.limit,
             device=args.device,
@@ -285,11 +280,8 @@ def attention(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[str]:
     """What the attention of a plan's SepBN networks knows of sub-domains and domains, where the
     suite asks for it.
     """
-    networks = [
-        (plan.work / RUNS / row["run"] / "final.pt", row["seed"])
-        for row in rows
-        if row["stage"] == "main" and row["errors"] is not None and row["arm"].startswith("sepbn")
-    ]
+    runs = [row for row in finished(rows) if row["arm"].startswith("sepbn")]
+    networks = [(plan.work / RUNS / row["run"] / "final.pt", row["seed"]) for row in runs]
     device = select_device(plan.device)
 
     if plan.suite == "domains" and networks:

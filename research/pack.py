@@ -76,10 +76,8 @@ def compare(before: LoadedModel, after: LoadedModel, folders: list[Path]) -> boo
     for folder in folders:
         faces = load_faces(folder, "test")
         require_same_points(before, faces)
-        old, new = (
-            100 * face_errors(loaded.model, faces, device="cpu").mean()
-            for loaded in (before, after)
-        )
+        errors = [face_errors(network.model, faces, device="cpu") for network in (before, after)]
+        old, new = (100 * error.mean() for error in errors)
         near &= bool(abs(new - old) <= LARGEST_CHANGE)
         print(f"{folder}: n = {len(faces)}, NME {old:.4f} % before, {new:.4f} % after")
 
@@ -90,18 +88,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Make a finished run's network into a small file that may be given away."
     )
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="folder of a finished run, or its final.pt"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="prepared folder whose test faces show what it costs; may be repeated",
-    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a finished run, or its final.pt")
+    add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    data = "prepared folder whose test faces show what it costs; may be repeated"
+    add("--data", type=Path, action="append", default=[], metavar="DIR", help=data)
 
     return parser.parse_args(argv)
 
