@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
 
     if arguments.views > 1:
         several = [evaluate.with_views(e, faces, arguments.views, **run) for e in results]
-        sections.append(tables.views_table(several, arguments.views, points))
+        words = f"Mean of {arguments.views} views of each face; not the published protocol:"
+        sections.append(f"{words}\n\n{tables.accuracy_table(several, None, points)}")
         content |= {"views": arguments.views, "with_views": {e.name: e.summary for e in several}}
 
     sections.append(tables.cost_table(results))

@@ -304,30 +304,27 @@ def evaluate_all(
     models: dict[str, LoadedModel], faces: FaceSet, *, device: torch.device, batch_size: int
 ) -> list[Evaluation]:
     """Predict and measure every model, then time all of them in turn."""
-    results = [
-        evaluate(loaded, name, faces, device=device, batch_size=batch_size)
-        for name, loaded in models.items()
-    ]
+    results = []
+
+    for name, loaded in models.items():
+        with progress(total=len(faces), desc="predict", unit="face") as bar:
+            prediction = predict_landmarks(
+                loaded.model, faces, device=device, batch_size=batch_size, bar=bar
+            )
+
+        errors = nme(prediction, true_landmarks(faces), faces.scheme.outer_eyes)
+        summary = summarize(errors, subsets(faces))
+        for subset, more in other_conventions(errors, faces).items():
+            summary[subset] |= more
+
+        cost = model_cost(loaded.model, device)
+        results.append(Evaluation(name, loaded, prediction, errors, summary, cost))
+
     speeds = measure_speed([result.loaded.model for result in results], device)
     for result, speed in zip(results, speeds, strict=True):
         result.cost.update(speed)
+
     return results
-
-
-def evaluate(
-    loaded: LoadedModel, name: str, faces: FaceSet, *, device: torch.device, batch_size: int
-) -> Evaluation:
-    """Predict and measure one model."""
-    how: dict[str, Any] = {"device": device, "batch_size": batch_size}
-    with progress(total=len(faces), desc="predict", unit="face") as bar:
-        prediction = predict_landmarks(loaded.model, faces, bar=bar, **how)
-
-    errors = nme(prediction, true_landmarks(faces), faces.scheme.outer_eyes)
-    others = other_conventions(errors, faces)
-    summary = summarize(errors, subsets(faces))
-    summary = {subset: row | others[subset] for subset, row in summary.items()}
-
-    return Evaluation(name, loaded, prediction, errors, summary, model_cost(loaded.model, device))
 
 
 def with_views(

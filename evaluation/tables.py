@@ -139,12 +139,6 @@ def accuracy_table(
     return markdown_table(["model", f"metric, {points}", *columns], rows)
 
 
-def views_table(evaluations: list[Evaluation], count: int, points: str) -> str:
-    """The accuracy of means over several views, under a sentence that sets it apart."""
-    table = accuracy_table(evaluations, None, points)
-    return f"Mean of {count} views of each face; not the published protocol:\n\n{table}"
-
-
 def difference_table(pairs: list[dict[str, Any]], masks: dict[str, np.ndarray]) -> str:
     """Differences with intervals; a star marks an interval that excludes zero."""
 

@@ -209,7 +209,6 @@ def test_robustness_of_a_constant_answer(faces):
     angles = np.random.default_rng(0).uniform(0, 2 * np.pi, 8)
     step = 0.2 * 128 * np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, None]
     assert curves["shift"][0.2] == percent(points + step)
-    assert robustness(Constant(points), faces, device="cpu", limit=3)["shift"] != curves["shift"]
 
 
 def test_spread_keeps_the_ends():
