@@ -90,25 +90,20 @@ class Architecture:
 
         text, published = norm.words, norm.published
         if self.norm == "sepbn":
-            text, published = self._describe_sepbn(text)
+            plural = "" if self.groups == 1 else "s"
+            text += f", K = {self.sets} sets, G = {self.groups} group{plural}"
+            if grid := self.attention_grid:
+                text += f", attention on a {grid} x {grid} grid: a reconstruction of the paper's "
+                text += "diagram"
+
+            unknown = ("", "not a published setting")
+            more, published = KNOWN_SEPBN.get((self.sets, self.groups, grid), unknown)
+            text += more
 
         if self.width != 64:
             published = f"width {self.width}, not the published 64"
 
         return f"{text} ({published})"
-
-    def _describe_sepbn(self, text: str) -> tuple[str, str]:
-        plural = "" if self.groups == 1 else "s"
-        text += f", K = {self.sets} sets, G = {self.groups} group{plural}"
-
-        if self.attention_grid:
-            grid = f"{self.attention_grid} x {self.attention_grid}"
-            text += f", attention on a {grid} grid: a reconstruction of the paper's diagram"
-
-        setting = (self.sets, self.groups, self.attention_grid)
-        more, published = KNOWN_SEPBN.get(setting, ("", "not a published setting"))
-
-        return text + more, published
 
 
 def _sepbn_size(state: Mapping[str, Tensor], layer: str) -> dict[str, Any]:

@@ -403,13 +403,10 @@ class Run:
         self._last_look = time.monotonic()
 
         if self._bar is not None:
-            done = self.epoch * self.steps + self.position
-            self._bar.n = done
-            elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
-            speed = (done - self._bar.initial) * self.config.batch_size / elapsed
+            self._bar.update(self.epoch * self.steps + self.position - self._bar.n)
             self._bar.set_postfix_str(
                 f"epoch {self.epoch + 1} of {self.config.epochs}, loss {loss:.3f} px, "
-                f"lr {float(self.rate):.2e}, {speed:.0f} images/s"
+                f"lr {float(self.rate):.2e}"
             )
 
         return loss
@@ -443,6 +440,8 @@ class Run:
         if self._overwrite:
             for old in (*map(self.path.joinpath, FILES), *self.path.glob(MILESTONES)):
                 old.unlink(missing_ok=True)
+            if self._writer is None:
+                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         elif self._saved is None and log.is_file() and log.read_text().count("\n") > 1:
             number = 1 + len(list(self.path.glob("log_old*.csv")))
             os.replace(log, self.path / f"log_old{number}.csv")
