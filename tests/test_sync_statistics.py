@@ -60,10 +60,19 @@ def average_over_ranks(gradient: Tensor) -> None:
     gradient /= dist.get_world_size()
 
 
-def second_derivative(model: nn.Module, x: Tensor) -> Tensor:
+def one_pass(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Output, gradient of the input, a gradient of that, and running estimates."""
     x = x.clone().requires_grad_()
-    (first,) = torch.autograd.grad(model(x).pow(3).sum(), x, create_graph=True)
-    return torch.autograd.grad(first.square().sum(), x)[0]
+    output = model(x)
+    (first,) = torch.autograd.grad(output.pow(3).sum(), x, retain_graph=True)
+    (differentiable,) = torch.autograd.grad(output.pow(3).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(differentiable.square().sum(), x)
+    found = {"output": output.detach(), "first": first, "second": second}
+    return found | {f"state {name}": value for name, value in model.state_dict().items()}
+
+
+SHARES = {"every other": (slice(0, 6, 2), slice(1, 6, 2)), "4 and 2": (slice(4), slice(4, 6))}
+SHARES["all and none"] = (slice(6), slice(6, 6))
 
 
 def process(rank: int, folder: str) -> None:
@@ -73,26 +82,15 @@ def process(rank: int, folder: str) -> None:
     results = {"equal": train(synchronize_statistics(make_model()), shares, average_over_ranks)}
     # DistributedDataParallel averages the gradients itself and must find every parameter's.
     wrapped = nn.parallel.DistributedDataParallel(synchronize_statistics(make_model()))
-    state = train(wrapped, shares, lambda gradient: None)
-    results["ddp"] = {name.removeprefix("module."): value for name, value in state.items()}
+    results["ddp"] = train(wrapped, shares, lambda gradient: None)
     # Compiled, the layers leave the gradients of their statistics to autograd.
     compiled = torch.compile(synchronize_statistics(make_model()), backend="eager")
-    state = train(compiled, shares, average_over_ranks)
-    results["compiled"] = {name.removeprefix("_orig_mod."): value for name, value in state.items()}
-    # Unequal shares (4 and 2 samples): the statistics weigh samples, not processes.
+    results["compiled"] = train(compiled, shares, average_over_ranks)
+
     x = make_batches()[0][0]
-    layers = synchronize_statistics(make_model())
-    results["unequal"] = layers(x[:4] if rank == 0 else x[4:]).detach()
-    results["unequal_state"] = layers.state_dict()
-    results["evaluation"] = layers.eval()(x).detach()
-    # One process without samples takes part all the same.
-    layers = synchronize_statistics(make_model())
-    share = (x if rank == 0 else x[:0]).clone().requires_grad_()
-    output = layers(share)
-    output.square().sum().backward()
-    results["empty"] = {**layers.state_dict(), "output": output.detach(), "dx": share.grad}
-    results["empty"]["weight"] = layers[4].weight.grad
-    results["twice"] = second_derivative(synchronize_statistics(make_model()), x[rank::2])
+    for name, rows in SHARES.items():
+        results[name] = one_pass(synchronize_statistics(make_model()), x[rows[rank]])
+    results["evaluation"] = one_pass(synchronize_statistics(make_model()).eval(), x)
     if rank == 0:  # in evaluation, one process alone may ask
         alone = SepBatchNorm2d(2, track_running_stats=False).double().eval()
         results["alone"] = synchronize_statistics(alone)(x).detach()
@@ -110,57 +108,30 @@ def two_processes(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("how", ["equal", "ddp", "compiled"])
 def test_two_processes_train_as_one(two_processes, how):
     expected = train(make_model(), make_batches(), lambda gradient: None)
-    for rank in range(2):
-        assert set(two_processes[rank][how]) == set(expected)
+    for results in two_processes:
+        found = {
+            name.removeprefix("module.").removeprefix("_orig_mod."): value
+            for name, value in results[how].items()
+        }
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_statistics_weigh_samples_and_not_processes(two_processes, shares):
+    expected = one_pass(make_model(), make_batches()[0][0])
+    for results, rows in zip(two_processes, SHARES[shares], strict=True):
         for name, value in expected.items():
-            torch.testing.assert_close(
-                two_processes[rank][how][name], value, rtol=0, atol=1e-10, msg=f"{how}: {name}"
-            )
+            own = value if name.startswith("state") else value[rows]
+            torch.testing.assert_close(results[shares][name], own, rtol=1e-8, atol=1e-8)
 
 
-def test_unequal_shares_and_evaluation(two_processes):
-    model, (x, _) = make_model(), make_batches()[0]
-    output = model(x)
-    found = torch.cat([two_processes[rank]["unequal"] for rank in range(2)])
-    torch.testing.assert_close(found, output, rtol=0, atol=1e-10)
-
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(
-            two_processes[0]["unequal_state"][name], value, rtol=0, atol=1e-10
-        )
-
-    for rank in range(2):
-        torch.testing.assert_close(
-            two_processes[rank]["evaluation"], model.eval()(x), rtol=0, atol=1e-10
-        )
-
-
-def test_a_process_without_samples(two_processes):
-    model, x = make_model(), make_batches()[0][0].requires_grad_()
-    output = model(x)
-    output.square().sum().backward()
-    full, empty = (two_processes[rank]["empty"] for rank in range(2))
-    torch.testing.assert_close(full["output"], output, rtol=0, atol=1e-10)
-    torch.testing.assert_close(full["dx"], x.grad, rtol=0, atol=1e-9)
-    assert empty["output"].shape[0] == empty["dx"].shape[0] == 0 and empty["weight"].eq(0).all()
-    for name, value in model.state_dict().items():
-        if "running" in name:
-            for found in (full[name], empty[name]):
-                torch.testing.assert_close(found, value, rtol=0, atol=1e-10)
-
-
-def test_second_derivatives_over_processes(two_processes):
+def test_evaluation(two_processes):
     x = make_batches()[0][0]
-    expected = second_derivative(make_model(), x)
-    for rank in range(2):
-        found = two_processes[rank]["twice"]
-        torch.testing.assert_close(found, expected[rank::2], rtol=1e-8, atol=1e-8)
-
-
-def test_one_process_evaluates_alone(two_processes):
+    expected = one_pass(make_model().eval(), x)
+    for results in two_processes:
+        torch.testing.assert_close(results["evaluation"], expected)
     layer = SepBatchNorm2d(2, track_running_stats=False).double().eval()
-    expected = layer(make_batches()[0][0])
-    torch.testing.assert_close(two_processes[0]["alone"], expected)
+    torch.testing.assert_close(two_processes[0]["alone"], layer(x))
 
 
 def test_nothing_changes_without_a_process_group():
