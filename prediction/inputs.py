@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -25,17 +25,13 @@ MOTION_JPEG = (".mjpeg", ".mjpg")  # JPEGs one after the other: told by the suff
 BoxSource = Callable[[Path, np.ndarray], tuple]
 
 
-@dataclass
-class Inputs:
-    """Each file once; ``notes`` say what was left out of folders, ``errors`` what is wrong."""
+class Inputs(NamedTuple):
+    """Each file once, what was left out of folders, and what is wrong."""
 
-    pictures: list[Path] = field(default_factory=list)
-    videos: list[Path] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    errors: dict[Path, str] = field(default_factory=dict)
-
-    def add(self, path: Path, kind: str) -> None:
-        (self.videos if kind == "video" else self.pictures).append(path)
+    pictures: list[Path]
+    videos: list[Path]
+    notes: list[str]
+    errors: dict[Path, str]
 
 
 def find_inputs(entries: Sequence[Path], *, recursive: bool, used: Sequence[Path] = ()) -> Inputs:
@@ -46,27 +42,27 @@ def find_inputs(entries: Sequence[Path], *, recursive: bool, used: Sequence[Path
         recursive: subfolders of folders too.
         used: for something else, such as the folder for results: in no folder are they inputs.
     """
-    inputs, known = Inputs(), {os.path.realpath(entry) for entry in [*entries, *used]}
+    known = {os.path.realpath(entry) for entry in [*entries, *used]}
+    kinds: dict[Path, str] = {}
+    notes: list[str] = []
+    errors: dict[Path, str] = {}
 
     for entry in entries:
         try:
-            if entry.is_dir():
-                before = len(inputs.pictures) + len(inputs.videos)
-                _add_folder(inputs, entry, recursive, known)
-                if len(inputs.pictures) + len(inputs.videos) == before:
-                    raise UserError(f"{entry}: the folder holds no pictures or videos")
+            if not entry.is_dir():
+                kinds[entry] = _kind_of_file(entry)
+            elif found := _in_folder(entry, recursive, known, notes):
+                kinds |= found
             else:
-                inputs.add(entry, _kind_of_file(entry))
+                errors[entry] = f"{entry}: the folder holds no pictures or videos"
         except UserError as error:
-            inputs.errors[entry] = str(error)
+            errors[entry] = str(error)
         except OSError as error:
-            inputs.errors[entry] = f"{entry}: cannot be read ({error.strerror})"
+            errors[entry] = f"{entry}: cannot be read ({error.strerror})"
 
-    inputs.pictures, inputs.videos = (
-        list(dict.fromkeys(paths)) for paths in (inputs.pictures, inputs.videos)
-    )
+    pictures, videos = ([p for p in kinds if kinds[p] == kind] for kind in ("picture", "video"))
 
-    return inputs
+    return Inputs(pictures, videos, notes, errors)
 
 
 def _kind_of_file(path: Path) -> str:
@@ -80,26 +76,23 @@ def _kind_of_file(path: Path) -> str:
     return kind_of(path) or "picture"
 
 
-def _add_folder(inputs: Inputs, folder: Path, recursive: bool, known: set[str]) -> None:
-    unknown, folders = [], []
+def _in_folder(folder: Path, recursive: bool, known: set[str], notes: list[str]) -> dict[Path, str]:
+    """What is in a folder that is not known, and its kind."""
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    paths = [path for path in paths if os.path.realpath(path) not in known]
+    folders = [path for path in paths if path.is_dir()]
+    kinds = {path: kind_of(path) for path in paths if not path.is_dir()}
+    found = {path: kind for path, kind in kinds.items() if kind}
 
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or os.path.realpath(path) in known:
-            continue
-        if path.is_dir():
-            folders.append(path)
-        elif kind := kind_of(path):
-            inputs.add(path, kind)
-        else:
-            unknown.append(path)
-
-    if unknown:
-        inputs.notes.append(f"{folder}: no pictures or videos, left out: {_some(unknown)}")
+    if unknown := [path for path in kinds if path not in found]:
+        notes.append(f"{folder}: no pictures or videos, left out: {_some(unknown)}")
     if folders and not recursive:
-        inputs.notes.append(f"{folder}: left out without --recursive: {_some(folders)}")
+        notes.append(f"{folder}: left out without --recursive: {_some(folders)}")
 
     for path in folders if recursive else []:
-        _add_folder(inputs, path, recursive, known)
+        found |= _in_folder(path, recursive, known, notes)
+
+    return found
 
 
 def _some(paths: list[Path]) -> str:
