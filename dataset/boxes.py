@@ -44,11 +44,10 @@ class BoxTable:
         self._rows: dict[tuple[str, ...], list[tuple[Box, int]]] = {}
         self._paths: dict[int, tuple[str, ...]] = {}  # of each line
         text = _text_of(path)
-        first = text.partition("\n")[0]
-        self._delimiter = max(",;\t", key=first.count)
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
 
         try:
-            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=self._delimiter)
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
             missing = [name for name in BOX_COLUMNS if name not in reader.fieldnames]
             if missing:
@@ -64,12 +63,13 @@ class BoxTable:
             raise UserError(f"{path}: not a CSV text file ({error})") from error
 
     def _add(self, row: dict, line: int) -> None:
-        try:
-            left, top, right, bottom = (self._whole(row[name]) for name in BOX_COLUMNS[1:])
-            box = (left, top, right, bottom)
-            patch_frame(box)  # refuses a box without area
-        except (AttributeError, OverflowError, TypeError, ValueError):
+        try:  # where commas do not separate columns, they may separate decimals
+            x0, y0, x1, y1 = (float(row[name].replace(",", ".")) for name in BOX_COLUMNS[1:])
+            box = round(x0), round(y0), round(x1), round(y1)
+        except (AttributeError, OverflowError, ValueError):
             raise UserError("x0, y0, x1, y1 must be four numbers") from None
+
+        patch_frame(box)  # refuses a box without area
 
         name = (row["file"] or "").strip()
         if not name:
@@ -79,10 +79,6 @@ class BoxTable:
         self._paths[line] = _parts(PureWindowsPath(name))
         for parts in {_parts(Path(name)), self._paths[line]}:
             self._rows.setdefault(parts, []).append((box, line))
-
-    def _whole(self, number: str) -> int:
-        """Where commas do not separate columns, they may separate decimals."""
-        return round(float(number if self._delimiter == "," else number.replace(",", ".")))
 
     def boxes_of(self, picture: Path) -> list[tuple[Box, int]]:
         """The picture's boxes, each with its line in the table."""
