@@ -193,6 +193,8 @@ def test_it_opens_with_an_answer_that_the_weights_change(served, page, tmp_path)
     image = cv2.imread(str(EXAMPLES / "beard.jpg"))
     expected = LandmarkPredictor(served.checkpoints[0], device="cpu")(image, [box])[0]
     content = saved(page, tmp_path)
+    spread = f"they spread by {np.mean(content['spread']):.2f} pixels"
+    assert page.get_by_text(spread).count() == 1
     np.testing.assert_allclose(content["landmarks"], expected, atol=1e-3)
     np.testing.assert_allclose(list(content["attention"].values()), trained, atol=1e-4)
 

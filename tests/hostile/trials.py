@@ -11,7 +11,6 @@ of their time. A trial holds where it
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -20,7 +19,6 @@ import resource
 import runpy
 import shutil
 import signal
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,8 +32,6 @@ MEMORY = 6 << 30  # bytes of address space
 # what a slow machine adds: lines of progress
 PROGRESS = re.compile(r".*: (step|face|picture|frame|patch) [\d,]+")
 NO_ERRORS = ("note: ", "warning: ", "libpng ", "Corrupt JPEG data: ")  # the last two: libraries'
-CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-CAPABILITY_VERSION = 0x20080522
 
 SERVER = multiprocessing.get_context("forkserver")
 # Nothing among these starts a thread, which a forked process would wait for without end.
@@ -67,18 +63,6 @@ def _limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def _drop_rights() -> None:
-    """Root without its right to read and write everything, so that permissions count."""
-    if os.geteuid() == 0:
-        libc, sets = ctypes.CDLL(None), ctypes.create_string_buffer(24)
-        header = struct.pack("Ii", CAPABILITY_VERSION, 0)
-        libc.capget(header, sets)
-        words = list(struct.unpack("6I", sets.raw))
-        for index in (0, 1):  # effective and permitted
-            words[index] &= ~sum(1 << capability for capability in CAPABILITIES)
-        libc.capset(header, struct.pack("6I", *words))
-
-
 def _child(script: str, argv: tuple[str, ...], folder: Path, surroundings: str) -> None:
     """What the process does: its exit code and its stderr are all that is known of it."""
     os.setsid()  # signals to a group are its own
@@ -93,7 +77,6 @@ def _child(script: str, argv: tuple[str, ...], folder: Path, surroundings: str) 
     _limit(resource.RLIMIT_AS, MEMORY)
     _limit(resource.RLIMIT_CPU, COMPUTING)
     SURROUNDINGS.get(surroundings, lambda: None)()
-    _drop_rights()
     sys.argv = [str(ROOT / script), *argv]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
