@@ -184,7 +184,7 @@ def dress(
         glasses = draw_glasses(np.stack([centre for centre, _ in eyes]), eyes[0][1], rng)
         if cover or glasses.opacity < 0.5:
             pictures |= {"frame": glasses.frame_colour, "lens": glasses.lens_picture}
-            return [*pieces, glasses.frame], pictures, glasses
+            return pieces + glasses.frame, pictures, glasses
 
     return pieces, pictures, None
 
@@ -341,10 +341,10 @@ def _brim(angle: np.ndarray, rim: np.ndarray, cap: bool, rng: np.random.Generato
 
 @dataclass(frozen=True)
 class Glasses:
-    """frame: opaque piece; lenses: a piece drawn over the picture with `opacity` (0 for clear
+    """frame: opaque pieces; lenses: a piece drawn over the picture with `opacity` (0 for clear
     glass)."""
 
-    frame: Piece
+    frame: list[Piece]
     lenses: Piece
     opacity: float
     frame_colour: np.ndarray
@@ -399,36 +399,27 @@ def draw_glasses(centres: np.ndarray, radius: float, rng: np.random.Generator) -
 
 def _spectacle_frame(
     outline: np.ndarray, half: np.ndarray, width: float, middle: list[np.ndarray]
-) -> Piece:
+) -> list[Piece]:
     """Strips of half a `width` to either side: around each lens, to the ears, over the nose."""
-    strips = []
+
+    def strip(low: np.ndarray, high: np.ndarray) -> Piece:
+        points = np.stack((low, high), 1)
+        plain = np.full(points.shape[:2], 0.5)  # one colour
+        return _sheet("frame", points, plain, _BEHIND_GLASSES, across=plain)
+
+    strips, edge = [], np.array([0, width, 0])
 
     for side, m in zip((-1, 1), middle, strict=True):
-        inner, outer = outline * (1 - width / half), outline * (1 + width / half)
-        strips.append((_bent(inner, m, side), _bent(outer, m, side)))
+        rims = [_bent(outline * scale, m, side) for scale in (1 - width / half, 1 + width / half)]
         hinge = m + [side * half[0] * 1.05, half[1] * 0.35, -0.25 * half[0]]
         ear = np.array([side * 1.16, m[1] + 0.06, -0.95])
         temple = np.stack((hinge, hinge * 0.5 + ear * 0.5 + [side * 0.08, 0, 0], ear))
-        strips.append((temple - [0, width, 0], temple + [0, width, 0]))
+        strips += [strip(*rims), strip(temple - edge, temple + edge)]
 
     ends = [middle[0] + [half[0], 0.05, 0], middle[1] + [-half[0], 0.05, 0]]
     bridge = np.stack((ends[0], (ends[0] + ends[1]) / 2 + [0, 0.04, 0.08], ends[1]))
-    strips.append((bridge - [0, width, 0], bridge + [0, width, 0]))
 
-    vertices, triangles, count = [], [], 0
-
-    for low, high in strips:
-        vertices.append(np.stack((low, high), 1).reshape(-1, 3))
-        triangles.append(_grid_triangles(len(low), 2) + count)
-        count += 2 * len(low)
-
-    return Piece(
-        np.concatenate(vertices).astype(np.float32),
-        np.concatenate(triangles),
-        np.tile(atlas_uv("frame", np.float32([0.5, 0.5])), (count, 1)),
-        shade=np.ones(count, np.float32),
-        inside=_BEHIND_GLASSES,
-    )
+    return [*strips, strip(bridge - edge, bridge + edge)]
 
 
 def _bent(flat: np.ndarray, middle: np.ndarray, side: int) -> np.ndarray:

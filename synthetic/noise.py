@@ -98,24 +98,22 @@ def patterned(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
 
     if kind <= 1:
-        mix = np.zeros(size, np.float32)
+        mix = np.zeros(size)
     elif kind == 2:
         angle, period = rng.uniform(0, np.pi), rng.uniform(4, 40)
-        mix = (
-            (x * np.cos(angle) + y * np.sin(angle)) % period < period * rng.uniform(0.2, 0.8)
-        ).astype(np.float32)
+        across = x * np.cos(angle) + y * np.sin(angle)
+        mix = across % period < period * rng.uniform(0.2, 0.8)
     elif kind == 3:
         period = rng.uniform(5, 30)
         mix = 0.5 * ((x % period < period / 2).astype(np.float32) + (y % period < period / 2))
     elif kind == 4:
         period = rng.uniform(6, 24)
         radius = period * rng.uniform(0.15, 0.4)
-        mix = ((x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < radius**2).astype(
-            np.float32
-        )
+        mix = (x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < radius**2
     else:
         mix = np.clip(0.5 + 0.5 * layered_noise(rng, size, (3, 8)), 0, 1)
 
+    mix = mix.astype(np.float32)
     weave = smooth_noise(rng, size, (height / 6, width / 6))
 
     return combine((mix, weave), (second - first, np.full(3, rng.uniform(0, 10))), first)
