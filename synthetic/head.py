@@ -136,16 +136,13 @@ class Head:
         # (8, V, 3): female baby, child, young, old, male baby, ...; (3, V, 3); (K, V, 3)
         self.age_sex = shapes("age_sex")
         self.ancestry, self.identity = shapes("ancestry"), shapes("identity")
-        self.expressions: dict[str, np.ndarray] = {}
-
+        self.expressions: dict[str, np.ndarray] = {}  # (V, 3) each
         names = data["expression_names"].tolist()
         for name, shape in zip(names, shapes("expression"), strict=True):
             self.expressions[name] = shape
             if name.endswith("Left"):
                 self.expressions[name[:-4] + "Right"] = shape[mirror] * np.float32([-1, 1, 1])
 
-        self.expression_index = {name: k for k, name in enumerate(self.expressions)}
-        self._expression_matrix = np.stack(list(self.expressions.values()))
         self.eyes = self.vertices_of(RIGHT_EYE), self.vertices_of(LEFT_EYE)
         angle = np.arctan2(self.base[:, 0], self.base[:, 2] - AXIS_Z)
         self.skin_uv = np.stack((angle, self.base[:, 1]), axis=1)  # (V, 2)
@@ -204,10 +201,8 @@ class Head:
 
     def expression(self, weights: dict[str, float]) -> np.ndarray:
         """Offsets (V, 3) of a mixture of expression shapes."""
-        rows = [self.expression_index[name] for name in weights]
-        amounts = np.array(list(weights.values()), np.float32)
-
-        return mix(amounts, self._expression_matrix[rows])
+        chosen = np.stack([self.expressions[name] for name in weights])
+        return mix(np.array(list(weights.values())), chosen)
 
     def eye(self, vertices: np.ndarray, side: int) -> tuple[np.ndarray, float]:
         """Centre (3,) and radius of the right (0) or left (1) eyeball of a shaped head."""

@@ -123,15 +123,11 @@ def _inherited_by_workers() -> Iterator[None]:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
-    # Only the main thread may set handlers.
-    main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     try:
         yield
     finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, handler)
-
+        signal.signal(signal.SIGINT, handler)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
