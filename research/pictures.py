@@ -1,5 +1,5 @@
-"""What predict.py does with pictures: faces found by size, heads turned in the picture, several
-views, a second look, a detector's boxes, and what is no face.
+"""What predict.py does with pictures and videos: faces found by size, heads turned in the picture,
+several views, a second look, a detector's boxes, what is no face, and how landmarks tremble.
 
     python research/pictures.py sizes LIST IMAGES --out sizes.csv
     python research/pictures.py sizes --figure docs/figures/sizes.png sizes.csv
@@ -7,11 +7,15 @@ views, a second look, a detector's boxes, and what is no face.
     python research/pictures.py looks LIST IMAGES
     python research/pictures.py doubt LIST IMAGES
     python research/pictures.py trembling LIST IMAGES
+    python research/pictures.py jitter
 
 LIST is in WFLW's layout. Differences are paired, with 95 % percentile bootstraps over faces. A face
 counts as found where a detection overlaps its annotated box by an IoU of at least 0.5; the one that
 overlaps most is taken. "before" is YuNet run once, on pictures shrunk to 1,600 px, and boxes that
-are never turned.
+are never turned. Jitter is measured in videos in which nothing moves but the sensor's noise:
+synthetic faces, 60 frames each, 25 a second; the standard deviation of every coordinate over the
+last 50 frames, averaged over points, in px, for a box that stands still and for one that goes with
+the last landmarks.
 """
 
 from __future__ import annotations
@@ -38,7 +42,10 @@ from dataset.views import DOUBTFUL
 from evaluation.tables import markdown_table
 from models.checkpoint import SHIPPED
 from prediction.predictor import LandmarkPredictor
+from prediction.smoothing import LandmarkSmoother
+from prediction.tracking import FaceTracker
 from research.released import cells, percent_errors
+from synthetic.face import draw_face
 from utils.files import atomic_write, reports_user_errors
 from utils.progress import progress
 
@@ -51,6 +58,9 @@ PICTURE = 1152, 864  # px, one megapixel
 ANGLES = (0, 20, 30, 45, 60, 90, 120, 150, 180)
 VIEWS = 14
 SEED = 20_261_127
+FRAMES, SETTLED, RATE, VIDEOS = 60, 10, 25.0, 10
+NOISES = (2, 5, 10)  # standard deviations, grey levels
+VIDEO_SEED = 20_261_125  # of faces made for nothing else
 COUNTED = ("filling", "side", "detector", "faces", "found", "detections", "right", "seconds")
 LOOKS = (  # whose boxes, views, a second look
     *(("annotated boxes", 1, False), ("annotated boxes", VIEWS, False)),
@@ -354,13 +364,58 @@ def trembling(faces: list[Annotation], images: Path, yunet: Path, checkpoint: Pa
         for face in group:
             boxes = np.array(face.box) + np.tile(moves, 2)
             for count, values in lengths.items():
-                still, *moved = predictor(image, boxes, views=count)[0]
+                still, *others = predictor(image, boxes, views=count)[0]
                 eyes = np.linalg.norm(still[left] - still[right])
-                values.append(100 * np.linalg.norm(moved - still, axis=-1).mean() / eyes)
+                values.append(100 * np.linalg.norm(others - still, axis=-1).mean() / eyes)
 
     names = [f"{count} view" + "s" * (count > 1) for count in lengths]
 
     return comparison(names, np.array(list(lengths.values())), "moved by, %")
+
+
+def jitter(checkpoint: Path) -> str:
+    """How much landmarks tremble with the sensor's noise, as predicted and smoothed."""
+    predictor = LandmarkPredictor(checkpoint, device="cpu")
+    lines = []
+
+    for sigma in NOISES:
+        for box in ("still", "carried"):
+            numbers = progress(range(VIDEOS), desc=f"sigma {sigma}", unit="video")
+            rows = [still_video(predictor, number, sigma, box == "carried") for number in numbers]
+            before, after, side = np.mean(rows, axis=0)
+            lines.append([str(sigma), box, f"{before:.3f}", f"{after:.3f}", f"{side:.0f}"])
+
+    heads = ("noise", "box", "as predicted", "smoothed", "face's side, px")
+    table = markdown_table(heads, lines, aligned=False)
+    return f"n = {VIDEOS} synthetic faces, {FRAMES} frames each; mean std of points, px\n\n{table}"
+
+
+def still_video(
+    predictor: LandmarkPredictor, number: int, sigma: float, carried: bool
+) -> tuple[float, float, int]:
+    """One video's jitter as predicted and smoothed, the filter having settled, and its face's side,
+    px.
+
+    Args:
+        number: of the synthetic face, and of its noise.
+        sigma: of the noise, grey levels.
+        carried: the box goes with the last landmarks, instead of standing still.
+    """
+    face, random = draw_face(VIDEO_SEED, "test", number), np.random.default_rng(number)
+    tracker = FaceTracker(lambda image: ([list(face.box)], None, [0.0]), FRAMES if carried else 1)
+    smoother, landmarks, smoothed = LandmarkSmoother(), [], []
+
+    for i in range(FRAMES):
+        noise = random.normal(0, sigma, face.picture.shape)
+        frame = np.clip(np.rint(face.picture + noise), 0, 255).astype(np.uint8)
+        boxes = tracker.boxes(frame)[0]
+        landmarks.append(predictor(frame, boxes))
+        smoothed.append(smoother([0], boxes, landmarks[-1], i / RATE))
+        tracker.update(landmarks[-1])
+
+    before, after = (np.stack(points)[SETTLED:].std(axis=0) for points in (landmarks, smoothed))
+
+    return float(before.mean()), float(after.mean()), face.box[2] - face.box[0] + 1
 
 
 def no_faces(image: np.ndarray, boxes: np.ndarray, random: np.random.Generator) -> dict[str, list]:
@@ -425,19 +480,20 @@ MEASURES = {"turns": turns, "looks": looks, "doubt": doubt, "trembling": trembli
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What predict.py does with pictures.")
-    parser.add_argument("part", choices=("sizes", *MEASURES))
-    parser.add_argument("source", type=Path, metavar="LIST", help="with --figure, a CSV of sizes")
-    parser.add_argument("images", type=Path, nargs="?", metavar="IMAGES", help="folder of LIST's")
-    parser.add_argument("--detector", type=Path, metavar="ONNX", help="YuNet (default: fetched)")
-    parser.add_argument("--checkpoint", type=Path, default=SHIPPED, metavar="FILE")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th face only")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="rows of sizes")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the rows of sizes")
+    add = parser.add_argument
+    add("part", choices=("sizes", *MEASURES, "jitter"))
+    add("source", type=Path, nargs="?", metavar="LIST", help="with --figure, a CSV of sizes")
+    add("images", type=Path, nargs="?", metavar="IMAGES", help="folder of LIST's")
+    add("--detector", type=Path, metavar="ONNX", help="YuNet (default: fetched)")
+    add("--checkpoint", type=Path, default=SHIPPED, metavar="FILE")
+    add("--every", type=int, default=1, metavar="N", help="each N-th face only")
+    add("--out", type=Path, metavar="CSV", help="rows of sizes")
+    add("--figure", type=Path, metavar="FILE", help="draw the rows of sizes")
     args = parser.parse_args(argv)
     if args.every < 1:
         parser.error("--every must be at least 1")
-    if args.figure is None and args.images is None:
-        parser.error("IMAGES is missing")
+    if args.part != "jitter" and (args.source if args.figure else args.images) is None:
+        parser.error("LIST or IMAGES is missing")
 
     return args
 
@@ -451,9 +507,13 @@ def main(argv: list[str] | None = None) -> int:
             draw_sizes(list(csv.DictReader(file)), args.figure)
         return 0
 
+    print(machine())
+    if args.part == "jitter":
+        print(jitter(args.checkpoint))
+        return 0
+
     faces = read_official_list(args.source)[:: args.every]
     yunet = args.detector or yunet_path()
-    print(machine())
 
     if args.part == "sizes":
         rows = sizes(faces, args.images, yunet)

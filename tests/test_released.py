@@ -283,18 +283,6 @@ def test_the_typology_angle_of_known_colours():
     assert light > 55 and abs(middle) < 10 and dark < -30
 
 
-def test_jitter_is_printed_before_and_after(run, run_script):
-    options = ("--checkpoint", run / "final.pt", "--sigma", 5, "--faces", 1)
-    code, output, errors = run_script("research/jitter.py", *options)
-    assert code == 0, errors
-
-    rows = [line for line in output.splitlines() if line.startswith("| 5 |")]
-    assert [row.split("|")[2].strip() for row in rows] == ["still", "carried"]
-    for row in rows:
-        before, after = numbers(row)[:2]
-        assert 0 < after < before
-
-
 def test_offsets_of_definition_are_taken_away():
     script = load_script("research/released.py")
     generator = np.random.default_rng(0)

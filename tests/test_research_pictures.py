@@ -76,6 +76,18 @@ def test_every_part_runs(script, official_set, tmp_path, capsys):
         assert words in capsys.readouterr().out
 
 
+def test_jitter_is_less_after_smoothing(script, tmp_path, monkeypatch, capsys):
+    for name, value in {"NOISES": (5,), "VIDEOS": 1}.items():
+        monkeypatch.setattr(script, name, value)
+    checkpoint = str(write_checkpoint(tmp_path / "final.pt"))
+    assert script.main(["jitter", "--checkpoint", checkpoint]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| 5 |")]
+    assert [row[1] for row in rows] == ["still", "carried"]
+    assert all(0 < float(smoothed) < float(found) for _, _, found, smoothed, _ in rows)
+
+
 def test_boxes_that_are_the_annotated_ones_cost_nothing(
     script, official_set, tmp_path, monkeypatch, capsys
 ):
