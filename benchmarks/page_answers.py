@@ -11,8 +11,8 @@ moved. Page, browser and network run on this machine.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -58,38 +58,30 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="as of demo.py")
-    parser.add_argument("--detector", type=Path, metavar="ONNX", help="as of demo.py")
-    parser.add_argument("--repeats", type=int, default=20, help="(default: %(default)s)")
-    parser.add_argument("--picture", type=Path, metavar="PNG", help="keep a picture of the page")
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE", help="as of demo.py")
+    add("--detector", type=Path, metavar="ONNX", help="as of demo.py")
+    add("--repeats", type=int, default=20, help="(default: %(default)s)")
+    add("--picture", type=Path, metavar="PNG", help="keep a picture of the page")
     args = parser.parse_args(argv)
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise UserError("chromium is missing; on Debian: apt-get install chromium")
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    options = ["--port", str(port), "--no-browser"]
+    command = [sys.executable, "-u", ROOT / "demo.py", "--no-browser"]
     for name in ("checkpoint", "detector"):
         if value := getattr(args, name):
-            options += [f"--{name}", str(value)]
+            command += [f"--{name}", str(value)]
 
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-u", ROOT / "demo.py", *options], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            if "the page is at" in line:
-                break
-        else:
+        address = re.search(r"the page is at (\S+);", process.stdout.readline())
+        if address is None:
             raise UserError("demo.py did not start; see above")
 
-        with opened(chromium, f"http://127.0.0.1:{port}") as page:
+        with opened(chromium, address[1]) as page:
             seconds = time.perf_counter() - started
             print(f"first answered face: {seconds:.1f} s after the command")
             if args.picture:
