@@ -271,74 +271,71 @@ def test_recomputed_in_checkpoints(make, data):
         assert torch.equal(x.grad, expected)
 
 
-def test_state_dicts(make, data):
-    ours, theirs = make()
-    ours(data())
-    state = ours.state_dict()
-    assert set(theirs.state_dict()) <= set(state)
-    fresh, _ = make()
-    for assign in (False, True):
-        fresh.reset_parameters()
-        fresh.load_state_dict(state, assign=assign)
-        assert torch.equal(fresh.eval()(data()), ours.eval()(data()))
+def saved(layer: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
 
+
+def reloaded(layer: nn.Module, device: str, *, assign: bool = False) -> nn.Module:
+    """Another layer, made on a device, with this one's state dict."""
+    with torch.device(device):
+        other = type(layer)(CHANNELS, layer.num_sets, layer.groups)
+    if device == "meta" and not assign:
+        rubbish = [torch.full((5000,), 7e7) for _ in range(50)]
+        del rubbish  # memory that others have written into
+        other.to_empty(device="cpu")
+    other.load_state_dict(layer.state_dict(), assign=assign)
+    return other
+
+
+@pytest.mark.parametrize(
+    "another",
+    [
+        *(copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), saved),
+        *(lambda layer: copy.deepcopy(layer).double().float(), nn.Module.share_memory),
+        *(partial(reloaded, device="cpu"), partial(reloaded, device="cpu", assign=True)),
+        *(partial(reloaded, device="meta"), partial(reloaded, device="meta", assign=True)),
+    ],
+)
+def test_copies(make, data, another):
+    ours, theirs = make(momentum=0.1)
+    ours.temperature.fill_(7)
+    ours(data())
+    assert set(theirs.state_dict()) <= set(ours.state_dict())
+    other = another(ours)
+    assert torch.equal(other.eval()(data()), ours.eval()(data()))
+    assert other.temperature == 7 and other.num_batches_tracked.dtype == torch.long
+
+
+def test_state_dicts_of_others(make, data):
+    ours, _ = make()
+    state = ours.state_dict()
     del state["running_mean"]
     with pytest.raises(RuntimeError, match="running_mean"):
-        fresh.load_state_dict(state)
+        ours.load_state_dict(state)
     state = ours.state_dict()
     del state["num_batches_tracked"]  # before torch 0.4.1
     state._metadata[""]["version"] = 1
-    fresh.load_state_dict(state)
+    ours.load_state_dict(state)
+
+    doubled = {name: value.detach() * 2 for name, value in ours.eval().state_dict().items()}
+    found = torch.func.functional_call(ours, doubled, (data(),))
+    ours.load_state_dict(doubled)
+    assert torch.equal(found, ours(data()))
 
 
-def test_copies(make, data):
+def test_meta_device(kind, make, data):
     ours, _ = make()
-    buffer = io.BytesIO()
-    torch.save(ours, buffer)
-    buffer.seek(0)
-    saved = torch.load(buffer, weights_only=False)
-    for other in (copy.deepcopy(ours), copy.copy(ours), pickle.loads(pickle.dumps(ours)), saved):
-        assert torch.equal(other.eval()(data()), ours.eval()(data()))
-    ours.share_memory()
-    assert all(parameter.is_shared() for parameter in ours.parameters())
-
-
-def test_meta_device_and_back(kind, make, data):
-    ours, _ = make()
-    options = {"num_sets": ours.num_sets, "groups": ours.groups, "temperature": 5.0}
     with torch.device("meta"):
-        layers = [KINDS[kind][0](CHANNELS, **options) for _ in range(3)]
-    assert layers[0](data().to("meta")).shape == data().shape
-
-    # memory that others have written into
-    rubbish = [torch.full((5000,), 7e7) for _ in range(50)]
-    del rubbish
-    loaded = layers[0].to_empty(device="cpu")
-    loaded.load_state_dict(ours.state_dict())
-    layers[1].load_state_dict(ours.state_dict(), assign=True)
-    for layer in (loaded, layers[1]):
-        assert torch.equal(layer.eval()(data()), ours.eval()(data()))
-
-    reset = layers[2].to_empty(device="cpu")
-    reset.reset_parameters()
-    assert reset.temperature == 5
-    torch.testing.assert_close(reset(data()), KINDS[kind][1](CHANNELS)(data()))
-
-
-def test_moving_and_casting(make, data):
-    ours, theirs = make()
-    check_equal(ours.double(), theirs.double(), data(dtype=torch.float64), 1e-12)
-    assert ours.num_batches_tracked.dtype == torch.long
-    check_equal(ours.to(torch.float32), theirs.to(torch.float32), data())
+        layer = KINDS[kind][0](CHANNELS, ours.num_sets, ours.groups, temperature=5.0)
+    assert layer(data().to("meta")).shape == data().shape
     assert ours.to("meta").running_mean.device.type == "meta"
 
-
-def test_functional_call(make, data):
-    ours, _ = make()
-    state = {name: value.detach() * 2 for name, value in ours.eval().state_dict().items()}
-    found = torch.func.functional_call(ours, state, (data(),))
-    ours.load_state_dict(state)
-    assert torch.equal(found, ours(data()))
+    layer.to_empty(device="cpu").reset_parameters()
+    assert layer.temperature == 5
+    torch.testing.assert_close(layer(data()), KINDS[kind][1](CHANNELS)(data()))
 
 
 def test_transforms_of_functions(make, data):
