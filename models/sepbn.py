@@ -485,6 +485,13 @@ def convert_batchnorm(
             normalise, or is a lazy one before its first pass; or another option.
         ValueError: a layer's channels are not divisible by groups.
     """
+    unknown = options.keys() - {"reduction", "hidden", "attention_grid", "temperature"}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise TypeError(
+            f"convert_batchnorm keeps each layer's own settings, so it takes no {names}"
+        )
+
     replacements: dict[nn.Module, _SepBatchNorm] = {}
     for name, layer in module.named_modules():
         where, kind = f"layer '{name}'" if name else "the layer", type(layer)

@@ -151,9 +151,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
         (BatchNormAct2d(8), {}, TypeError, r"layer '1\.norm': BatchNormAct2d cannot be"),
         (nn.LazyBatchNorm2d(), {}, TypeError, r"'1\.norm': LazyBatchNorm2d .* first forward"),
         (nn.BatchNorm2d(8), {"groups": 3}, ValueError, r"'1\.norm': .*\(8\).* groups \(3\)"),
-        (nn.BatchNorm2d(8), {"eps": 0.1}, TypeError, "eps"),
-        (nn.BatchNorm2d(8), {"affine": False}, TypeError, "affine"),
-        (nn.BatchNorm2d(8), {"set_count": 3}, TypeError, "set_count"),
+        (nn.BatchNorm2d(8), {"eps": 0.1}, TypeError, "takes no eps"),
+        (nn.BatchNorm2d(8), {"affine": False}, TypeError, "takes no affine"),
+        (nn.BatchNorm2d(8), {"set_count": 3}, TypeError, "takes no set_count"),
     ],
     ids=str,
 )
