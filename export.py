@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
     add("--opset", type=int, default=OLDEST_OPSET, metavar="N", help=opset)
     args = parser.parse_args(argv)
-    if args.opset < OLDEST_OPSET:
-        parser.error(f"--opset must be at least {OLDEST_OPSET}")
+    if not OLDEST_OPSET <= args.opset < 100:
+        parser.error(f"--opset must be at least {OLDEST_OPSET}, and less than 100")
 
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
