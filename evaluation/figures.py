@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -84,12 +84,10 @@ def error_by_landmark(
     columns = min(4, len(errors))
     rows = -(-len(errors) // columns)
     figure = Figure(figsize=(4.2 * columns + 1, 4.5 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    panels = _panels(figure, rows, columns, len(errors))
     low, high = (100 * extreme(list(errors.values())) for extreme in (np.nanmin, np.nanmax))
-    for axes in panels[len(errors) :]:
-        axes.set_visible(False)
 
-    for axes, (name, values) in zip(panels, errors.items(), strict=False):
+    for axes, (name, values) in zip(panels, errors.items(), strict=True):
         for contour in scheme.contours:
             order = [*contour.points, *contour.points[: int(contour.closed)]]
             axes.plot(*mean_shape[order].T, color="0.75", linewidth=0.8, zorder=1)
@@ -103,7 +101,7 @@ def error_by_landmark(
         axes.invert_yaxis()
         axes.margins(0.08)
 
-    figure.colorbar(dots, ax=list(panels), label=f"mean error of the landmark, {UNIT}", shrink=0.8)
+    figure.colorbar(dots, ax=panels, label=f"mean error of the landmark, {UNIT}", shrink=0.8)
 
     return figure
 
@@ -283,6 +281,15 @@ def fit_view(axes, *points: np.ndarray) -> None:
     axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
 
+def _panels(figure: FigureBase, rows: int, columns: int, wanted: int) -> list[Any]:
+    """So many panels of a grid; the rest of it stays empty."""
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[wanted:]:
+        axes.set_visible(False)
+
+    return list(panels[:wanted])
+
+
 def _styles(count: int):
     """A line style, a marker and a colour for each of ``count`` models."""
     colours = colormaps[COLOURS](np.linspace(0, 0.8, max(count, 2)))
@@ -311,11 +318,8 @@ def mapping_parameters(model: nn.Module) -> Figure:
         figure.subfigures(1, 2, squeeze=False)[0], halves.items(), strict=True
     ):
         side.suptitle(title, fontsize=11)
-        panels = side.subplots(rows, 3, squeeze=False).ravel()
-        for axes in panels[len(modules) :]:
-            axes.set_visible(False)
-
-        for axes, (name, module) in zip(panels, modules.items(), strict=False):
+        panels = _panels(side, rows, 3, len(modules))
+        for axes, (name, module) in zip(panels, modules.items(), strict=True):
             values = getattr(module, parameter).detach().float().cpu().numpy().T  # (C, K)
             image = axes.imshow(values, aspect="auto", cmap=COLOURS, interpolation="none")
             axes.set_title(name, fontsize=9)
@@ -336,13 +340,9 @@ def attention_gallery(faces: FaceSet, weights: np.ndarray, indices: np.ndarray) 
     columns = min(3, len(indices))
     rows = -(-len(indices) // columns)
     figure = Figure(figsize=(5.0 * columns + 0.8, 2.9 * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, 2 * columns, squeeze=False).reshape(-1, 2)
+    panels = _panels(figure, rows, 2 * columns, 2 * len(indices))
 
-    for picture, heat in panels[len(indices) :]:
-        picture.set_axis_off()
-        heat.set_axis_off()
-
-    for (picture, heat), index in zip(panels, indices, strict=False):
+    for picture, heat, index in zip(panels[::2], panels[1::2], indices, strict=True):
         show_face(picture, faces, index)
         fit_view(picture)
         picture.set_axis_off()
@@ -351,7 +351,7 @@ def attention_gallery(faces: FaceSet, weights: np.ndarray, indices: np.ndarray) 
         image = heat.imshow(shown, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
         _label_heat_map(heat, weights.shape)
 
-    figure.colorbar(image, ax=list(panels.ravel()), label="attention weight (absolute)", shrink=0.7)
+    figure.colorbar(image, ax=panels, label="attention weight (absolute)", shrink=0.7)
     figure.suptitle(
         "Attention weights by face: a column per SepBN module (front to back), a row per set and "
         "group"
