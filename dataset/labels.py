@@ -4,6 +4,7 @@ looks odd may be true, and whoever prepares faces is the one to judge.
 
 from __future__ import annotations
 
+from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dataset.crop import CROP_SIZE, Box, overlap_ratios
+from dataset.crop import CROP_SIZE, overlap_ratios
 from dataset.landmarks import COMMON_60, SCHEMES, LandmarkScheme, require_eye_distance
 from dataset.sources import SPLITS, Face, Source
 
@@ -30,7 +31,7 @@ LEAST_PARALLEL = 0.6  # of the ways from points to their mirror partners, see `_
 LONGEST_STEP = 0.42  # within a contour, as a share of the points' extent: 0.34
 SAME = 0.7  # overlap (IoU) of boxes in a picture above which they are one face's
 LARGEST_ROLL = 70.0  # degrees that the line of the eyes is turned: 51
-AT_ONCE = 10_000  # faces, whose arrays take some 60 MB
+AS_STORED = "labels in stored pixels, though the picture's EXIF entry turns it upright"
 BUILT_IN = (*SCHEMES.values(), COMMON_60)
 EXIF_ORIENTATION, SIDEWAYS, UPSIDE_DOWN = 274, (5, 6, 7, 8), (3, 4)
 
@@ -46,19 +47,11 @@ def doubtful_labels(source: Source) -> list[str]:
     require_eye_distance(landmarks, source.scheme, lambda index: test[index].where)
 
     faces = [face for split in SPLITS for face in source.faces[split]]
-    starts = range(0, len(faces), AT_ONCE)
-    parts = [_doubts_of(faces[start : start + AT_ONCE], source) for start in starts]
-    doubts = {what: np.concatenate([part[what] for part in parts]) for what in parts[0]}
-
-    return _lines(doubts, [face.name for face in faces]) + _repeated(source)
-
-
-def _doubts_of(faces: list[Face], source: Source) -> dict[str, np.ndarray]:
     points = np.array([face.annotation.landmarks for face in faces])
     boxes = np.array([face.annotation.box for face in faces], np.float64)
-    turned = "labels in stored pixels, though the picture's EXIF entry turns it upright"
+    doubts = {AS_STORED: _as_stored(faces, points, source)} | _doubts(points, boxes, source.scheme)
 
-    return {turned: _as_stored(faces, points, source)} | _doubts(points, boxes, source.scheme)
+    return _lines(doubts, [face.name for face in faces]) + _repeated(source)
 
 
 def doubtful_crops(faces: FaceSet) -> list[str]:
@@ -208,22 +201,21 @@ def _repeated(source: Source) -> list[str]:
     """Of test faces whose picture is in the training split too, and of faces that come twice."""
     faces = [face for split in SPLITS for face in source.faces[split]]
     content = _contents({source.images / face.annotation.image for face in faces})
+    shown: dict[tuple[str, object], list[Face]] = {}
     both, twice = [], []
-    trained: set[object] = set()
 
     for split in SPLITS:
-        shown: dict[object, list[Box]] = {}
         for face in source.faces[split]:
-            picture, box = content[source.images / face.annotation.image], face.annotation.box
-            earlier = shown.setdefault(picture, [])
-            if picture in trained:
+            picture = content[source.images / face.annotation.image]
+            if split == "test" and ("train", picture) in shown:
                 both.append(face.name)
-            if earlier and overlap_ratios(np.array(box), np.array(earlier)).max() > SAME:
+
+            earlier = shown.setdefault((split, picture), [])
+            boxes = np.array([other.annotation.box for other in earlier])
+            if overlap_ratios(np.array(face.annotation.box), boxes).max(initial=0) > SAME:
                 twice.append(face.name)
 
-            earlier.append(box)
-
-        trained = set(shown)
+            earlier.append(face)
 
     return [
         *_line("the same picture in both splits", both, len(faces)),
@@ -233,12 +225,10 @@ def _repeated(source: Source) -> list[str]:
 
 def _contents(paths: set[Path]) -> dict[Path, object]:
     """What is equal for pictures with equal bytes: a digest, where more than one has a size."""
-    by_size: dict[int, list[Path]] = {}
-    for path in paths:
-        by_size.setdefault(path.stat().st_size if path.is_file() else -1, []).append(path)
+    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    often = {size for size, count in Counter(sizes.values()).items() if count > 1}
 
     return {
-        path: path if len(same) == 1 or size < 0 else blake2b(path.read_bytes()).digest()
-        for size, same in by_size.items()
-        for path in same
+        path: blake2b(path.read_bytes()).digest() if sizes.get(path) in often else path
+        for path in paths
     }
