@@ -217,17 +217,15 @@ def test_short_runs_reach_temperature_one_after_a_third():
 
 def test_rates_are_tuned_on_training_faces_only(prepared_set, tmp_path):
     plan = plan_for("--suite", "real98", "--data", prepared_set, "--work", tmp_path)
-    train, held = (
+    (seen, kept), (unseen, held) = (
         read_crop_list(list_path(runs.hold_out(plan), split)) for split in ("train", "test")
     )
     landmarks, patches = read_crop_list(list_path(prepared_set, "train"))
+    assert (len(kept), len(held)) == (9, 3) and sorted(kept + held) == sorted(patches)
 
-    assert (len(train[1]), len(held[1])) == (9, 3)
-    assert sorted(train[1] + held[1]) == sorted(patches)
-
-    for points, path in zip(np.concatenate([train[0], held[0]]), train[1] + held[1], strict=True):
-        np.testing.assert_array_equal(points, landmarks[patches.index(path)])
-    assert read_crop_list(list_path(runs.hold_out(plan), "test"))[1] == held[1]
+    order = [patches.index(path) for path in kept + held]
+    np.testing.assert_array_equal(np.concatenate([seen, unseen]), landmarks[order])
+    assert read_crop_list(list_path(runs.hold_out(plan), "test"))[1] == held
 
 
 @pytest.mark.parametrize(
@@ -315,13 +313,11 @@ def test_constant_attention_is_uniform_or_as_given(prepared_set):
     mixture = sepbn_modules(liveness.constant_attention(model, mixed))
 
     for shares, (name, module) in zip(mixed, sepbn_modules(model).items(), strict=True):
-        for sets, found in zip(
-            module.parameters(False), mixture[name].parameters(False), strict=True
-        ):
-            for c in range(module.num_features):
-                share = shares[c * 2 // module.num_features]
-                expected = sum(share[k] * sets[k, c].item() for k in range(3))
-                assert found[:, c].tolist() == pytest.approx([expected] * 3, rel=1e-5, abs=1e-6)
+        share = np.repeat(shares, module.num_features // 2, axis=0).T  # (K, C)
+        for kind in ("weight", "bias"):
+            sets, found = (getattr(m, kind).detach().numpy() for m in (module, mixture[name]))
+            expected = np.broadcast_to((share * sets).sum(axis=0), sets.shape)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
     learnt = predict_landmarks(model, faces, device="cpu")
     for module in sepbn_modules(model).values():
