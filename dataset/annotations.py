@@ -130,19 +130,12 @@ def write_crop_list(path: str | Path, landmarks: np.ndarray, patches: Sequence[s
 
 
 def _lines(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
-    """(1-based number, text) of each line; blank lines at the end are left out."""
-    blank: list[int] = []
-
+    """(1-based number, text) of each line that is not blank."""
     try:
         # Line by line, since the list of 100,000 faces has 350 MB; all three line ends count.
         for number, text in enumerate(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig"), start=1):
-            if not text.strip():
-                blank.append(number)
-                continue
-
-            yield from ((earlier, "") for earlier in blank)
-            blank.clear()
-            yield number, text.rstrip("\n")
+            if text.strip():
+                yield number, text.rstrip("\n")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file (expected a list of faces)") from None
 

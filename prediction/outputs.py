@@ -6,6 +6,7 @@ import colorsys
 import csv
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,7 +154,7 @@ class Results:
         self.entries: dict[Path, dict[str, Any]] = {}
         self.errors: dict[Path, str] = {}
         self.frames = self.faces = 0
-        self.doubtful: dict[Path, int] = {}
+        self.doubtful: Counter[Path] = Counter()
         self._names, self._predictor = output_names(paths), predictor
         self._written: set[Path] = set()
         self._table: Any = None
@@ -189,8 +190,7 @@ class Results:
         """Count a picture or a frame; its faces are rows of the table, if there is one."""
         self.frames += 1
         self.faces += len(faces)
-        if doubtful := sum("doubtful" in face for face in faces):
-            self.doubtful[path] = self.doubtful.get(path, 0) + doubtful
+        self.doubtful.update(path for face in faces if "doubtful" in face)
 
         for index, face in enumerate(faces if self._table else ()):
             score = "" if face["score"] is None else face["score"]

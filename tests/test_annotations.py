@@ -44,11 +44,11 @@ def test_official_list(tmp_path, points):
     assert found == [("1--Event/a.jpg", 1), ("2--Other/b.png", 2)]
 
 
-def test_windows_line_ends_and_blank_lines_at_the_end_do_no_harm(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_bytes(b"\xef\xbb\xbf" + " ".join(official_fields()).encode() + b" \r\n\r\n \n")
-    (face,) = read_official_list(path)
-    assert face.image == "1--Event/a.jpg"
+def test_windows_line_ends_and_blank_lines_do_no_harm(tmp_path):
+    path, line = tmp_path / "list.txt", " ".join(official_fields()).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + line + b" \r\n\r\n" + line + b"\r\n \n")
+    faces = read_official_list(path)
+    assert [(face.image, face.line) for face in faces] == [("1--Event/a.jpg", n) for n in (1, 3)]
 
 
 @pytest.mark.parametrize("points", [98, 68])
