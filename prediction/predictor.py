@@ -291,7 +291,10 @@ def _one_thread() -> Iterator[None]:
 
 def _require_image(image: object) -> None:
     if image is None:
-        raise ValueError("the image is None, as cv2.imread answers; give the path itself instead")
+        raise ValueError(
+            "the image is None: cv2.imread could not read its file; give the predictor the path "
+            "itself, and it says why"
+        )
 
     if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3):
         said = getattr(image, "shape", type(image).__name__)
