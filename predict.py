@@ -117,9 +117,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         f"--box: an edge lies beyond {LARGEST_EDGE:,} px, or is no number": all(
             abs(edge) < LARGEST_EDGE for box in boxes for edge in box
         ),
-        "--box has no area; the order is left, top, right, bottom": all(
-            x0 <= x1 and y0 <= y1 for x0, y0, x1, y1 in boxes
-        ),
+    }
+    required |= {
+        f"--box {x0:g} {y0:g} {x1:g} {y1:g} has no area; the order is left, top, right, bottom": (
+            x0 <= x1 and y0 <= y1
+        )
+        for x0, y0, x1, y1 in boxes
     }
     if boxes or args.boxes or args.whole:
         for name in ("detect_every", "min_face", "score", "largest"):
