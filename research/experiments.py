@@ -76,7 +76,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,18 +148,15 @@ SUITES = {
 }
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
+def positive(kind: type) -> Callable[[str], Any]:
+    """Makes a number of an argument; 0 and below are refused."""
 
+    def number(text: str) -> Any:
+        if kind(text) <= 0:
+            raise argparse.ArgumentTypeError("must be positive")
+        return kind(text)
 
-def rate(text: str) -> float:
-    """A learning rate."""
-    if float(text) <= 0:
-        raise argparse.ArgumentTypeError("must be positive")
-    return float(text)
+    return number
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -167,6 +164,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, of_suite = parser.add_argument, "(default: the suite's)"
+    count, rate = positive(int), positive(float)
 
     add("--suite", choices=SUITES, required=True)
     data = "prepared folder (dataset/createWFLW256.py); subdomains: where synthetic faces go"

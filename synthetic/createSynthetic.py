@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from synthetic import SWITCHES  # noqa: E402
 from utils.files import (  # noqa: E402
     UserError,
-    atomic_write,
     make_folder,
     read_json,
     reports_user_errors,
@@ -102,10 +101,8 @@ def _is_whole(folder: Path, wanted: dict[str, Any]) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     args = _parse(argv)
-    from dataset.annotations import official_list
-    from synthetic.writing import image_folder, render_set
+    from synthetic.writing import write_set
     from utils.device import available_cores
-    from utils.progress import progress
 
     counts = {"train": args.train, "test": args.test}
     without = sorted(set(args.without))
@@ -115,29 +112,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.out}: already holds this data set")
         return 0
 
-    for split, count in counts.items():
-        for index in range(0, count, 1000):
-            make_folder(args.out / "WFLW_images" / image_folder(split, index))
-
-        make_folder(official_list(args.out, split).parent)
-
+    workers = args.workers or available_cores()
     try:
-        total = args.train + args.test
-        with progress(desc="rendering faces", total=total, unit="face") as bar:
-            lines = render_set(
-                args.out / "WFLW_images",
-                counts,
-                args.workers or available_cores(),
-                bar.update,
-                seed=args.seed,
-                without=frozenset(without),
-            )
+        write_set(args.out, counts, workers, seed=args.seed, without=frozenset(without))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command makes the set again") from None
-
-    for split, entries in lines.items():
-        with atomic_write(official_list(args.out, split), "w") as file:
-            file.write("\n".join(entries) + "\n")
 
     write_json(args.out / _STATE, {"content": content, "finished": True})
     print(f"{args.train} training and {args.test} test faces in {args.out}")

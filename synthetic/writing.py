@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,50 +15,50 @@ from pathlib import Path
 
 import cv2
 
+from dataset.annotations import official_list
 from synthetic.face import draw_face
-from utils.files import UserError, describe_os_error
+from utils.files import UserError, atomic_write, describe_os_error, make_folder
+from utils.progress import progress
 
 _BATCH = 10  # faces that a worker renders at a time
 
 
-def render_set(
-    images: Path,
-    counts: dict[str, int],
-    workers: int,
-    done: Callable[[int], object],
-    *,
-    seed: int,
-    without: frozenset[str],
-) -> dict[str, list[str]]:
-    """Render and store all faces of a data set.
+def write_set(
+    out: Path, counts: dict[str, int], workers: int, *, seed: int, without: frozenset[str]
+) -> None:
+    """Render and store all faces of a data set, then its lists.
 
     Args:
-        images: the folder WFLW_images, with the folders of image_folder() in it.
+        out: the data set's folder.
         counts: number of faces of each split.
         workers: number of processes; the bytes do not depend on it.
-        done: called with the number of faces just finished.
         seed: the data set's seed.
         without: variations to leave out (see synthetic.SWITCHES).
-
-    Returns:
-        The list lines of each split, in the order of the faces.
     """
-    splits = counts.items()
+    images, splits = out / "WFLW_images", counts.items()
     jobs = [(split, range(n)[k : k + _BATCH]) for split, n in splits for k in range(0, n, _BATCH)]
+    for split, n in splits:
+        make_folder(official_list(out, split).parent)
+        for index in range(0, n, 1000):
+            make_folder(images / _image_folder(split, index))
+
     render = partial(_render_batch, images=images, seed=seed, without=without)
     lines: dict[str, list[str]] = {split: [] for split in counts}
 
     try:
-        with ProcessPoolExecutor(
-            min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_end_with_parent
-        ) as pool:
+        with (
+            progress(desc="rendering faces", total=sum(counts.values()), unit="face") as bar,
+            ProcessPoolExecutor(
+                min(workers, len(jobs)), get_context("spawn"), initializer=_end_with_parent
+            ) as pool,
+        ):
             with _inherited_by_workers():
                 results = pool.map(render, jobs)
 
             try:
-                for job, batch in zip(jobs, results, strict=True):
-                    lines[job[0]] += batch
-                    done(len(job[1]))
+                for (split, indices), batch in zip(jobs, results, strict=True):
+                    lines[split] += batch
+                    bar.update(len(indices))
             except BaseException:
                 # Leaving the pool would first render all the rest. Its thread has to end here: at
                 # Python's end it now and then closes a pipe that is being written to.
@@ -69,10 +69,12 @@ def render_set(
             "a rendering process was killed (out of memory?); try --workers 1"
         ) from None
 
-    return lines
+    for split, entries in lines.items():
+        with atomic_write(official_list(out, split), "w") as file:
+            file.write("\n".join(entries) + "\n")
 
 
-def image_folder(split: str, index: int) -> str:
+def _image_folder(split: str, index: int) -> str:
     """The folder ("event", in WFLW's words) of a face's picture."""
     return f"{split}--{index // 1000:02d}"
 
@@ -89,7 +91,7 @@ def _render_batch(
 
     for index in indices:
         face = draw_face(seed, split, index, without)
-        name = f"{image_folder(split, index)}/{split}_{index:05d}.jpg"
+        name = f"{_image_folder(split, index)}/{split}_{index:05d}.jpg"
         encoded = cv2.imencode(".jpg", face.picture, [cv2.IMWRITE_JPEG_QUALITY, face.quality])[1]
 
         try:

@@ -137,7 +137,7 @@ def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path, arm)
         ("--suite real98 --arms sepbn-g3k2 --width 4", 1, "--groups 3 does not divide --width 4"),
         ("--suite real98 --data nowhere", 1, "nowhere"),
         ("--suite real98 --data one two", 2, "--suite real98 takes one folder"),
-        ("--suite real98 --seeds 0", 2, "must be at least 1"),
+        ("--suite real98 --seeds 0", 2, "must be positive"),
         ("--suite real98 --rates -1", 2, "must be positive"),
     ],
 )
