@@ -21,9 +21,10 @@ TWO_STEPS = "--width 2 --epochs 1 --batch-size 6 --lr 0 --device cpu".split()
 @pytest.fixture
 def copy(tmp_path) -> Path:
     """The code alone, in a folder of its own."""
-    for source in (*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py")):
+    code = ("*.py", "[!.]*/*.py", "dataset/schemes/*.json")
+    for source in (path for pattern in code for path in ROOT.glob(pattern)):
         target = tmp_path / source.relative_to(ROOT)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
 
     return tmp_path

@@ -13,15 +13,12 @@ from dataset.faces import FaceSet
 from models.sepbn import set_temperature
 from training.config import TrainConfig
 from training.graph import CapturedStep
-from training.run import Build, Network, Run, Step, is_finished
+from training.run import Build, Network, Run, Step
 from utils.schedule import learning_rate, temperature
 
 
 def train(config: TrainConfig, build: Build, **options: Any) -> int:
     """Train ``build(config, number of landmarks)`` -> exit code; options as of `Run.open`."""
-    if is_finished(config, **options):
-        return 0
-
     with Run.open(config, **options) as run:  # folder, lock, resume, signals, log, progress
         config, faces = run.config, run.load_faces()
         torch.manual_seed(config.seed)

@@ -58,8 +58,7 @@ def settings_of_run(saved: Mapping[str, Any], asked: TrainConfig) -> dict[str, A
 def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: Path) -> None:
     """Name every setting that differs between a saved run and the one that wants to resume it.
 
-    Settings in ``TrainConfig.FREE`` cannot change the result and may differ; what ``record`` lacks
-    is not compared.
+    Settings in ``TrainConfig.FREE`` cannot change the result and may differ.
     """
     defaults = {setting.name: setting.default for setting in fields(TrainConfig)}
     saved = defaults | saved  # a run saved before a setting existed had its default
@@ -71,7 +70,7 @@ def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: 
     different = [
         f"{label} was {saved.get(name)}, is {record[name]}"
         for name, label in labels.items()
-        if name in record and saved.get(name) != record[name]
+        if saved.get(name) != record[name]
     ]
 
     if different:

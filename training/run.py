@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,30 +66,6 @@ class Stopped(Exception):
     """A signal of this number came, and the run was saved."""
 
 
-def is_finished(
-    config: TrainConfig, *, runs: Path = RUNS, resume: bool = False, overwrite: bool = False
-) -> bool:
-    """Whether the run that is to be resumed has nothing left to do, which is said.
-
-    Raises:
-        UserError: settings that no run could have, or other ones than it had.
-    """
-    config.check()
-    path = runs / config.run
-    final = path / "final.pt"
-    if not (resume and final.exists()) or (path / "last.pt").exists():
-        return False
-
-    with checkpoint.understood(final):
-        saved = checkpoint.read(final)["config"]
-        settled = config.settled(settings_of_run(saved, config))
-        refuse_other_settings(saved, asdict(settled), final)
-
-    print(f"{path} is finished already; nothing to do")
-
-    return True
-
-
 class Run:
     """What is around the training of one network; used in the order of its public methods.
 
@@ -114,7 +89,8 @@ class Run:
         self.rate = torch.zeros((), device=device)
         self.epoch = self.position = self.steps = self.exit_code = 0
         self.rows_logged: list[dict[str, Any]] = []
-        self._saved: dict[str, Any] | None = None  # what last.pt held
+        self._saved: dict[str, Any] | None = None  # what the run goes on from
+        self._finished = False  # there is nothing left to do
         self._init: checkpoint.LoadedModel | None = None  # what --init names
         self._claimed = False  # whether the files in the folder are this run's own
         self._signal = 0
@@ -146,6 +122,7 @@ class Run:
             UserError: wrong settings, bad data, a run that is in the way or in use, a full disk.
             Diverged: the loss is no longer finite.
         """
+        config.check()
         with process_group(config.device) as (processes, device):
             run = cls(config, runs / config.run, processes, device)
             with run._exits:
@@ -184,9 +161,11 @@ class Run:
         self._resume, self._overwrite = resume, overwrite
         source = None
 
-        if resume and self.last.exists():
-            self._saved = checkpoint.read(self.last)
-            with checkpoint.understood(self.last):
+        self._finished = resume and self.final.exists() and not self.last.exists()
+        self._source = self.final if self._finished else self.last
+        if resume and self._source.exists():
+            self._saved = checkpoint.read(self._source)
+            with checkpoint.understood(self._source):
                 source = settings_of_run(self._saved["config"], self.asked)
         elif self.asked.init is not None:
             self._init = checkpoint.load_model(self.asked.init)
@@ -238,7 +217,7 @@ class Run:
         self.faces = train.to(self.device)
 
         if self._saved is not None:
-            refuse_other_settings(self._saved["config"], self.record, self.last)
+            refuse_other_settings(self._saved["config"], self.record, self._source)
             self._tell_other_code(self._saved["config"].get("commit"))
         elif self._resume and self.is_main:
             if (before := read_json(self.path / "config.json")) is not None:
@@ -251,7 +230,7 @@ class Run:
         """A changed loss, for one, cannot be seen from the settings."""
         now = self.record["commit"]
         if self.is_main and now is not None and now != commit:
-            note(f"note: {self.last} was saved by other code, commit {commit}; this is {now}")
+            note(f"note: {self._source} was saved by other code, commit {commit}; this is {now}")
 
     def place(self, model: VanillaCNN) -> VanillaCNN:
         """A fresh network with the weights that it is to start from, on the device."""
@@ -260,8 +239,8 @@ class Run:
                 model.fc2.bias.copy_(self.faces.mean_shape().flatten())
 
         if self._saved is not None:
-            with checkpoint.understood(self.last):
-                checkpoint.load_weights(model, self._saved["model"], self.last)
+            with checkpoint.understood(self._source):
+                checkpoint.load_weights(model, self._saved["model"], self._source)
         elif self._init is not None:
             words = start_from(model, self._init, self.faces, self.config)
             if self.is_main:
@@ -290,7 +269,9 @@ class Run:
 
         if self.processes.count > 1:
             distributed.barrier()  # all have read what is there
-        if self.is_main:
+        if self.is_main and self._finished:
+            print(f"{self.path} is finished already; nothing to do")
+        elif self.is_main:
             self._start_showing()
 
         for number in SIGNALS:
@@ -301,6 +282,10 @@ class Run:
 
     def _take_up(self, saved: dict[str, Any]) -> None:
         """Position, losses, momentum and log of ``last.pt``."""
+        if self._finished:
+            self.epoch = self.config.epochs
+            return
+
         with checkpoint.understood(self.last):
             state = saved["training"]
             self.epoch, self.position = state["epoch"], state["position"]
