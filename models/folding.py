@@ -84,7 +84,7 @@ class FoldedSepBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self._attention(x) @ self.sets
-        scale, shift = maps.view(-1, 2, x.shape[1], 1, 1).unbind(1)
+        scale, shift = maps[..., None, None].chunk(2, dim=1)
 
         if self.may_be_negative and _is_traced():
             negated = F.conv2d(x, self.minus, groups=len(self.minus))
