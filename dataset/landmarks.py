@@ -222,16 +222,7 @@ def own_scheme(record: Mapping[str, Any], where: Path | str) -> LandmarkScheme |
 
 def scheme_of_network(config: Mapping[str, Any], where: Path | str) -> LandmarkScheme:
     """The scheme of the landmarks that a network answers with, from its checkpoint's config."""
-    num_points = config["num_landmarks"]
-    own = own_scheme(config, where)
-
-    if own is not None and own.num_points != num_points:
-        raise UserError(
-            f"{where}: its scheme {own.name} has {own.num_points} points, its network "
-            f"{num_points}; it is damaged"
-        )
-
-    return own or scheme_for(num_points)
+    return own_scheme(config, where) or scheme_for(config["num_landmarks"])
 
 
 def read_scheme(path: str | Path) -> LandmarkScheme:
