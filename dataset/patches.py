@@ -84,18 +84,14 @@ def _digest(source: Path, paths: list[Path]) -> bytes:
 
 def _map(store: Path, count: int, digest: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     """The arrays of a store; None where it is missing, incomplete or made from something else."""
-    size = count * (PATCH_BYTES + 8) + DIGEST_BYTES
-
     try:
         with store.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != size:
+            file.seek(count * (PATCH_BYTES + 8))
+            if file.read() != digest:
                 return None
 
             file.seek(count * PATCH_BYTES)
             sums = np.frombuffer(file.read(count * 8), np.int64)
-            if file.read() != digest:
-                return None
-
             # Mode "c", copy on write, since torch wants memory that may be written; nobody does.
             patches = np.memmap(file, np.uint8, mode="c", shape=(count, *SHAPE))
     except OSError:
