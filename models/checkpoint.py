@@ -9,7 +9,6 @@ from its keys.
 from __future__ import annotations
 
 import io
-import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,14 +74,10 @@ def read(path: str | Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of old forms
             content = torch.load(data, map_location="cpu", weights_only=True)
         form = content.get("format", FORMAT)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: refused, since it is no plain checkpoint: it is damaged or holds Python "
-            "objects, which could run code; save a state_dict instead"
-        ) from None
     except Exception:  # in a damaged file torch.load stumbles over anything
         raise UserError(
-            f"{path}: truncated or not a checkpoint; copy it again or use another one"
+            f"{path}: refused: truncated, not a checkpoint, or with Python objects in it, which "
+            "could run code; copy it again, or save a state_dict"
         ) from None
 
     if form != FORMAT:

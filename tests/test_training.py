@@ -388,7 +388,7 @@ def test_a_run_that_fails_in_its_first_epoch_changes_nothing(train, monkeypatch)
     ("argv", "words"),
     [
         ("--data absent", "absent holds no prepared faces"),
-        ("--batch-size 13", "--batch-size 13 is more than the 12 training faces"),
+        ("--batch-size 13", "--batch-size 13: must be at most 12, the training faces"),
         ("--init absent.pt", "absent.pt does not exist"),
         ("--device cuda:7", "--device cuda:7"),
         ("--device tpu", "--device tpu cannot be used"),

@@ -189,13 +189,10 @@ class Run:
 
         if train.scheme != self.test_faces.scheme:
             raise UserError(f"{config.data}: train and test faces have different landmarks")
-        if config.batch_size % count:
+        if config.batch_size % count or len(train) < config.batch_size:
             raise UserError(
-                f"--batch-size {config.batch_size} cannot be shared equally by {count} processes"
-            )
-        if len(train) < config.batch_size:
-            raise UserError(
-                f"--batch-size {config.batch_size} is more than the {len(train)} training faces"
+                f"--batch-size {config.batch_size}: must be at most {len(train)}, the training "
+                f"faces, and a multiple of {count}, the processes"
             )
 
         self.steps = len(train) // config.batch_size
