@@ -111,12 +111,15 @@ class TrainConfig:
         """The same settings, which are checked, with what is left open filled in.
 
         Args:
-            source: settings of another network, to be taken where they are not None: ``NETWORK``
-                and the temperature.
+            source: settings of another network, of which ``NETWORK`` and the temperature are
+                taken where they are not None.
         """
         known: dict[str, Any] = NETWORK | {TAU: max(2, min(60, self.epochs)) / 2}
         known |= {"warmup_epochs": 0.4 * self.epochs}
-        known |= {name: value for name, value in (source or {}).items() if value is not None}
+        for name in (*NETWORK, TAU):
+            if source is not None and source.get(name) is not None:
+                known[name] = source[name]
+
         values = {name: value for name, value in known.items() if getattr(self, name) is None}
 
         if (self.norm or known["norm"]) != "sepbn":

@@ -27,9 +27,7 @@ from utils.files import UserError
 def settings_of_file(loaded: LoadedModel) -> dict[str, Any]:
     """What :meth:`TrainConfig.settled` takes from the file of ``--init``."""
     layers = [m for m in loaded.model.modules() if isinstance(m, SepBatchNorm2d)]
-    settings = {name: loaded.config[name] for name in NETWORK}
-
-    return settings | {TAU: layers[0].temperature.item() if layers else None}
+    return loaded.config | {TAU: layers[0].temperature.item() if layers else None}
 
 
 def start_from(model: VanillaCNN, loaded: LoadedModel, faces: FaceSet, config: TrainConfig) -> str:

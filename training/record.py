@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 from dataset.faces import FaceSet
 from dataset.landmarks import definition_to_keep
 from models.architecture import Architecture
-from training.config import NETWORK, TAU, TrainConfig
+from training.config import TrainConfig
 from utils.device import describe_machine, git_commit
 from utils.files import UserError
 from utils.schedule import temperature
@@ -43,16 +42,6 @@ def run_record(
         "commit": git_commit(),
         "machine": describe_machine(device),
     }
-
-
-def settings_of_run(saved: Mapping[str, Any], asked: TrainConfig) -> dict[str, Any] | None:
-    """What :meth:`TrainConfig.settled` takes from the record of a run that goes on: what that run
-    had from the file of ``--init``.
-    """
-    if asked.init is None:
-        return None
-
-    return {name: saved.get(name) for name in (*NETWORK, TAU)}
 
 
 def refuse_other_settings(saved: dict[str, Any], record: dict[str, Any], where: Path) -> None:

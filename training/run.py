@@ -33,7 +33,7 @@ from models.vanilla import VanillaCNN
 from training.config import TrainConfig
 from training.initial import describe_start, settings_of_file, start_from
 from training.processes import Processes, leave, process_group
-from training.record import header, refuse_other_settings, run_record, settings_of_run
+from training.record import header, refuse_other_settings, run_record
 from utils.device import keep_freed_memory
 from utils.files import UserError, atomic_write, read_json, write_json
 from utils.metrics import nme
@@ -166,7 +166,8 @@ class Run:
         if resume and self._source.exists():
             self._saved = checkpoint.read(self._source)
             with checkpoint.understood(self._source):
-                source = settings_of_run(self._saved["config"], self.asked)
+                before = self._saved["config"]
+            source = before if self.asked.init is not None else None  # it has what --init gave
         elif self.asked.init is not None:
             self._init = checkpoint.load_model(self.asked.init)
             source = settings_of_file(self._init)
