@@ -98,7 +98,7 @@ def median_ratio(runs: tuple[Callable[[], object], ...], steps: int) -> float:
 
 
 def saved_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that the forward pass keeps for the backward pass."""
+    """Bytes of the storages that the forward pass keeps for the backward pass, each once."""
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.converted import saved_bytes
 from benchmarks.kernels import load_layer_file
 from benchmarks.paired import machine, synchronised, take_turns
 from models import SepBatchNorm2d, VanillaCNN, sepbn
@@ -138,31 +138,10 @@ def layer_pass(norm: Norm, setting: Setting, *, compiled: bool) -> Run:
     return run
 
 
-def saved_bytes(norm: Norm, setting: Setting) -> int:
-    """Bytes of the storages that the forward pass keeps for the backward pass, each once."""
+def bytes_for_backward(norm: Norm, setting: Setting) -> int:
     model = setting.prepare(VanillaCNN(norm))
-    x = setting.random(8, 3, 128, 128)
-    storages: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, setting.autocast():
-        output = model(x)
-    del output  # kept until here, so that no storage's address is used twice
-    return sum(storages.values())
-
-
-def seconds(run: Run, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    with setting.autocast():
+        return saved_bytes(model, setting.random(8, 3, 128, 128))
 
 
 @dataclass(frozen=True)
@@ -178,10 +157,8 @@ class Table:
     def compare(self, what: str, goal: str, pair: tuple[Run, ...], *, pairs: int) -> None:
         """Time the two of a pair in turn and print their row."""
         runs = {str(which): synchronised(run, self.device) for which, run in enumerate(pair)}
-        first, second = take_turns(
-            runs, pairs, warm_up=2
-        ).values()  # compilation, allocation, caches
-
+        # warm-up: compilation, allocation, caches
+        first, second = take_turns(runs, pairs, warm_up=2).values()
         ratios = first / second
         times = f"{1e3 * np.median(first):.1f} / {1e3 * np.median(second):.1f} ms"
         spread = f"{ratios.min():.2f} to {ratios.max():.2f}"
@@ -203,7 +180,7 @@ def compare_in(setting: Setting, norms: tuple[Norm, Norm], table: Table, pairs: 
         pair = tuple(training_step(norm, batch, setting) for norm in norms)
         table.compare(f"training step, batch {batch}, {setting}", "≤ 1.05", pair, pairs=pairs)
 
-    first, second = (saved_bytes(norm, setting) for norm in norms)
+    first, second = (bytes_for_backward(norm, setting) for norm in norms)
     sizes = f"{first / 1e6:.1f} / {second / 1e6:.1f} MB"
     what = f"bytes saved for backward, batch 8, {setting}"
     table.report(what, "≤ 1.05", (f"{first / second:.3f}", "-", sizes))
