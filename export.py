@@ -177,25 +177,18 @@ def add_metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
 
 
 def largest_difference(data: bytes, model: nn.Module) -> float:
-    """Largest difference between onnxruntime and torch, in crop px, over random crops in batches of
-    1 and 3.
-    """
+    """Largest difference between onnxruntime and torch, in crop px, over three random crops."""
     import onnxruntime
     import torch
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    generator = torch.Generator().manual_seed(0)
-    differences = []
+    crops = torch.rand(3, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = model(crops)
 
-    for batch in (1, 3):
-        crops = torch.rand(batch, 3, 128, 128, generator=generator) * 2 - 1
-        with torch.no_grad():
-            expected = model(crops)
+    answer = torch.from_numpy(session.run(None, {"crops": crops.numpy()})[0])
 
-        answer = torch.from_numpy(session.run(None, {"crops": crops.numpy()})[0])
-        differences.append((answer - expected).abs().max())
-
-    return torch.stack(differences).max().item()  # nan stays nan
+    return (answer - expected).abs().max().item()  # nan stays nan
 
 
 if __name__ == "__main__":

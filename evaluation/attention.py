@@ -4,6 +4,8 @@ mean anything.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 import torch
 from torch import nn
@@ -27,25 +29,17 @@ def attention_weights(
     """Predictions (N, P, 2) crop px, and the attention of each face in each module, (N, M, G, K),
     sums over K are 1.
     """
-    seen: list[list[torch.Tensor]] = []
+    modules = sepbn_modules(model).values()
+    seen: list[list[torch.Tensor]] = [[] for _ in modules]
 
     def collect(weights: list[torch.Tensor]):
         return lambda module, inputs: weights.append(module.attention(inputs[0]).float().cpu())
 
-    hooks = []
+    with ExitStack() as hooks, progress(total=len(faces), desc="predict", unit="face") as bar:
+        for module, weights in zip(modules, seen, strict=True):
+            hooks.enter_context(module.register_forward_pre_hook(collect(weights)))
 
-    for module in sepbn_modules(model).values():
-        seen.append([])
-        hooks.append(module.register_forward_pre_hook(collect(seen[-1])))
-
-    try:
-        with progress(total=len(faces), desc="predict", unit="face") as bar:
-            prediction = predict_landmarks(
-                model, faces, device=device, batch_size=batch_size, bar=bar
-            )
-    finally:
-        for hook in hooks:
-            hook.remove()
+        prediction = predict_landmarks(model, faces, device=device, batch_size=batch_size, bar=bar)
 
     return prediction, torch.stack([torch.cat(weights) for weights in seen], dim=1).double().numpy()
 
