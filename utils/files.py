@@ -71,12 +71,7 @@ def require_file_or_nothing(path: str | os.PathLike) -> None:
 
 def is_utf8(path: str | os.PathLike) -> bool:
     """Whether a path holds text alone; OpenCV crashes on other names."""
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError:
-        return False
-
-    return True
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
 def read_bytes(path: str | os.PathLike, what: str = "") -> bytes:
