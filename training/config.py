@@ -41,19 +41,13 @@ class TrainConfig:
 
     data: str = _option("dataset/WFLW256", "folder prepared by dataset/createWFLW256.py")
     run: str = _option(
-        None,
-        "name of the run; its files go to checkpoints/RUN (default: baseline for bn, else the "
-        "normalisation: none, sepbn)",
+        None, "name of the run (default: baseline for bn, else the normalisation: none, sepbn)"
     )
     norm: str = _option(None, "normalisation; none: the released baseline", choices=("bn", "none"))
     sets: int = _option(None, "K, mapping sets (scale and shift) of each SepBN module")
-    groups: int = _option(
-        None, "G, channel groups with attention of their own; the released code has 1"
-    )
+    groups: int = _option(None, "G, channel groups with an attention each; the released code has 1")
     attention_grid: int | None = _option(
-        None,
-        "attention on a T x T grid, a reconstruction of the paper's diagram",
-        choices=(1, 2, 4),  # which divide every map
+        None, "attention on a T x T grid, as the paper's diagram may mean", choices=(1, 2, 4)
     )
     temperature: float = _option(
         None,
@@ -82,23 +76,13 @@ class TrainConfig:
         "start from the same points, or the mean shape",
     )
     limit: int | None = _option(None, "use the first N faces of each split only, for a quick try")
-    eval_every: int = _option(
-        0, "epochs between test NMEs in the log; 0: only after the last epoch"
-    )
+    eval_every: int = _option(0, "epochs between test NMEs in the log; 0: only after the last")
     save_every: float = _option(5.0, "minutes between saves of last.pt")
     keep_every: int = _option(0, "epochs between milestones epoch_<n>.pt that are kept; 0: none")
-    mean_shape_init: bool = _option(
-        False, "start the last bias at the mean shape of the training faces"
-    )
-    photometric: bool = _option(
-        False, "also change colours, sharpness and noise of training faces, and cover parts of them"
-    )
-    tensorboard: bool = _option(
-        False, "also write TensorBoard event files (needs the package tensorboard)"
-    )
-    released_geometry: bool = _option(
-        False, "labels of the released code: mirrored and rotated off by up to a crop pixel"
-    )
+    mean_shape_init: bool = _option(False, "start at the mean shape of the training faces")
+    photometric: bool = _option(False, "also vary colours, sharpness, noise; cover parts of faces")
+    tensorboard: bool = _option(False, "also write TensorBoard's files (pip install tensorboard)")
+    released_geometry: bool = _option(False, "labels as released, off by up to a crop pixel")
 
     # Settings that cannot change the result, so that a run may be resumed with other values of
     # them.
