@@ -41,7 +41,7 @@ def start_from(model: VanillaCNN, loaded: LoadedModel, faces: FaceSet, config: T
         What became of the last layer, in words.
 
     Raises:
-        UserError: the networks differ.
+        UserError: the networks differ, or nothing says which landmarks the file's are.
     """
     theirs, norm = loaded.model.state_dict(), loaded.config["norm"]
 
@@ -51,11 +51,11 @@ def start_from(model: VanillaCNN, loaded: LoadedModel, faces: FaceSet, config: T
             f"{config.norm}; trainBaseline.py takes bn and none, trainBaselineSepDyBN.py sepbn"
         )
 
-    scheme, words = _scheme_of(loaded, faces.scheme), "last layer as it is"
+    words = "last layer as it is"
     if config.mean_shape_init:
         own, words = model.fc2.state_dict(), "last layer anew, at the mean shape"
         theirs |= {f"fc2.{name}": tensor.clone() for name, tensor in own.items()}
-    elif scheme != faces.scheme:
+    elif (scheme := _scheme_of(loaded, faces.scheme)) != faces.scheme:
         weight, bias, words = _other_landmarks(loaded, scheme, faces)
         theirs |= {"fc2.weight": weight, "fc2.bias": bias}
 
@@ -64,24 +64,21 @@ def start_from(model: VanillaCNN, loaded: LoadedModel, faces: FaceSet, config: T
     return words
 
 
-def _scheme_of(loaded: LoadedModel, wanted: LandmarkScheme) -> LandmarkScheme | None:
+def _scheme_of(loaded: LoadedModel, wanted: LandmarkScheme) -> LandmarkScheme:
     """The scheme of a file's landmarks; that of the faces where as many points say no other."""
-    own = loaded.config.get("scheme_definition")
-    if own is None and loaded.config["num_landmarks"] == wanted.num_points:
+    as_many = loaded.config["num_landmarks"] == wanted.num_points
+    if as_many and loaded.config.get("scheme_definition") is None:
         return wanted
 
-    try:
-        return scheme_of_network(loaded.config, loaded.path)
-    except UserError:  # so many points have no name
-        return None
+    return scheme_of_network(loaded.config, loaded.path)
 
 
 def _other_landmarks(
-    loaded: LoadedModel, scheme: LandmarkScheme | None, faces: FaceSet
+    loaded: LoadedModel, scheme: LandmarkScheme, faces: FaceSet
 ) -> tuple[Tensor, Tensor, str]:
     """Weight and bias of a last layer for the faces' landmarks, and what they are in words."""
     wanted, state = faces.scheme, loaded.model.state_dict()
-    same = counterparts(wanted, scheme) if scheme else (None,) * wanted.num_points
+    same = counterparts(wanted, scheme)
     known = [i for i, point in enumerate(same) if point is not None]
 
     # Rows of x and y side by side, the bias as a last column: (2Q, D) -> (D + 1, Q, 2)
