@@ -24,9 +24,9 @@ from torch import Tensor
 
 from benchmarks.paired import machine, paired_ratio, take_turns
 from dataset.faces import central_crops, load_faces
-from export import OLDEST_OPSET, to_onnx
 from models.checkpoint import load_model
 from models.folding import fold_normalisation
+from prediction.onnx_file import to_onnx
 from utils.files import reports_user_errors
 
 CHECKPOINTS = (Path("checkpoints/sepbn16.pt"), Path("checkpoints/bn16.pt"))
@@ -38,7 +38,7 @@ def forward_passes(checkpoint: Path) -> dict[str, Callable[[Tensor], Any]]:
     model = fold_normalisation(load_model(checkpoint).model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    data = to_onnx(model, OLDEST_OPSET).SerializeToString()
+    data = to_onnx(model).SerializeToString()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     return {
