@@ -48,7 +48,7 @@ class LandmarkScheme:
     mirror: tuple[int, ...]
     outer_eyes: tuple[int, int]
     contours: tuple[Contour, ...]
-    same_as: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    same_as: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def num_points(self) -> int:
@@ -74,6 +74,7 @@ def _built_in(name: str) -> LandmarkScheme:
 
 WFLW_98, IBUG_68 = _built_in("wflw98.json"), _built_in("ibug68.json")
 SCHEMES = {scheme.num_points: scheme for scheme in (WFLW_98, IBUG_68)}
+COMMON_60 = _built_in("common60.json")  # iBUG-68 without the eyelids, numbered anew
 
 # iBUG landmark -> the WFLW landmark that is the same point of a face. WFLW's face contour is twice
 # as dense; its lids have three points between the corners, iBUG's two, and none of these agree.
@@ -88,25 +89,6 @@ _LIDS = (
     ((72, 73, 74, 75, 68), (46, 47)),
 )
 EYELIDS_68 = tuple(point for _, pair in _LIDS for point in pair)
-
-
-def _common_scheme() -> LandmarkScheme:
-    """iBUG-68 without the eyelids, its landmarks numbered anew."""
-    place = {point: i for i, point in enumerate(WFLW_OF_IBUG)}
-    left, right = IBUG_68.outer_eyes
-
-    return LandmarkScheme(
-        name="60 common points",
-        mirror=tuple(place[IBUG_68.mirror[point]] for point in WFLW_OF_IBUG),
-        outer_eyes=(place[left], place[right]),
-        contours=tuple(
-            Contour(c.name, tuple(place[p] for p in c.points if p in place), c.closed)
-            for c in IBUG_68.contours
-        ),
-    )
-
-
-COMMON_60 = _common_scheme()
 
 
 def pupils(scheme: LandmarkScheme) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -125,10 +107,8 @@ def points_within(scheme: LandmarkScheme, wanted: LandmarkScheme) -> tuple[int, 
     """Where the landmarks of ``wanted`` stand in ``scheme``; None where they are no part of it."""
     if scheme.name == wanted.name and scheme.num_points == wanted.num_points:
         return tuple(range(scheme.num_points))
-    if wanted == COMMON_60 and scheme in (WFLW_98, IBUG_68):
-        return tuple(WFLW_OF_IBUG.values() if scheme == WFLW_98 else WFLW_OF_IBUG)
 
-    return None
+    return COMMON_60.same_as.get(scheme.name) if wanted == COMMON_60 else None
 
 
 def counterparts(scheme: LandmarkScheme, source: LandmarkScheme) -> tuple[int | None, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +22,6 @@ from dataset.landmarks import (
     COMMON_60,
     IBUG_68,
     WFLW_98,
-    LandmarkScheme,
     points_within,
     pupils,
     scheme_of_network,
@@ -61,9 +60,9 @@ def require_same_points(
 class PickedPoints(nn.Module):
     """A network's answer for some of its landmarks: (N, 2P) -> (N, 2 len(points))."""
 
-    def __init__(self, model: nn.Module, points: list[int]) -> None:
+    def __init__(self, model: nn.Module, points: Sequence[int]) -> None:
         super().__init__()
-        self.model, self.points = model, points
+        self.model, self.points = model, list(points)
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
         answer = self.model(crops).unflatten(1, (-1, 2))  # (N, 2P) -> (N, P, 2)
@@ -82,14 +81,12 @@ def on_common_points(
     if all(points_within(scheme, faces.scheme) for scheme in schemes.values()):
         return models, faces
 
-    def common(scheme: LandmarkScheme) -> list[int]:
-        return list(points_within(scheme, COMMON_60) or ())
-
+    common = COMMON_60.same_as
     picked = {
-        name: replace(model, model=PickedPoints(model.model, common(schemes[name])))
+        name: replace(model, model=PickedPoints(model.model, common[schemes[name].name]))
         for name, model in models.items()
     }
-    landmarks = faces.landmarks[:, common(faces.scheme)]
+    landmarks = faces.landmarks[:, list(common[faces.scheme.name])]
 
     return picked, replace(faces, landmarks=landmarks, scheme=COMMON_60)
 

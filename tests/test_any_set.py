@@ -690,8 +690,14 @@ def test_the_points_in_common():
         to_ibug_68(points)[:, list(IBUG_68.mirror)],
         atol=1e-12,
     )
-    assert all(COMMON_60.mirror[COMMON_60.mirror[i]] == i for i in range(60))
     assert sorted({p for c in COMMON_60.contours for p in c.points}) == list(range(60))
+    for scheme in (WFLW_98, IBUG_68):  # of each the common points, their mirror images, the eyes
+        same = COMMON_60.same_as[scheme.name]
+        assert [same[i] for i in COMMON_60.mirror] == [scheme.mirror[i] for i in same]
+        assert tuple(same[i] for i in COMMON_60.outer_eyes) == scheme.outer_eyes
+    assert dict(zip(COMMON_60.same_as["iBUG-68"], COMMON_60.same_as["WFLW-98"], strict=True)) == (
+        WFLW_OF_IBUG
+    )
 
 
 def as_68(official: Path, folder: Path) -> list:
