@@ -32,30 +32,20 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, of R, G, B
 BLOCK = 8  # side of a block, as in JPEG
 NOISE_WINDOW = 3 * CROP_SIZE * CROP_SIZE
 
-# Columns of each parameter. The values without effect are those of `neutral`.
-WIDTHS = {
-    "brightness": 1,
-    "contrast": 1,
-    "cast": 3,
-    "grey": 1,
-    "gamma": 1,
-    "blur": 1,
-    "noise": 1,
-    "noise_origin": 1,
-    "blocks": 1,
-    "rectangle": 4,  # left, top, right, bottom in crop pixels; right and bottom are outside
-    "colour": 3,
+# Each parameter's columns, as they are where there is no effect.
+NEUTRAL = {
+    "brightness": (0.0,),
+    "contrast": (1.0,),
+    "cast": (1.0, 1.0, 1.0),
+    "grey": (0.0,),
+    "gamma": (1.0,),
+    "blur": (0.0,),
+    "noise": (0.0,),
+    "noise_origin": (0.0,),
+    "blocks": (0.0,),
+    "rectangle": (0.0,) * 4,  # left, top, right, bottom in crop pixels; the last two are outside
+    "colour": (0.0,) * 3,
 }
-
-
-def neutral(num_faces: int) -> dict[str, np.ndarray]:
-    """Parameters that leave every face as it is, each (N, its number of columns)."""
-    values = {name: np.zeros((num_faces, width)) for name, width in WIDTHS.items()}
-
-    for factor in ("contrast", "cast", "gamma"):
-        values[factor] += 1.0
-
-    return values
 
 
 def draw(num_faces: int, *, seed: int, epoch: int) -> dict[str, np.ndarray]:
@@ -82,18 +72,18 @@ def draw(num_faces: int, *, seed: int, epoch: int) -> dict[str, np.ndarray]:
         "colour": between(0.0, WHITE, 3),
     }
 
-    chosen = random.random((num_faces, len(WIDTHS))) < CHANCE
+    chosen = random.random((num_faces, len(NEUTRAL))) < CHANCE
 
     return {
         name: np.where(chosen[:, i : i + 1], drawn[name], unchanged)
-        for i, (name, unchanged) in enumerate(neutral(num_faces).items())
+        for i, (name, unchanged) in enumerate(NEUTRAL.items())
     }
 
 
 def pack(parameters: dict[str, np.ndarray]) -> torch.Tensor:
     """Parameters by name -> one (N, D) float32 tensor, whose rows a batch selects at once."""
     return torch.from_numpy(
-        np.concatenate([parameters[name] for name in WIDTHS], axis=1).astype(np.float32)
+        np.concatenate([parameters[name] for name in NEUTRAL], axis=1).astype(np.float32)
     )
 
 
@@ -107,8 +97,8 @@ def apply(crops: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     Returns:
         The changed crops within 0 to 255, in channels-last memory order.
     """
-    columns = packed.split(list(WIDTHS.values()), dim=1)
-    values = dict(zip(WIDTHS, columns, strict=True))
+    columns = packed.split([len(each) for each in NEUTRAL.values()], dim=1)
+    values = dict(zip(NEUTRAL, columns, strict=True))
 
     # Planes of one colour each, since factors a face or a channel are quick on whole planes.
     pixels = crops.contiguous()

@@ -11,7 +11,7 @@ import torch
 from test_augment import random_faces
 
 from dataset.augment import batch, draw_epoch
-from dataset.photometric import apply, draw, neutral, pack
+from dataset.photometric import NEUTRAL, apply, draw, pack
 
 RANGES = {  # name -> lowest and highest value, as documented
     "brightness": (-40, 40),
@@ -38,7 +38,7 @@ def crops(count: int = 2, seed: int = 0) -> torch.Tensor:
 
 def with_effect(images: torch.Tensor, **values: list[float]) -> np.ndarray:
     """Apply one set of parameters to all crops -> (B, H, W, 3) float64."""
-    parameters = neutral(len(images))
+    parameters = {name: np.tile(each, (len(images), 1)) for name, each in NEUTRAL.items()}
     for name, value in values.items():
         parameters[name][:] = value
 
@@ -51,7 +51,7 @@ def plain(images: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("name", RANGES)
 def test_what_is_drawn_spans_its_range_in_some_faces_and_is_neutral_in_the_others(name):
-    values, unchanged = draw(20_000, seed=3, epoch=5)[name], neutral(1)[name]
+    values, unchanged = draw(20_000, seed=3, epoch=5)[name], NEUTRAL[name]
     low, high = RANGES[name]
     drawn = values[(values != unchanged).any(axis=1)]
 
