@@ -19,7 +19,7 @@ from dataset.annotations import official_list, read_official_list
 from dataset.boxes import landmark_box
 from dataset.crop import CROP_OFFSET, patch_frame
 from dataset.faces import load_faces
-from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, WFLW_OF_IBUG, define, to_ibug_68
+from dataset.landmarks import COMMON_60, WFLW_98, WFLW_OF_IBUG, define, to_ibug_68
 from dataset.pts import parse_pts
 from evaluation import evaluate
 from evaluation.cost import measure_speed
@@ -121,12 +121,8 @@ def test_pts_files(text):
         ("n_points: 3\n{\n1 2\n3 4\n}\n", "a.pts: n_points is 3, but 2 points follow"),
         ("n_points: 2\n{\n1 2\n3 4\n", "a.pts: the closing brace is missing"),
         ("1 2\n3 nan\n", "a.pts, line 2: '3 nan' is no pair of finite"),
-        ("1 2\n3 -inf\n", "line 2: '3 -inf' is no pair"),
         ("1 2\n3 4 5\n", "line 2: '3 4 5' is no pair of finite numbers"),
-        ("1 2\n3,4\n", "line 2: '3,4' is no pair of finite numbers"),
         ("1 2\n3 four\n", "line 2: '3 four' is no pair of finite numbers"),
-        ("n_points: 2\n{\n1 2\n3 4\n}\n5 6\n", "n_points is 2, but 3 points follow"),
-        ("version: 1\n", "a.pts: 0 points"),
         ("", "a.pts: 0 points"),
         (b"\x89PNG\xff\xfe", "a.pts: not a text file"),
     ],
@@ -346,7 +342,7 @@ def scaled_set(official_set, tmp_path_factory) -> Path:
     return folder
 
 
-def test_box_scale_of_a_prepared_set(official_set, prepared_set, scaled_set, run_script):
+def test_box_scale_of_a_prepared_set(official_set, scaled_set, run_script):
     meta = json.loads((scaled_set / "meta.json").read_text())
     assert meta["box_scale"] == 1.5
 
@@ -355,16 +351,9 @@ def test_box_scale_of_a_prepared_set(official_set, prepared_set, scaled_set, run
         annotations = read_official_list(official_list(official_set, split))
 
         for face, points in zip(annotations, found, strict=True):
-            frame, plain = patch_frame(face.box, "nearest", 1.5), patch_frame(face.box)
-            assert frame.side == pytest.approx(1.5 * plain.side, abs=2)
+            frame = patch_frame(face.box, "nearest", 1.5)
             expected = (face.landmarks - (frame.left, frame.top)) * 256 / frame.side
             np.testing.assert_allclose(points.T, expected, atol=1e-9)
-
-    plain, scaled = (
-        load_faces(folder, "test").landmarks.double().numpy()
-        for folder in (prepared_set, scaled_set)
-    )
-    np.testing.assert_allclose(np.ptp(plain, axis=1) / np.ptp(scaled, axis=1), 1.5, atol=0.04)
 
     again = ["--wflw", official_set, "--out", scaled_set]
     assert_one_line(run_script(PREPARE, *again), "holds a set of another box scale")
@@ -602,26 +591,14 @@ def contour(**fields) -> dict:
     [
         (changed(mirror=[1, 2, 0, *range(3, 40)]), "mirror is no involution: 0 goes to 1"),
         (changed(mirror=[*range(39), 40]), "mirror names point 40; points are 0 to 39"),
-        (changed(mirror=[*range(39), True]), "mirror names point 1 twice"),
-        (changed(mirror="ab"), "mirror names point 'a'"),
         (changed(outer_eyes=[3]), "outer_eyes must be a list of the two points"),
-        (changed(outer_eyes=[3, 3]), "outer_eyes names point 3 twice"),
-        (changed(name=""), "name ''"),
         (changed(name="two\nlines"), "it must be a text of one line"),
         (changed(name="WFLW-98"), "name 'WFLW-98' is that of a built-in scheme"),
         (changed(colour="red"), "unexpected keyword argument 'colour'"),
         ({"name": "x", "mirror": [0], "contours": []}, "argument: 'outer_eyes'"),
         (changed(contours=[]), "no contour holds point 0"),
-        (changed(contours=[5]), "no landmark scheme ('int' object"),
         (contour(points=[0, 1, 2, 1]), "contours[0].points names point 1 twice"),
-        (contour(points=[0, 1, 2]), "no contour holds point 3"),
         (contour(closed="yes"), "contours[0].closed must be true or false"),
-        (contour(name=7), "name 7"),
-        (changed(same_as=[1]), "no landmark scheme ('list' object"),
-        (
-            changed(same_as={"COFW": [None] * 40}),
-            "same_as.COFW must be a list of 40 points, null where there is none, of WFLW",
-        ),
         (changed(same_as={"WFLW-98": [1]}), "same_as.WFLW-98 must be a list of 40 points"),
         (changed(same_as={"WFLW-98": [98] * 40}), "same_as.WFLW-98 names point 98"),
         ([1, 2], "holds a list, not an object"),
@@ -684,12 +661,6 @@ def test_the_points_in_common():
     expected = np.stack([slow_68(face) for face in points])
     np.testing.assert_allclose(to_ibug_68(points), expected, atol=1e-12)
 
-    # mirrored first or afterwards, it is the same
-    np.testing.assert_allclose(
-        to_ibug_68(points[:, list(WFLW_98.mirror)]),
-        to_ibug_68(points)[:, list(IBUG_68.mirror)],
-        atol=1e-12,
-    )
     assert sorted({p for c in COMMON_60.contours for p in c.points}) == list(range(60))
     for scheme in (WFLW_98, IBUG_68):  # of each the common points, their mirror images, the eyes
         same = COMMON_60.same_as[scheme.name]
@@ -718,37 +689,30 @@ def as_68(official: Path, folder: Path) -> list:
     return [*options, "--test-list", folder / "test.txt", "--out", folder / "prepared"]
 
 
-def test_98_points_are_made_into_68(official_set, prepared_set, tmp_path, run_script):
-    """predict.py --points 68 with the list's boxes, against the network's 98 points."""
+def test_98_points_are_made_into_68(official_set, tmp_path, run_script):
+    """predict.py --points 68 against its own 98 points, which test_predict.py looks at."""
     final = write_checkpoint(tmp_path / "run98" / "final.pt")
-    faces = load_faces(prepared_set, "test")
-    whole = evaluate.predict_landmarks(load_model(final).model, faces, device="cpu")
-    annotations = read_official_list(official_list(official_set, "test"))
-    images = official_set / "WFLW_images"
-    rows = [",".join(map(str, [face.image, *face.box])) for face in annotations]
-    (tmp_path / "boxes.csv").write_text("\n".join(["file,x0,y0,x1,y1", *rows]))
+    face = read_official_list(official_list(official_set, "test"))[0]
+    picture = official_set / "WFLW_images" / face.image
+    answers = {}
 
-    pictures = sorted({images / face.image for face in annotations})
-    arguments = ["--boxes", tmp_path / "boxes.csv", "--checkpoint", final, "--points", 68]
-    arguments += ["--format", "pts", "--out", tmp_path / "out"]
-    assert run_script("predict.py", *pictures, *arguments)[0] == 0
+    for points in (98, 68):
+        arguments = ["--box", *face.box, "--checkpoint", final, "--format", "pts"]
+        arguments += ["--out", tmp_path / str(points), *["--points", points] * (points == 68)]
+        assert run_script("predict.py", picture, *arguments)[0] == 0
+        answers[points] = json.loads((tmp_path / str(points) / "landmarks.json").read_text())
 
-    answer = json.loads((tmp_path / "out" / "landmarks.json").read_text())
-    assert (answer["scheme"], answer["made_from"]) == ("iBUG-68", "WFLW-98")
-    assert answer["interpolated_along_the_eyelids"] == [37, 38, 40, 41, 43, 44, 46, 47]
-    found = {
-        (entry["file"], tuple(face["box"])): np.array(face["landmarks"])
-        for entry in answer["files"]
-        for face in entry["faces"]
-    }
+    assert (answers[68]["scheme"], answers[68]["made_from"]) == ("iBUG-68", "WFLW-98")
+    said = answers[68]["interpolated_along_the_eyelids"]
+    assert said == [37, 38, 40, 41, 43, 44, 46, 47]
 
-    for face, crop_px in zip(annotations, whole.astype(np.float64), strict=True):
-        image_px = patch_frame(face.box).to_image(slow_68(crop_px) + CROP_OFFSET)
-        points = found[str(images / face.image), face.box]
-        assert np.abs(points - image_px).max() <= 1e-4 + 1e-7 * np.abs(image_px).max()
+    whole, made = (
+        np.array(answer["files"][0]["faces"][0]["landmarks"]) for answer in answers.values()
+    )
+    np.testing.assert_allclose(made, slow_68(whole), atol=2e-4)
 
-    for path in (tmp_path / "out").glob("*.pts"):
-        assert len(parse_pts(path.read_bytes(), path)) == 68
+    (path,) = (tmp_path / "68").glob("*.pts")
+    np.testing.assert_allclose(parse_pts(path.read_bytes(), path), made, atol=1e-3)
 
 
 def test_the_table_says_60_common_points(official_set, tmp_path, run_script, monkeypatch):
