@@ -130,26 +130,6 @@ def test_divergence_is_a_row_not_an_end(run_script, prepared_set, tmp_path, arm)
     assert f"every learning rate tried for {arm} diverged" in complaint.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("options", "expected", "message"),
-    [
-        ("--suite real98 --arms gn", 1, "--arms gn: no such arm"),
-        ("--suite real98 --arms sepbn-g3k2 --width 4", 1, "--groups 3 does not divide --width 4"),
-        ("--suite real98 --data nowhere", 1, "nowhere"),
-        ("--suite real98 --data one two", 2, "--suite real98 takes one folder"),
-        ("--suite real98 --seeds 0", 2, "must be positive"),
-        ("--suite real98 --rates -1", 2, "must be positive"),
-    ],
-)
-def test_bad_input_is_one_line(
-    run_script, prepared_set, tmp_path, monkeypatch, options, expected, message
-):
-    monkeypatch.chdir(tmp_path)
-    argv = ("--data", prepared_set, *options.split())
-    assert message in refused(run_script, SCRIPT, *argv, code=expected)
-    assert not list(tmp_path.rglob("*.*")), "something was written before the complaint"
-
-
 def test_other_faces_need_another_work_folder(run_script, prepared_set, tmp_path):
     run = tmp_path / "checkpoints" / f"{prepared_set.name}-main-bn-w2-e2-lr0.01-s0-n8"
     run.mkdir(parents=True)
@@ -210,9 +190,7 @@ def test_short_runs_reach_temperature_one_after_a_third():
     assert (annealed.temperature, annealed.sets, annealed.warmup_epochs) == (10, 8, 3)
     assert fixed.temperature == 1 and replace(fixed, temperature=annealed.temperature) == annealed
     assert released.released_geometry and released.norm == "bn" and released.temperature is None
-    assert annealed.attention_grid is None
     assert settings("sepbn-g1k8-grid4-fixed") == replace(fixed, attention_grid=4)
-    assert runs.split_arm("sepbn-g1k8-grid4-fixed-released")[0] == "sepbn-g1k8-grid4"
 
 
 def test_rates_are_tuned_on_training_faces_only(prepared_set, tmp_path):
@@ -434,23 +412,10 @@ def test_squeeze_and_excitation_gates_every_channel(training, channels, hidden):
 
 
 def test_relatives_are_arms_like_the_others(run_script, prepared_set, tmp_path):
-    arms = ("bn", "an-k5", "bn-se")
-    options = f"{SMALL} --rates 0.01 --seeds 1 --arms {' '.join(arms)}"
-    suite = command("relatives98", prepared_set, tmp_path, options)
-    code, table, _ = run_script(SCRIPT, *suite)
+    options = f"{SMALL} --rates 0.01 --seeds 1 --arms bn an-k5 bn-se"
+    code, table, _ = run_script(SCRIPT, *command("relatives98", prepared_set, tmp_path, options))
     assert code == 0 and "| an-k5 − bn |" in table and "| bn-se − bn |" in table
-
-    rows = {row["arm"]: row for row in read_rows(tmp_path / "relatives98.csv")}
-    assert all(rows[arm]["status"] == "finished" for arm in arms)
-
-    # Maps of 2, 4 … 64 channels: BatchNorm has 2 numbers a channel, the others more.
-    channels = [2 * 2**stage for stage in range(6)]
-    more = {arm: int(rows[arm]["parameters"]) - int(rows["bn"]["parameters"]) for arm in arms}
-    assert more["an-k5"] == sum(5 * c + 2 * 5 + 2 * 5 * c - 2 * c for c in channels)
-
-    hidden = [max(1, c // 16) for c in channels]
-    assert more["bn-se"] == sum(2 * c * h + h + c for c, h in zip(channels, hidden, strict=True))
-    assert run_script(SCRIPT, *suite) == (0, table, "")
+    assert {row["status"] for row in read_rows(tmp_path / "relatives98.csv")} == {"finished"}
 
 
 def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp_path):
@@ -469,11 +434,6 @@ def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp
     assert heads == "| epochs | width | seeds | none | bn | bn − none (95 % over faces) |"
     assert [line.split(" | ")[:3] for line in lines] == [["| 2", "2", "2"], ["| 3", "2", "2"]]
 
-    for line, epochs in zip(lines, ("2", "3"), strict=True):
-        nmes = [float(row["nme_percent"]) for row in rows
-                if (row["stage"], row["arm"], row["epochs"]) == ("main", "bn", epochs)]  # fmt: skip
-        assert line.split(" | ")[4] == f"{np.mean(nmes):.2f} ± {np.std(nmes, ddof=1):.2f}"
-
     titles = [f"98 points={tmp_path / 'lengths98.csv'}"] * 2
     picture = tmp_path / "lengths.png"
     assert run_script(ROWS, "lengths", "--out", picture, *titles)[0] == 0
@@ -488,7 +448,6 @@ def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp
             [(25, 2, 25, 8), (50, 2, 50, 8), (100, 2, 100, 8), (200, 2, 100, 8), (400, 1, 100, 8)],
         ),
         ("lengths98 --epochs 800 50", [(50, 3, 50, 8), (800, 1, 400, 8)]),
-        ("lengths98 --epochs 40 --width 4", [(40, 3, 20, 4)]),
         ("widths68", [(50, 2, 50, 8), (50, 2, 50, 16), (50, 2, 50, 32)]),
         ("widths68 --epochs 6 --width 16", [(6, 2, 3, 16)]),
     ],
@@ -594,19 +553,10 @@ def test_differences_run_by_run(run_script, tmp_path):
     assert lines[3] == "all 3: mean -1.00, 95 % over runs -3.00 … +1.00; 2 below 0"
 
 
-def test_drawing_people_keeps_their_faces_together():
-    errors = np.array([[0.1, 0.3, 0.5]])
-    means = differences.over_people(errors, ["x", "x", "y"])
-    # x twice, x and y, y twice
-    assert {round(float(mean), 9) for mean in means[0]} == {0.2, 0.3, 0.5}
-    assert 0.2 < (means[0] == 0.5).mean() < 0.3
-
-
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
         (None, "difference FILE a b", "No such file"),
-        ("", "difference FILE a b", "holds no rows"),
         ("test_face,a seed 0\n0,0.1\n", "difference FILE a b", "has no arm 'b'; it has a"),
         ("test_face,a seed 0\n0,x\n", "lengths --out o.png t=FILE", "not a file of runs"),
         (

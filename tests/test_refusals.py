@@ -13,6 +13,7 @@ import pytest
 from conftest import refused, write_checkpoint
 
 PREPARE, PREDICT = "dataset/createWFLW256.py", "predict.py a.png --checkpoint good.pt"
+EXPERIMENTS = "research/experiments.py --suite real98"
 PTS = f"{PREPARE} --pts-train a --pts-test b"
 
 # Command; exit code; words of the line. The folder holds what `folder` below puts there.
@@ -78,6 +79,12 @@ REFUSED = [
     (f"{PREDICT} --detector none.onnx", 1, "no face detector at"),
     (f"{PREDICT} --box {10**30} 1 {10**30 + 5} 9", 2, "an edge lies beyond"),
     ("predict.py a.png --whole --checkpoint none.pt", 1, "none.pt"),
+    (f"{EXPERIMENTS} --data prepared --arms gn", 1, "--arms gn: no such arm"),
+    (f"{EXPERIMENTS} --data prepared --arms sepbn-g3k2 --width 4", 1, "does not divide --width 4"),
+    (f"{EXPERIMENTS} --data nowhere", 1, "nowhere"),
+    (f"{EXPERIMENTS} --data one two", 2, "takes one folder"),
+    (f"{EXPERIMENTS} --data prepared --seeds 0", 2, "must be positive"),
+    (f"{EXPERIMENTS} --data prepared --rates -1", 2, "must be positive"),
     ("predict.py blank --whole --checkpoint good.pt", 1, "holds no pictures"),
 ]
 
