@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_sets_differ
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from models import BaselineSepDyBN, SepBatchNorm2d
+from models import Baseline, BaselineSepDyBN, SepBatchNorm2d
 from models.folding import FoldedSepBN, fold_normalisation
 
 
@@ -38,13 +44,20 @@ def test_pooling_first_changes_no_bit(layout, lowest, options):
 
 
 @pytest.mark.parametrize("lowest", [0.1, -2.0])
-def test_exported_networks_do_the_same_whatever_the_signs(lowest):
+@pytest.mark.parametrize("make", [partial(BaselineSepDyBN, 3, 2), partial(Baseline, "bn")])
+def test_networks_do_the_same_and_export_whatever_the_signs(make, lowest):
     torch.manual_seed(1)
-    model = BaselineSepDyBN(3, 2, width=4).eval()
+    model = make(width=4).eval()
+    make_sets_differ(model)
     for layer in model.modules():
-        if isinstance(layer, SepBatchNorm2d):
+        if isinstance(layer, _BatchNorm):
             torch.nn.init.uniform_(layer.weight, lowest, 2)
+    before = copy.deepcopy(model.state_dict())
     folded = fold_normalisation(model)
+    assert not any(type(layer) is nn.BatchNorm2d for layer in folded.modules())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
     x = torch.randn(2, 3, 128, 128)
     program = torch.export.export(folded, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     x = torch.randn(3, 3, 128, 128)

@@ -1,4 +1,4 @@
-"""The layer alone: as a package that pip installs, and without costly imports."""
+"""The layer alone: as a package that pip installs."""
 
 from __future__ import annotations
 
@@ -43,15 +43,3 @@ def test_pip_installs_the_layer_alone(tmp_path):
     ).stdout.splitlines()
     assert lines[:2] == [str(site / "sepbn.py"), "SepBatchNorm2d"]
     assert lines[2].startswith("torch>=")
-
-
-def test_loading_and_predicting_import_no_compiler():
-    """torch._dynamo and sympy cost more than a prediction; some operations on meta need them."""
-    code = (
-        "import sys, torch; from models.checkpoint import load_model;"
-        "from models.folding import fold_normalisation;"
-        "network = fold_normalisation(load_model('checkpoints/sepbn16.pt').model);"
-        "network(torch.zeros(1, 3, 128, 128));"
-        "assert not {'sympy', 'torch._dynamo'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,6 +1,4 @@
-"""From pictures to landmarks and back: painted dots through every step, folded normalisation,
-drawing.
-"""
+"""From pictures to landmarks and back: painted dots through every step, drawing."""
 
 from __future__ import annotations
 
@@ -12,20 +10,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, build_model, make_sets_differ, symmetric_shape
+from conftest import ROOT, make_sets_differ, symmetric_shape
 from torch import nn
 
 from dataset.boxes import landmark_box
 from dataset.crop import face_patch, patch_frame
 from dataset.detector import Faces
 from dataset.landmarks import scheme_for
+from models import BaselineSepDyBN
 from models.checkpoint import LoadedModel
-from models.folding import fold_normalisation
 from prediction.outputs import draw_landmarks, overlay_of
 from prediction.predictor import SMALL_BATCH, LandmarkPredictor, box_about
 from utils.files import UserError
-
-ARMS = [("none", None, None), ("bn", None, None), ("sepbn", 3, 1), ("sepbn", 3, 2)]
 
 
 class BrightestPoint(nn.Module):
@@ -56,11 +52,10 @@ def predictor_of(
     )
 
 
-def random_model(norm: str, sets: int | None, groups: int | None) -> nn.Module:
+def random_model() -> nn.Module:
     """A small network whose statistics and mapping sets are all different."""
     torch.manual_seed(3)
-    architecture = {"norm": norm, "num_landmarks": 98, "width": 4, "sets": sets, "groups": groups}
-    model = build_model(architecture | {"temperature": 2.0})
+    model = BaselineSepDyBN(3, 2, 2.0, width=4)
     make_sets_differ(model)
 
     return model.eval()
@@ -122,7 +117,7 @@ def test_the_network_sees_rgb():
 
 def test_batches_and_streams_do_not_change_the_answer():
     image = np.random.default_rng(2).integers(0, 256, (160, 200, 3), dtype=np.uint8)
-    model = random_model("sepbn", 3, 2)
+    model = random_model()
     single = np.concatenate([predictor_of(model, batch_size=1)(image, [box]) for box in BOXES])
     assert np.abs(predictor_of(model, batch_size=4)(image, np.array(BOXES)) - single).max() < 1e-3
 
@@ -170,7 +165,7 @@ def test_several_views_agree_on_a_dot_and_tell_their_spread():
 
 def test_a_second_look_is_a_look_at_the_box_about_the_landmarks():
     image = np.random.default_rng(2).integers(0, 256, (160, 200, 3), dtype=np.uint8)
-    model = random_model("sepbn", 3, 2)
+    model = random_model()
     predictor = predictor_of(model, refine=True)
     once = predictor_of(model)
     first = once(image, BOXES, angles=[10.0 * i for i in range(len(BOXES))])
@@ -238,7 +233,7 @@ def test_a_path_is_read_faces_are_found_and_decimals_are_rounded(tmp_path, monke
     cv2.imwrite(str(tmp_path / "a.png"), image)
     monkeypatch.setattr("prediction.predictor.FaceDetector", Finder)
     monkeypatch.setattr("prediction.predictor.yunet_path", lambda _: Path("yunet.onnx"))
-    predictor = predictor_of(random_model("sepbn", 3, 2))
+    predictor = predictor_of(random_model())
     boxes = [(40, 30, 79, 69), (0, 0, 50, 60)]
     expected = predictor(image, boxes, angles=[0, 30])
 
@@ -253,7 +248,7 @@ def test_a_path_is_read_faces_are_found_and_decimals_are_rounded(tmp_path, monke
 
     # YuNet's file by its path, and a detector of one's own
     for detector in ("yunet.onnx", Finder(Path("yunet.onnx"))):
-        predictor = predictor_of(random_model("sepbn", 3, 2), detector=detector)
+        predictor = predictor_of(random_model(), detector=detector)
         assert np.array_equal(predictor(image), expected)
 
 
@@ -305,23 +300,6 @@ def test_small_batches_take_one_thread_and_give_the_others_back(monkeypatch):
         torch.set_num_threads(before)
 
     assert seen == [(1, 1), (SMALL_BATCH - 1, 1), (SMALL_BATCH, 2)]
-
-
-@pytest.mark.parametrize(("norm", "sets", "groups"), ARMS)
-def test_folding_keeps_the_function_and_the_model(norm, sets, groups):
-    model = random_model(norm, sets, groups)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    crops = torch.rand(3, 3, 128, 128) * 2 - 1
-    folded = fold_normalisation(model)
-
-    with torch.no_grad():
-        assert (folded(crops) - model(crops)).abs().max() < 1e-3
-        assert (
-            folded.to(memory_format=torch.channels_last)(crops) - model(crops)
-        ).abs().max() < 1e-3
-
-    assert not any(type(layer) is nn.BatchNorm2d for layer in folded.modules())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_drawing_marks_points_and_box_on_a_copy():

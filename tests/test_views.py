@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
-import pytest
 import torch
 
-from dataset.faces import central_crops
 from dataset.landmarks import WFLW_98
 from dataset.views import MOST_VIEWS, make_views, mean_and_spread
 
@@ -34,21 +31,6 @@ def test_every_view_brings_a_dot_back_to_its_place():
     np.testing.assert_allclose(found, np.broadcast_to([56.0, 77.5], found.shape), atol=0.03)
 
 
-def test_one_view_is_the_plain_crop_and_the_first_of_many():
-    patches = torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
-    )
-    plain = central_crops(patches)
-    assert torch.equal(make_views(1, released_geometry=False).crops(patches), plain)
-    many = make_views(5, released_geometry=False).crops(patches)
-    assert torch.equal(many[::5], plain)
-
-    turned = cv2.warpAffine(
-        patches[0].numpy(), cv2.getRotationMatrix2D((127.5, 127.5), 7, 1), (256, 256)
-    )[64:192, 64:192]
-    assert np.abs(many[2].permute(1, 2, 0).numpy() * 128 + 127.5 - turned).max() < 6
-
-
 def test_mirrored_views_swap_left_and_right():
     views = make_views(2, released_geometry=False)
     points = np.random.default_rng(1).uniform(0, 127, (98, 2))
@@ -68,9 +50,3 @@ def test_the_spread_is_the_root_mean_square_distance():
     landmarks[0, :, 1] = [[3, 0], [-3, 0], [0, 4], [0, -4]]
     mean, spread = mean_and_spread(landmarks)
     assert (mean == 0).all() and spread.tolist() == [[0, np.sqrt(12.5)]]
-
-
-@pytest.mark.parametrize("count", [0, -1, MOST_VIEWS + 1])
-def test_other_numbers_of_views_are_refused(count):
-    with pytest.raises(ValueError, match="views must be from 1 to 14"):
-        make_views(count, released_geometry=False)
