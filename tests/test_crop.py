@@ -110,34 +110,17 @@ def centre_of_light(image: np.ndarray) -> np.ndarray:
     return np.array([(light * x).sum(), (light * y).sum()]) / light.sum()
 
 
-def painted_offset(half: int, resample: str) -> np.ndarray:
-    """How far (x, y, patch px) a round dot lies from its landmark, in a patch of side 4 * half."""
-    scale = 256 / (4 * half)
+@pytest.mark.parametrize("half", [20, 32, 47, 64, 70, 99, 160, 256])
+def test_painted_dots_land_on_their_landmarks(half):
+    """In a patch of side 4 * half, shrunk or enlarged."""
     dot = np.array([2.2 * half, 1.9 * half])
     y, x = np.mgrid[: 4 * half, : 4 * half]
-    blur = 8 / scale  # 8 patch px, whatever the scale
+    blur = half / 8  # 8 patch px
     image = 255 * np.exp(-((x - dot[0]) ** 2 + (y - dot[1]) ** 2) / (2 * blur**2))
     image = np.repeat(np.round(image).astype(np.uint8)[..., None], 3, axis=2)
-    patch, frame = face_patch(image, (half, half, 3 * half - 1, 3 * half - 1), resample)
-    assert frame == PatchFrame(0, 0, 4 * half, resample)
+    patch, frame = face_patch(image, (half, half, 3 * half - 1, 3 * half - 1), "area")
 
-    return centre_of_light(patch) - frame.to_patch(dot)
-
-
-@pytest.mark.parametrize("half", [20, 32, 47, 64, 70, 99, 160, 256])
-def test_painted_dots_land_on_their_landmarks_with_area(half):
-    np.testing.assert_allclose(painted_offset(half, "area"), 0, atol=0.03)
-
-
-def test_painted_dots_show_the_offset_of_the_released_rule():
-    # Each source pixel becomes a block of `scale` patch pixels whose first one is the landmark:
-    # half a block less half a pixel off. Shrinking by a whole number samples the landmark's very
-    # pixel.
-    for half in (16, 32):
-        scale = 64 / half
-        np.testing.assert_allclose(painted_offset(half, "nearest"), (scale - 1) / 2, atol=0.03)
-    for half in (64, 128, 256):
-        np.testing.assert_allclose(painted_offset(half, "nearest"), 0, atol=0.03)
+    np.testing.assert_allclose(centre_of_light(patch), frame.to_patch(dot), atol=0.03)
 
 
 @pytest.mark.parametrize("resample", ["nearest", "area"])
@@ -174,24 +157,19 @@ def test_a_painted_dot_lands_on_its_landmark_in_a_turned_patch(angle):
 
 
 @pytest.mark.parametrize(
-    "box", [(11, 10, 10, 40), (10, 11, 40, 10), (40, 10, 10, 40), (0, 0, -1, -1)]
+    ("box", "words"),
+    [
+        ((11, 10, 10, 40), "no area"),
+        ((10, 11, 40, 10), "no area"),
+        ((0, 0, MAX_BOX_SIDE, 5), "larger than"),
+        ((100, 10, 130, 40), "outside the image of 100 x 80"),
+        ((10, 80, 40, 90), "outside the image of 100 x 80"),
+        ((-30, 10, -1, 40), "outside the image of 100 x 80"),
+        ((10, -30, 40, -1), "outside the image of 100 x 80"),
+    ],
 )
-def test_a_box_without_area_is_refused(box):
-    with pytest.raises(UserError, match="no area"):
-        patch_frame(box)
-
-
-def test_a_gigantic_box_is_refused():
-    assert patch_frame((0, 0, MAX_BOX_SIDE - 1, 5)).side == 2 * MAX_BOX_SIDE
-    with pytest.raises(UserError, match="larger than"):
-        patch_frame((0, 0, MAX_BOX_SIDE, 5))
-
-
-@pytest.mark.parametrize(
-    "box", [(100, 10, 130, 40), (10, 80, 40, 90), (-30, 10, -1, 40), (10, -30, 40, -1)]
-)
-def test_a_box_beside_its_image_is_refused(box):
-    with pytest.raises(UserError, match="outside the image of 100 x 80"):
+def test_boxes_that_cannot_be_cut_are_refused(box, words):
+    with pytest.raises(UserError, match=words):
         face_patch(np.zeros((80, 100, 3), np.uint8), box)
 
 
