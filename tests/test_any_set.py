@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import write_checkpoint
+from conftest import refused, write_checkpoint
 
 from dataset.annotations import official_list, read_official_list
 from dataset.boxes import landmark_box
@@ -559,22 +559,17 @@ def test_points_in_the_middle_of_the_face_get_a_box_about_all_of_it():
 
 def test_the_wrong_points_are_one_line(forty_set, prepared_set, tmp_path, run_script):
     folder, options = forty_set
-    data = tmp_path / "data"
-    scheme = ["--scheme", folder / "scheme.json"]
-
-    assert_one_line(run_script(PREPARE, *options, "--out", data), "line 1: 91 fields, expected 207")
-    assert run_script(PREPARE, *options, "--out", data, *scheme)[0] == 0
+    made = [*options, "--out", tmp_path / "data"]
+    assert "line 1: 91 fields, expected 207" in refused(run_script, PREPARE, *made)
+    assert run_script(PREPARE, *made, "--scheme", folder / "scheme.json")[0] == 0
 
     final = write_checkpoint(tmp_path / "run" / "final.pt")
-    result = run_script("test.py", final, "--data", data)
-    assert_one_line(result, "98 landmarks (WFLW-98)", "40 (forty points)")
-
-    of_68 = write_checkpoint(tmp_path / "68" / "final.pt", num_landmarks=68)
-    assert_one_line(run_script("test.py", of_68, "--data", prepared_set), "68 landmarks", "98")
+    line = refused(run_script, "test.py", final, "--data", tmp_path / "data")
+    assert "98 landmarks (WFLW-98)" in line and "40 (forty points)" in line
 
     damaged = write_checkpoint(tmp_path / "bad" / "final.pt", scheme_definition={"name": 3})
-    result = run_script("test.py", damaged, "--data", prepared_set)
-    assert_one_line(result, str(damaged), "scheme_definition is damaged")
+    line = refused(run_script, "test.py", damaged, "--data", prepared_set)
+    assert str(damaged) in line and "scheme_definition is damaged" in line
 
 
 def changed(**fields) -> dict:

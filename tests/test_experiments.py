@@ -440,25 +440,6 @@ def test_a_suite_of_lengths_shares_its_tuning_runs(run_script, prepared_set, tmp
     assert cv2.imread(str(picture)).std() > 10
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),  # epochs, seeds, epochs of tuning, width
-    [
-        (
-            "lengths68",
-            [(25, 2, 25, 8), (50, 2, 50, 8), (100, 2, 100, 8), (200, 2, 100, 8), (400, 1, 100, 8)],
-        ),
-        ("lengths98 --epochs 800 50", [(50, 3, 50, 8), (800, 1, 400, 8)]),
-        ("widths68", [(50, 2, 50, 8), (50, 2, 50, 16), (50, 2, 50, 32)]),
-        ("widths68 --epochs 6 --width 16", [(6, 2, 3, 16)]),
-    ],
-)
-def test_lengths_and_widths_of_a_suite(options, expected):
-    script = load_script(SCRIPT)
-    plans = script.make_plans(script.parse(["--data", "d", "--suite", *options.split()]))
-    found = [(plan.epochs, plan.seeds, plan.tune_epochs, plan.width) for plan in plans]
-    assert found == expected
-
-
 def test_real_and_synthetic_faces_together(run_script, prepared_set, tmp_path, seeds):
     options = "--width 2 --epochs 2 --seeds 1 --rates 0.01 --limit 16"
     code, output, _ = run_script(SCRIPT, *command("domains", prepared_set, tmp_path, options))

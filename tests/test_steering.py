@@ -106,34 +106,24 @@ def test_weights_are_those_of_the_modules(checkpoint, faces):
     assert between_faces > 0.05  # the two faces are told apart
 
 
-def test_alike_is_the_limit_of_a_high_temperature(faces):
-    predictor, image, (face, _) = faces
-    alike, attention = predictor.answer(image, face, (predictor.temperature, ALIKE, MODULES))
-    assert all(np.all(weights == np.float32(1 / 3)) for weights in attention.values())
-
-    distances = [
-        np.abs(predictor.answer(image, face, (high, ATTENTION, ()))[0] - alike).max()
-        for high in (1e2, 1e4, 1e8)
-    ]
-
-    assert distances[0] > 10 * distances[1] > 0 and distances[2] < 1e-3
-
-
-@pytest.mark.parametrize(("k", "modules"), [(0, MODULES), (2, MODULES), (1, ("bn3",))])
-def test_only_one_set_is_a_network_that_has_no_other_there(checkpoint, faces, k, modules):
+@pytest.mark.parametrize(
+    ("choice", "modules"), [(0, MODULES), (2, MODULES), (1, ("bn3",)), (ALIKE, MODULES)]
+)
+def test_chosen_sets_are_a_network_that_has_no_other_there(checkpoint, faces, choice, modules):
     predictor, image, (face, _) = faces
     names = iter(MODULES)
+    shares = np.full(3, np.float32(1 / 3)) if choice == ALIKE else np.eye(3)[choice]
 
-    def keep_one(layer: SepBatchNorm2d) -> None:
+    def keep(layer: SepBatchNorm2d) -> None:
         if next(names) in modules:
-            layer.weight.copy_(layer.weight[k].clone().expand_as(layer.weight))
-            layer.bias.copy_(layer.bias[k].clone().expand_as(layer.bias))
+            for sets in (layer.weight, layer.bias):
+                sets.copy_((torch.tensor(shares).float() @ sets).expand_as(sets))
 
-    expected = plain_answer(changed(checkpoint, keep_one), image, face)
-    landmarks, attention = predictor.answer(image, face, (predictor.temperature, k, modules))
+    expected = plain_answer(changed(checkpoint, keep), image, face)
+    landmarks, attention = predictor.answer(image, face, (predictor.temperature, choice, modules))
     np.testing.assert_allclose(landmarks, expected, atol=1e-3)
     for name, weights in attention.items():
-        assert np.array_equal(weights, np.eye(3)[[k, k]]) == (name in modules)
+        assert np.array_equal(weights, [shares, shares]) == (name in modules)
 
 
 def test_a_network_without_sepbn_has_nothing_to_steer(tmp_path):
@@ -256,21 +246,17 @@ def test_what_is_asked_of_a_deleted_picture_shows_nothing(page, faces):
     assert face is None and "kept for 15 minutes" in said and bars == "" and file is None
 
 
-def test_the_examples_are_small_and_have_boxes():
-    pictures = sorted(EXAMPLES.glob("*.jpg"))
+def test_the_examples_are_small_have_boxes_and_are_made_again_alike(run_script, tmp_path):
+    pictures, table = sorted(EXAMPLES.glob("*.jpg")), BoxTable(EXAMPLES / "boxes.csv")
     assert len(pictures) == 6 and sum(path.stat().st_size for path in pictures) <= 300_000
-
-    table = BoxTable(EXAMPLES / "boxes.csv")
-    for path in pictures:
-        ((left, top, right, bottom), _), *others = table.boxes_of(path)
-        height, width = cv2.imread(str(path)).shape[:2]
-        assert 0 <= left < right < width and 0 <= top < bottom < height and not others
-
-
-def test_the_examples_are_made_again_alike(run_script, tmp_path):
     assert run_script("docs/draw_examples.py", "--out", tmp_path)[0] == 0
-    for path in EXAMPLES.glob("*.jpg"):
+    assert (tmp_path / "boxes.csv").read_bytes() == (EXAMPLES / "boxes.csv").read_bytes()
+
+    for path in pictures:
         committed, again = cv2.imread(str(path)), cv2.imread(str(tmp_path / path.name))
         # other processors round otherwise
         assert np.abs(committed.astype(int) - again).mean() < 1
-    assert (tmp_path / "boxes.csv").read_bytes() == (EXAMPLES / "boxes.csv").read_bytes()
+
+        ((left, top, right, bottom), _), *others = table.boxes_of(path)
+        height, width = committed.shape[:2]
+        assert 0 <= left < right < width and 0 <= top < bottom < height and not others
