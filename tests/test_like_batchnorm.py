@@ -462,8 +462,3 @@ def test_attention_follows_its_modules(make, data):
         ours(data()).square().sum().backward()
     even = torch.full_like(before, 1 / ours.num_sets)
     torch.testing.assert_close(ours.attention(data()), even)
-
-
-def test_description(make):
-    ours, theirs = make()
-    assert repr(ours).startswith(f"Sep{type(theirs).__name__}(\n  {CHANNELS}, ")

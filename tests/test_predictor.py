@@ -106,15 +106,6 @@ def test_the_patch_is_cut_by_the_rule_of_the_checkpoint():
         assert shot.frames[0].resample == resample
 
 
-def test_the_network_sees_rgb():
-    image = np.zeros((40, 40, 3), np.uint8)
-    image[..., 2] = 255  # red in cv2's order
-    box = (10, 10, 29, 29)
-    bright, dark = 64 + 127.5 / 128, 64 - 127.5 / 128  # crop px to patch px
-    expected = patch_frame(box).to_image(np.array([bright, dark]))
-    assert predictor_of(MeanColour())(image, [box])[0, 0] == pytest.approx(expected, abs=1e-4)
-
-
 def test_batches_and_streams_do_not_change_the_answer():
     image = np.random.default_rng(2).integers(0, 256, (160, 200, 3), dtype=np.uint8)
     model = random_model()
