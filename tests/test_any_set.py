@@ -19,7 +19,7 @@ from dataset.annotations import official_list, read_official_list
 from dataset.boxes import landmark_box
 from dataset.crop import CROP_OFFSET, patch_frame
 from dataset.faces import load_faces
-from dataset.landmarks import COMMON_60, WFLW_98, WFLW_OF_IBUG, define, to_ibug_68
+from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, WFLW_OF_IBUG, define, to_ibug_68
 from dataset.pts import parse_pts
 from evaluation import evaluate
 from evaluation.cost import measure_speed
