@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from training.config import TrainConfig, parse_arguments
-from utils.files import reports_user_errors
+from utils.files import UserError, reports_user_errors
 
 if TYPE_CHECKING:
     from models import VanillaCNN
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 def build(config: TrainConfig, num_landmarks: int) -> VanillaCNN:
     """The network to train."""
     from models import Baseline
+
+    if config.norm == "sepbn":  # as the file of --init has it
+        raise UserError(f"{config.init} has SepBN: start from it with trainBaselineSepDyBN.py")
 
     return Baseline(config.norm, num_landmarks, config.width)
 

@@ -501,7 +501,10 @@ def test_init_takes_the_network_from_the_file(run_script, prepared_set):
     )
     config = read("checkpoints/sepbn/final.pt")["config"]
     assert [config[name] for name in ("width", "sets", "groups", "temperature")] == [3, 4, 1, 1.0]
-    assert SEPBN in refused(run_script, "trainBaseline.py", *settings, "--norm", "bn")
+    for norm in ([], ["--norm", "bn"]):
+        assert SEPBN in refused(run_script, "trainBaseline.py", *settings, *norm)
+    wide = refused(run_script, SEPBN, *settings, "--run", "wide", "--width", 8)
+    assert "width is 3, not 8; leave out --width" in wide
 
 
 def test_98_points_become_68(run_script, tmp_path):

@@ -43,14 +43,18 @@ def start_from(model: VanillaCNN, loaded: LoadedModel, faces: FaceSet, config: T
     Raises:
         UserError: the networks differ, or nothing says which landmarks the file's are.
     """
-    theirs, norm = loaded.model.state_dict(), loaded.config["norm"]
+    for name in NETWORK:
+        own, asked = loaded.config[name], getattr(config, name)
+        if own != asked:
+            advice = f"leave out --{name.replace('_', '-')}"
+            if name == "norm":
+                advice = "trainBaseline.py takes bn and none, trainBaselineSepDyBN.py sepbn"
+            raise UserError(
+                f"{loaded.path}: its weights do not fit the network: {name.replace('_', ' ')} is "
+                f"{own}, not {asked}; {advice}"
+            )
 
-    if norm != config.norm:
-        raise UserError(
-            f"{loaded.path}: its weights do not fit the network: its normalisation is {norm}, not "
-            f"{config.norm}; trainBaseline.py takes bn and none, trainBaselineSepDyBN.py sepbn"
-        )
-
+    theirs = loaded.model.state_dict()
     words = "last layer as it is"
     if config.mean_shape_init:
         own, words = model.fc2.state_dict(), "last layer anew, at the mean shape"
