@@ -26,8 +26,8 @@ FORMAT = 1
 # the SepBN network that comes with the code
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "sepbn16.pt"
 
-# Settings besides the architecture that every config has
-SETTINGS = ("resample", "box_scale", "released_geometry", "run")
+# Settings besides the architecture that every config has, and of which kind they are
+SETTINGS = {"resample": str, "box_scale": float, "released_geometry": bool, "run": str}
 # Settings that files of earlier versions do not have
 IMPLIED = {"attention_grid": None, "box_scale": 1.0}
 
@@ -73,14 +73,14 @@ def read(path: str | Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old forms
             content = torch.load(data, map_location="cpu", weights_only=True)
-        form = content.get("format", FORMAT)
+        form = str(content.get("format", FORMAT))
     except Exception:  # in a damaged file torch.load stumbles over anything
         raise UserError(
             f"{path}: refused: truncated, not a checkpoint, or with Python objects in it, which "
             "could run code; copy it again, or save a state_dict"
         ) from None
 
-    if form != FORMAT:
+    if form != str(FORMAT):
         raise UserError(f"{path}: written in format {form}, this code reads format {FORMAT}")
 
     return content
@@ -144,7 +144,7 @@ def _own_config(config: dict[str, Any], architecture: Architecture) -> dict[str,
         if said[name] != value:
             raise ValueError(f"its config says {name} = {said[name]!r}, its weights {value!r}")
 
-    return config | {name: config[name] for name in SETTINGS}  # none may lack
+    return config | {name: kind(config[name]) for name, kind in SETTINGS.items()}  # none may lack
 
 
 def _bare_config(state: dict[str, torch.Tensor], path: Path) -> dict[str, Any]:

@@ -153,6 +153,7 @@ CONFIGS = {
     "norm": ("foo", "bn", ["sepbn"]),
     "num_landmarks": (68, torch.tensor([1, 2])),
     "attention_grid": (2,),
+    "box_scale": ("x",),
 }
 PARTS = [{"config": CONFIG | {name: value}} for name in CONFIGS for value in CONFIGS[name]]
 PARTS += [{"config": wrong} for wrong in ([1], None, {}, {5: 6})]
@@ -161,7 +162,7 @@ PARTS += [
     for lost in ("resample", "released_geometry", "run")
 ]
 PARTS += [{"model": wrong} for wrong in ([1], None, {}, {5: torch.zeros(1)}, {"conv1.weight": 3})]
-PARTS += [{"format": 2}, {"format": "x\ny"}]
+PARTS += [{"format": 2}, {"format": "x\ny"}, {"format": torch.zeros(3)}]
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=str)
