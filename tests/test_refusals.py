@@ -53,6 +53,7 @@ REFUSED = [
     ("export.py good.pt", 2, "--onnx"),
     ("export.py none.pt --onnx net.onnx", 1, "none.pt"),
     ("export.py good.pt --onnx good.pt", 1, "is the checkpoint itself"),
+    ("export.py good.pt --onnx .", 1, "cannot write .: it is no regular file"),
     ("export.py good.pt --onnx net.onnx --opset 17", 2, "--opset must be at least 18"),
     (f"{PREDICT} --whole --box 1 1 9 9", 2, "--box"),
     (f"{PREDICT} --whole --detector x.onnx", 2, "--detector"),

@@ -116,7 +116,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", *, wait: bool = True
     """
     path = Path(path)
     # a part of the name, so that the longest possible name does not become too long
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}.tmp"
     # Bytes of a path that are not UTF-8 become \udcXX, which JSON reads back.
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 
