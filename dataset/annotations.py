@@ -10,6 +10,7 @@ patch), then the patch's path, relative to the list or absolute.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -142,11 +143,8 @@ def _lines(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
 
 def _numbers(fields: Sequence[str]) -> np.ndarray:
     """(N,) float64 coordinates in px."""
-    try:
-        values = np.array(fields, np.float64)
-        wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))  # nan too
-    except ValueError:
-        wrong = np.array([i for i, field in enumerate(fields) if not _is_number(field)])
+    values = np.array([number_of(field) for field in fields])
+    wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))  # nan too
 
     if wrong.size:
         raise UserError(
@@ -156,13 +154,16 @@ def _numbers(fields: Sequence[str]) -> np.ndarray:
     return values
 
 
-def _is_number(field: str) -> bool:
+def number_of(word: str) -> float:
+    """The number that a word spells; nan where it spells none."""
     try:
-        float(field)
+        return float(word)
     except ValueError:
-        return False
+        return math.nan
 
-    return True
+
+def _is_number(word: str) -> bool:
+    return not math.isnan(number_of(word))
 
 
 def _parse_official(text: str, number: int, num_points: int | None) -> Annotation:

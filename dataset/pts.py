@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dataset.annotations import number_of
 from dataset.pictures import IMAGE_SUFFIXES
 from utils.files import UserError, read_bytes
 
@@ -119,7 +120,7 @@ def parse_pts(data: bytes, path: Path) -> np.ndarray:
         if colon and not rows:
             announced = value.strip() if key.strip().lower() == "n_points" else announced
         elif text not in ("", "{", "}"):
-            point = [_number(word) for word in text.split()]
+            point = [number_of(word) for word in text.split()]
             if len(point) != 2 or not all(map(math.isfinite, point)):
                 raise UserError(f"{path}, line {number}: {text!r} is no pair of finite numbers")
             rows.append(point)
@@ -130,10 +131,3 @@ def parse_pts(data: bytes, path: Path) -> np.ndarray:
         raise UserError(f"{path}: n_points is {announced}, but {len(rows)} points follow")
 
     return np.array(rows) - 1.0
-
-
-def _number(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        return math.nan
