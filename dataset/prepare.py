@@ -6,7 +6,7 @@ written again. ``meta.json`` is written last: where it is, the set is complete.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,24 +164,20 @@ def _write_patches(
     for face in (*source.faces["train"], *source.faces["test"]):
         by_image.setdefault(face.annotation.image, []).append(face)
 
+    def write(name: str) -> tuple[int, list[str]]:
+        return _write_image_patches(source.images / name, by_image[name], out, cut, skip_bad)
+
     written, bad = 0, set()
     # Threads suffice: OpenCV lets go of the interpreter while it decodes, resizes and encodes.
     pool = ThreadPoolExecutor(workers)
 
     try:
-        jobs = {
-            pool.submit(
-                _write_image_patches, source.images / name, faces, out, cut, skip_bad
-            ): faces
-            for name, faces in by_image.items()
-        }
         total = sum(map(len, by_image.values()))
         with progress(desc="patches", total=total, unit="face") as bar:
-            for job in as_completed(jobs):
-                count, skipped = job.result()
-                written += count
-                bad.update(skipped)
-                bar.update(len(jobs[job]))
+            for faces, done in zip(by_image.values(), pool.map(write, by_image), strict=True):
+                written += done[0]
+                bad.update(done[1])
+                bar.update(len(faces))
     finally:
         pool.shutdown(cancel_futures=True)
 
