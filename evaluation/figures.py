@@ -17,6 +17,7 @@ from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -185,12 +186,9 @@ def face_gallery(
     for line, (label, indices) in zip(panels, rows, strict=True):
         for axes, index in zip(line, indices, strict=False):
             true = faces.crop_landmarks()[index].cpu().numpy()
-            show_face(axes, faces, index)
+            words = f"{label}face {index}, NME {100 * errors[index]:.1f} %"
+            _show_face(axes, faces, index, words, true, prediction[index])
             _show_points(axes, true, prediction[index])
-            fit_view(axes, true, prediction[index])
-            words = f"{label}face {index}, NME {100 * errors[index]:.1f} %\n"
-            words += attribute_names(faces, index)
-            axes.set_title(words, fontsize=8)
 
     entries = panels[0, 0].get_legend_handles_labels()
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "facecolor": "0.6"}
@@ -236,8 +234,11 @@ def write_evaluation(
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def show_face(axes, faces: FaceSet, index: int) -> None:
-    """Draw a patch with its axes in crop px, and the crop that the network sees."""
+def _show_face(axes: Axes, faces: FaceSet, index: int, words: str, *points: np.ndarray) -> None:
+    """Draw a patch and the crop that the network sees, with `words` and the face's attributes above
+    it. A square within the patch is shown that holds the crop and all `points`, (P, 2) crop px
+    each.
+    """
     low = -CROP_OFFSET - 0.5  # pixel centres are integers
     extent = (low, low + PATCH_SIZE, low + PATCH_SIZE, low)
     axes.imshow(faces.patches[index].cpu().numpy(), extent=extent)
@@ -245,6 +246,20 @@ def show_face(axes, faces: FaceSet, index: int) -> None:
     style: dict[str, Any] = {"fill": False, "color": "white", "linewidth": 0.8, "linestyle": "--"}
     crop = Rectangle((-0.5, -0.5), CROP_SIZE, CROP_SIZE, **style)
     axes.add_patch(crop).set_path_effects(outline)
+
+    flags = zip(ATTRIBUTES, faces.attributes[index], strict=True)
+    names = [name for name, present in flags if present]
+    if len(names) > 3:
+        names[2:] = [f"+ {len(names) - 2} more"]
+    axes.set_title(f"{words}\n{', '.join(names).replace(', +', ' +')}", fontsize=8)
+
+    everything = np.concatenate([*points, [[0, 0], [CROP_SIZE - 1, CROP_SIZE - 1]]])
+    everything = everything[np.isfinite(everything).all(axis=1)]
+    centre = (everything.min(0) + everything.max(0)) / 2
+    half = min((np.ptp(everything, axis=0)).max() / 2 + 4, PATCH_SIZE / 2)
+    low, high = -CROP_OFFSET - 0.5 + half, PATCH_SIZE - CROP_OFFSET - 0.5 - half
+    x, y = np.clip(centre, low, high)
+    axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
 
 def _show_points(axes: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
@@ -256,29 +271,6 @@ def _show_points(axes: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
     axes.scatter(x, y, s=9, facecolors="none", edgecolors="white", linewidths=0.8, label="true")
     x, y = predicted.T
     axes.scatter(x, y, s=5, color="black", edgecolors="gold", linewidths=0.5, label="predicted")
-
-
-def attribute_names(faces: FaceSet, index: int) -> str:
-    """The face's attributes as words, two a line at most."""
-    flags = zip(ATTRIBUTES, faces.attributes[index], strict=True)
-    names = [name for name, present in flags if present]
-    if len(names) > 3:
-        names[2:] = [f"+ {len(names) - 2} more"]
-
-    return ", ".join(names).replace(", +", " +")
-
-
-def fit_view(axes, *points: np.ndarray) -> None:
-    """Show a square within the patch that holds the crop and all ``points``, (P, 2) crop px
-    each.
-    """
-    everything = np.concatenate([*points, [[0, 0], [CROP_SIZE - 1, CROP_SIZE - 1]]])
-    everything = everything[np.isfinite(everything).all(axis=1)]
-    centre = (everything.min(0) + everything.max(0)) / 2
-    half = min((np.ptp(everything, axis=0)).max() / 2 + 4, PATCH_SIZE / 2)
-    low, high = -CROP_OFFSET - 0.5 + half, PATCH_SIZE - CROP_OFFSET - 0.5 - half
-    x, y = np.clip(centre, low, high)
-    axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
 
 def _panels(figure: FigureBase, rows: int, columns: int, wanted: int) -> list[Any]:
@@ -343,13 +335,9 @@ def attention_gallery(faces: FaceSet, weights: np.ndarray, indices: np.ndarray) 
     panels = _panels(figure, rows, 2 * columns, 2 * len(indices))
 
     for picture, heat, index in zip(panels[::2], panels[1::2], indices, strict=True):
-        show_face(picture, faces, index)
-        fit_view(picture)
         picture.set_axis_off()
-        picture.set_title(f"face {index}\n{attribute_names(faces, index)}", fontsize=8)
-        shown = _heat_map_rows(weights[index])
-        image = heat.imshow(shown, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-        _label_heat_map(heat, weights.shape)
+        _show_face(picture, faces, index, f"face {index}")
+        image = _heat_map(heat, weights[index])
 
     figure.colorbar(image, ax=panels, label="attention weight (absolute)", shrink=0.7)
     figure.suptitle(
@@ -366,20 +354,15 @@ def attention_by_subset(weights: np.ndarray, attributes: np.ndarray) -> Figure:
 
     Grey cells have no effect to speak of: weights that are constant over the faces (``STILL``).
     """
-    shape = weights.shape
-    height = 3 * (0.4 * shape[2] * shape[3] + 0.4) + 1.6
+    height = 3 * (0.4 * weights[0, 0].size + 0.4) + 1.6
     figure = Figure(figsize=(PAGE, height), layout="constrained")
     panels = figure.subplots(3, 2, sharex=True, sharey=True).ravel()
-    colours = colormaps[COLOURS].with_extremes(bad="0.8")
     moves = weights.std(axis=0) >= STILL  # (M, G, K)
 
     for axes, name, inside in zip(panels, ATTRIBUTES, attributes.T, strict=True):
         effect = np.where(moves, cohens_d(weights[inside], weights[~inside]), np.nan)
-        image = axes.imshow(
-            np.abs(_heat_map_rows(effect)), cmap=colours, vmin=0, vmax=1, aspect="auto"
-        )
+        image = _heat_map(axes, np.abs(effect))
         axes.set_title(f"{name}: {inside.sum():,} faces against {(~inside).sum():,}", fontsize=9)
-        _label_heat_map(axes, shape)
         axes.label_outer()
 
         if 0 < inside.sum() < len(inside):
@@ -490,12 +473,18 @@ def _heat_map_rows(values: np.ndarray) -> np.ndarray:
     return values.transpose(2, 1, 0).reshape(-1, values.shape[0])
 
 
-def _label_heat_map(axes, shape: tuple[int, ...]) -> None:
-    _, count, groups, sets = shape
+def _heat_map(axes: Axes, values: np.ndarray) -> AxesImage:
+    """Values (M, G, K) from 0 to 1, a column per module; grey where there is none."""
+    colours = colormaps[COLOURS].with_extremes(bad="0.8")
+    image = axes.imshow(_heat_map_rows(values), cmap=colours, vmin=0, vmax=1, aspect="auto")
+
+    count, groups, sets = values.shape
     axes.set_xticks(range(count), range(1, count + 1), fontsize=8)
     rows = [f"set {k + 1}, gr. {g + 1}" for k in range(sets) for g in range(groups)]
     axes.set_yticks(range(sets * groups), rows, fontsize=7)
     axes.set_xlabel("SepBN module", fontsize=8)
+
+    return image
 
 
 def training_curve(rows: list[dict[str, Any]]) -> Figure:
