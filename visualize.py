@@ -36,10 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from dataset.faces import load_faces
     from evaluation import attention, figures
-    from evaluation.evaluate import predict_landmarks, require_same_points, spread
+    from evaluation.evaluate import errors_of, predict_landmarks, require_same_points, spread
     from models.checkpoint import SHIPPED, load_model
     from utils.device import keep_freed_memory, select_device
-    from utils.metrics import nme
     from utils.progress import progress
 
     keep_freed_memory()
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             prediction = predict_landmarks(loaded.model, faces, device=device, bar=bar)
         print("no SepBN modules in this checkpoint: drawing its landmarks on faces only")
 
-    errors = nme(prediction, faces.crop_landmarks().double().numpy(), faces.scheme.outer_eyes)
+    errors = errors_of(prediction, faces)
     rows = [("", shown[start : start + 4]) for start in range(0, len(shown), 4)]
     title = f"{loaded.name}: faces evenly spaced over the test set (dashed: what the network sees)"
     drawn["faces"] = figures.face_gallery(faces, prediction, errors, rows=rows, title=title)

@@ -18,14 +18,7 @@ from tqdm import tqdm
 from dataset.annotations import ATTRIBUTES, list_path
 from dataset.crop import CROP_OFFSET
 from dataset.faces import FaceSet, central_crops, read_landmarks
-from dataset.landmarks import (
-    COMMON_60,
-    IBUG_68,
-    WFLW_98,
-    points_within,
-    pupils,
-    scheme_of_network,
-)
+from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, points_within, pupils, scheme_of_network
 from dataset.views import make_views, mean_and_spread
 from evaluation.cost import measure_speed, model_cost
 from models.checkpoint import LoadedModel, load_model
@@ -138,7 +131,11 @@ def face_errors(
     model: nn.Module, faces: FaceSet, *, device: torch.device | str, batch_size: int = 64
 ) -> np.ndarray:
     """NME of every face, (N,) float64 fractions of the inter-ocular distance."""
-    prediction = predict_landmarks(model, faces, device=device, batch_size=batch_size)
+    return errors_of(predict_landmarks(model, faces, device=device, batch_size=batch_size), faces)
+
+
+def errors_of(prediction: np.ndarray, faces: FaceSet) -> np.ndarray:
+    """The same of landmarks (N, P, 2), crop px, that were predicted."""
     return nme(prediction, true_landmarks(faces), faces.scheme.outer_eyes)
 
 
@@ -309,7 +306,7 @@ def evaluate_all(
                 loaded.model, faces, device=device, batch_size=batch_size, bar=bar
             )
 
-        errors = nme(prediction, true_landmarks(faces), faces.scheme.outer_eyes)
+        errors = errors_of(prediction, faces)
         summary = summarize(errors, subsets(faces))
         for subset, more in other_conventions(errors, faces).items():
             summary[subset] |= more
@@ -338,7 +335,7 @@ def with_views(
     # (N · V, P, 2) -> (N, V, P, 2), V views
     each = predicted.reshape(len(faces), count, *predicted.shape[1:]).astype(np.float64)
     mean, _ = mean_and_spread(views.back(each, faces.scheme.mirror))
-    errors = nme(mean, true_landmarks(faces), faces.scheme.outer_eyes)
+    errors = errors_of(mean, faces)
 
     return replace(
         evaluation,
@@ -365,8 +362,7 @@ def mean_shape_summary(
 
     # (N, P, 2) patch px -> (P, 2) crop px
     mean = landmarks[:limit, list(points)].mean(axis=0) - CROP_OFFSET
-    target = true_landmarks(faces)
-    errors = nme(np.broadcast_to(mean, target.shape), target, faces.scheme.outer_eyes)
+    errors = errors_of(np.broadcast_to(mean, faces.landmarks.shape), faces)
 
     return summarize(errors, subsets(faces))
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from dataset.crop import CROP_SIZE, PATCH_SIZE
 from dataset.faces import FaceSet, scale_pixels
-from evaluation.evaluate import predict_landmarks, spread, true_landmarks
-from utils.metrics import nme
+from evaluation.evaluate import errors_of, predict_landmarks, spread
 from utils.progress import progress
 
 SHIFTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the box side, in a random direction
@@ -70,7 +69,6 @@ def robustness(
     faces = faces.select(spread(len(faces), ROBUSTNESS_FACES))
     angles = np.random.default_rng(0).uniform(0, 2 * np.pi, len(faces))
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)  # (N, 2)
-    target = true_landmarks(faces)
     passes = len(SHIFTS) + len(SCALES) - 1
 
     def mean_nme(distance: float, scale: float) -> float:
@@ -83,7 +81,7 @@ def robustness(
         run: dict[str, Any] = {"device": device, "batch_size": batch_size, "bar": bar}
         seen = to_nominal_crop(predict_landmarks(model, faces, crops=crops, **run), shift, scale)
 
-        return 100 * float(nme(seen, target, faces.scheme.outer_eyes).mean())
+        return 100 * float(errors_of(seen, faces).mean())
 
     with progress(total=passes * len(faces), desc="box perturbation", unit="face") as bar:
         by_shift = {distance: mean_nme(distance, 1.0) for distance in SHIFTS}

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from dataset.augment import Epoch
 from dataset.faces import FaceSet, load_faces
-from evaluation.evaluate import face_errors, true_landmarks
+from evaluation.evaluate import errors_of, face_errors
 from evaluation.figures import save as save_figure
 from evaluation.figures import training_curve
 from models import checkpoint
@@ -36,7 +36,6 @@ from training.processes import Processes, leave, process_group
 from training.record import header, refuse_other_settings, run_record
 from utils.device import keep_freed_memory
 from utils.files import UserError, atomic_write, read_json, write_json
-from utils.metrics import nme
 from utils.progress import note, progress
 from utils.schedule import learning_rate, temperature
 
@@ -505,9 +504,9 @@ class Run:
         self.last.unlink(missing_ok=True)
         self._draw_curve()
         percent = self.rows_logged[-1]["test_nme_percent"]
-        target = true_landmarks(self.test_faces)
-        answer = np.broadcast_to(self.faces.mean_shape().cpu().numpy(), target.shape)
-        mean_shape = 100 * float(nme(answer, target, self.test_faces.scheme.outer_eyes).mean())
+        shape = self.faces.mean_shape().cpu().numpy()
+        answer = np.broadcast_to(shape, self.test_faces.landmarks.shape)
+        mean_shape = 100 * float(errors_of(answer, self.test_faces).mean())
         worse = f", worse than the mean shape's {mean_shape:.2f} %" if percent > mean_shape else ""
         print(f"test NME {percent:.2f} % after the last epoch{worse}; weights in {self.final}")
 
