@@ -63,8 +63,13 @@ class Architecture:
         }
 
         # The last stage tells the two kinds of attention apart at every width.
-        layer, norms = f"bn{NUM_STAGES}", NORMS.items()
-        name = next(n for n, norm in norms if not norm.entry or f"{layer}.{norm.entry}" in state)
+        layer = f"bn{NUM_STAGES}"
+        fitting = (
+            name
+            for name, norm in NORMS.items()
+            if not norm.entry or f"{layer}.{norm.entry}" in state
+        )
+        name = next(fitting)
         if name == "sepbn":
             size |= _sepbn_size(state, layer)
 

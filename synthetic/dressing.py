@@ -206,7 +206,8 @@ def draw_hair(
     scalp: Scalp, vertices: np.ndarray, male: float, colour: np.ndarray, rng: np.random.Generator
 ) -> tuple[Piece | None, np.ndarray]:
     """Hair as a shell over the skull: (piece, its picture); no piece when bald."""
-    style = str(rng.choice(list(_STYLES), p=[of[male <= 0.5] for of in _STYLES.values()]))
+    shares = [of_men if male > 0.5 else of_women for of_men, of_women in _STYLES.values()]
+    style = str(rng.choice(list(_STYLES), p=shares))
     picture = _hair_picture(colour, rng)
     if style == "bald":
         return None, picture

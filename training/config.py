@@ -98,7 +98,7 @@ class TrainConfig:
             source: settings of another network, of which ``NETWORK`` and the temperature are
                 taken where they are not None.
         """
-        known: dict[str, Any] = NETWORK | {TAU: max(2, min(60, self.epochs)) / 2}
+        known: dict[str, Any] = NETWORK | {TAU: max(1.0, min(30.0, self.epochs / 2))}
         known |= {"warmup_epochs": 0.4 * self.epochs}
         for name in (*NETWORK, TAU):
             if source is not None and source.get(name) is not None:

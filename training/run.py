@@ -197,9 +197,11 @@ class Run:
 
         self.steps = len(train) // config.batch_size
         total = config.epochs * self.steps
-        warmup = min(round(config.warmup_epochs * self.steps), total - 1)
-        peak = {"peak": config.lr}
-        self.schedule: dict[str, Any] = {"total_steps": total, "warmup_steps": warmup} | peak
+        self.schedule: dict[str, Any] = {
+            "total_steps": total,
+            "warmup_steps": min(round(config.warmup_epochs * self.steps), total - 1),
+            "peak": config.lr,
+        }
         self.network = {"compiled": config.compile, "bf16": config.precision == "bf16"}
         alone_on_cuda = self.device.type == "cuda" and count == 1
         self.on_one_gpu = alone_on_cuda and not config.no_graph
