@@ -234,7 +234,7 @@ def write_evaluation(
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def _show_face(axes: Axes, faces: FaceSet, index: int, words: str, *points: np.ndarray) -> None:
+def _show_face(axes, faces: FaceSet, index: int, words: str, *points: np.ndarray) -> None:
     """Draw a patch and the crop that the network sees, with `words` and the face's attributes above
     it. A square within the patch is shown that holds the crop and all `points`, (P, 2) crop px
     each.
@@ -473,7 +473,7 @@ def _heat_map_rows(values: np.ndarray) -> np.ndarray:
     return values.transpose(2, 1, 0).reshape(-1, values.shape[0])
 
 
-def _heat_map(axes: Axes, values: np.ndarray) -> AxesImage:
+def _heat_map(axes, values: np.ndarray) -> AxesImage:
     """Values (M, G, K) from 0 to 1, a column per module; grey where there is none."""
     colours = colormaps[COLOURS].with_extremes(bad="0.8")
     image = axes.imshow(_heat_map_rows(values), cmap=colours, vmin=0, vmax=1, aspect="auto")
