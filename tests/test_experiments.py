@@ -534,6 +534,13 @@ def test_differences_run_by_run(run_script, tmp_path):
     assert lines[3] == "all 3: mean -1.00, 95 % over runs -3.00 … +1.00; 2 below 0"
 
 
+def test_people_of_few_faces_and_of_many_are_drawn_alike():
+    means = differences.over_people(np.array([[0.1, 0.3, 0.5]]), ["x", "x", "y"])
+    # x twice, x and y, y twice
+    assert {round(float(mean), 9) for mean in means[0]} == {0.2, 0.3, 0.5}
+    assert 0.2 < (means[0] == 0.5).mean() < 0.3
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
