@@ -58,16 +58,6 @@ def test_the_temperature_gets_down_to_one_in_every_run(epochs, start):
     assert temperature(epochs - 1, start=config.temperature) == 1
 
 
-@pytest.mark.parametrize(
-    "argv",
-    ["--sets 3", "--norm sepbn", "--resume --overwrite", "--epoch 5", "--attention-grid 3"],
-)
-def test_wrong_usage_exits_with_two(run_script, argv):
-    script = "trainBaselineSepDyBN.py" if "grid" in argv else "trainBaseline.py"
-    code, _, errors = run_script(script, *argv.split())
-    assert code == 2 and "usage:" in errors
-
-
 @pytest.mark.parametrize("script", ["trainBaseline.py", "trainBaselineSepDyBN.py"])
 def test_help_shows_defaults(run_script, script):
     code, output, _ = run_script(script, "--help")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import write_checkpoint
 
-from dataset.detector import YUNET
 from utils.fetching import RemoteFile, cache_folder, fetch_once
 from utils.files import UserError
 
@@ -132,14 +130,3 @@ def test_predict_without_a_network_says_what_to_do(predict, cache, monkeypatch):
     assert code == 1 and errors.startswith("error: ") and errors.count("\n") == 1
     for word in (str(cache / "detector.onnx"), "--detector", "--box", "--whole"):
         assert word in errors
-
-
-def test_predict_uses_the_real_detector_from_the_cache(shared_data, predict, tmp_path, monkeypatch):
-    real = (shared_data / "models" / YUNET.name).as_uri()
-    monkeypatch.setattr("dataset.detector.YUNET", RemoteFile(real, YUNET.sha256))
-    code, output, _ = predict()
-    (entry,) = json.loads((tmp_path / "out" / "landmarks.json").read_text())["files"]
-    assert code == 0 and "fetching" in output and entry["faces"] == []
-
-    code, output, _ = predict()
-    assert code == 0 and "fetching" not in output

@@ -70,17 +70,6 @@ def test_nme_is_computed_in_float64():
     assert errors[0] == pytest.approx(math.sqrt(2) * 2**-20, rel=1e-12)
 
 
-def test_nme_does_not_depend_on_scale_rotation_or_origin():
-    random = np.random.default_rng(1)
-    target, noise = random.uniform(0, 128, (4, 9, 2)), random.normal(0, 3, (4, 9, 2))
-    angle = 0.7
-    turn = 3.5 * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    before = nme(target + noise, target, EYES)
-    assert nme((target + noise) @ turn + 100, target @ turn + 100, EYES) == pytest.approx(
-        before, rel=1e-12
-    )
-
-
 @pytest.mark.parametrize("bad", ["coincide", "nan"])
 def test_unusable_eye_corners_name_the_face(bad):
     target = np.random.default_rng(2).uniform(0, 128, (5, 4, 2))
@@ -119,11 +108,6 @@ def test_auc_is_the_area_under_the_step_curve(seed):
         assert auc(errors, threshold) == pytest.approx(
             slow_auc(errors.tolist(), threshold), abs=1e-12
         )
-
-    # The integration with step 1e-4 that is common in the literature comes close, not equal.
-    grid = np.arange(0, 0.1 + 1e-9, 1e-4)
-    curve = (errors[None] <= grid[:, None]).mean(axis=1)
-    assert auc(errors) == pytest.approx(((curve[1:] + curve[:-1]) / 2).mean(), abs=1e-3)
 
 
 def test_no_face_and_no_number():

@@ -14,6 +14,7 @@ from conftest import refused, write_checkpoint
 
 PREPARE, PREDICT = "dataset/createWFLW256.py", "predict.py a.png --checkpoint good.pt"
 EXPERIMENTS = "research/experiments.py --suite real98"
+TRAIN = "trainBaseline.py --data prepared"
 PTS = f"{PREPARE} --pts-train a --pts-test b"
 
 # Command; exit code; words of the line. The folder holds what `folder` below puts there.
@@ -38,6 +39,16 @@ REFUSED = [
     (f"{PREPARE} --wflw a --box-scale 0.1", 2, "--box-scale"),
     (f"{PREPARE} --wflw a --box-scale nan", 2, "--box-scale"),
     (f"{PREPARE} --wflw a --box-scale 4", 2, "--box-scale"),
+    ("trainBaseline.py --data nowhere", 1, "nowhere holds no prepared faces"),
+    (f"{TRAIN} --batch-size 13", 1, "--batch-size 13: must be at most 12, the training faces"),
+    (f"{TRAIN} --init none.pt", 1, "none.pt does not exist"),
+    (f"{TRAIN} --device cuda:7", 1, "--device cuda:7"),
+    (f"{TRAIN} --device tpu", 1, "--device tpu cannot be used"),
+    (f"{TRAIN} --sets 3", 2, "--sets 3"),
+    (f"{TRAIN} --norm sepbn", 2, "--norm"),
+    (f"{TRAIN} --resume --overwrite", 2, "--overwrite"),
+    (f"{TRAIN} --epoch 5", 2, "--epoch 5"),
+    ("trainBaselineSepDyBN.py --attention-grid 3", 2, "--attention-grid"),
     ("synthetic/createSynthetic.py --train 2 --test 1 --out mine", 1, "mine"),
     ("synthetic/createSynthetic.py --train 2 --test 1 --out text.pt/below", 1, "text.pt"),
     ("test.py good.pt", 1, "dataset/WFLW256"),
@@ -107,6 +118,7 @@ def folder(tmp_path_factory, official_set, prepared_set) -> Path:
         (folder / name / "WFLW256_train.txt").write_text(text)
 
     (folder / "blank").mkdir()
+    (folder / "checkpoints").mkdir()
     (folder / "mine").mkdir()
     (folder / "mine" / "letter.txt").write_text("mine")
     (folder / "text.pt").write_text("hello")

@@ -160,14 +160,9 @@ def test_a_stopped_run_resumes_bit_for_bit(train, train_until, step, number):
     assert_same_ending("straight", "stopped")
 
 
-def test_photometric_training_is_another_training_and_resumes_bit_for_bit(train, train_until):
-    assert train("--run", "plain")[0] == 0
-    assert train("--run", "straight", "--photometric")[0] == 0
-    assert not torch.equal(weights("plain")["fc2.weight"], weights("straight")["fc2.weight"])
-
-    train_until(3, "--run", "stopped", "--photometric")
-    assert train("--run", "stopped", "--resume", "--photometric")[0] == 0
-    assert_same_ending("straight", "stopped")
+def test_photometric_training_is_another_training(train):
+    assert train("--run", "plain")[0] == train("--run", "other", "--photometric")[0] == 0
+    assert not torch.equal(weights("plain")["fc2.weight"], weights("other")["fc2.weight"])
 
 
 def test_rows_past_the_checkpoint_are_cut(train, train_until):
@@ -382,22 +377,6 @@ def test_a_run_that_fails_in_its_first_epoch_changes_nothing(train, monkeypatch)
 
 
 # --- options -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        ("--data absent", "absent holds no prepared faces"),
-        ("--batch-size 13", "--batch-size 13: must be at most 12, the training faces"),
-        ("--init absent.pt", "absent.pt does not exist"),
-        ("--device cuda:7", "--device cuda:7"),
-        ("--device tpu", "--device tpu cannot be used"),
-    ],
-)
-def test_bad_input_is_one_line(run_script, prepared_set, argv, words):
-    command = ("trainBaseline.py", "--data", prepared_set, *SHORT, *argv.split())
-    assert words in refused(run_script, *command)
-    assert not FOLDER.exists()
 
 
 def test_optional_packages_and_compilers_that_are_missing(train, monkeypatch):
