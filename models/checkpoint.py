@@ -99,14 +99,13 @@ def understood(path: Path) -> Iterator[None]:
         ) from None
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(path: str | Path) -> LoadedModel:
     """A network from one of our checkpoints or from a bare state_dict, ours or released.
 
     The network is made from the shapes of the weights.
 
     Args:
         path: ``final.pt``, ``last.pt``, a milestone, or a released ``.pth``.
-        device: where to put the network.
 
     Raises:
         UserError: see :func:`read`; also where weights are missing, unexpected, not finite, or of
@@ -130,7 +129,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 
     load_weights(model, state, path)
     # Channels last is the order of the crops: a third of the time of a batch of one on a CPU.
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     return LoadedModel(model.eval(), config, path, config["run"])
 
