@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     paths = arguments.checkpoints or evaluate.find_checkpoints(Path("checkpoints"))
     faces = load_faces(data, "test")
     models = evaluate.load_models(paths, faces, asked_for=bool(arguments.checkpoints))
-    models, faces = evaluate.on_common_points(models, faces)
+    faces = evaluate.on_common_points(models, faces)
     mean_shape = evaluate.mean_shape_summary(data, faces)
     out = make_folder(arguments.out) if arguments.out else None
 

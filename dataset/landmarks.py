@@ -54,6 +54,18 @@ class LandmarkScheme:
     def num_points(self) -> int:
         return len(self.mirror)
 
+    @property
+    def pupils(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Of the left and of the right pupil, the landmarks whose mean it is: those of WFLW's
+        pupils, else all of an eye, as 300W has it; None where the scheme names neither.
+        """
+        points = {contour.name: contour.points for contour in self.contours}
+        for part in ("pupil", "eye"):
+            if f"left {part}" in points and f"right {part}" in points:
+                return points[f"left {part}"], points[f"right {part}"]
+
+        return None
+
 
 def scheme_from_definition(content: Any) -> LandmarkScheme:
     """The inverse of :func:`define`; where fields lack, an AttributeError or TypeError."""
@@ -89,18 +101,6 @@ _LIDS = (
     ((72, 73, 74, 75, 68), (46, 47)),
 )
 EYELIDS_68 = tuple(point for _, pair in _LIDS for point in pair)
-
-
-def pupils(scheme: LandmarkScheme) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Of the left and of the right pupil, the landmarks whose mean it is: those of WFLW's pupils,
-    else all of an eye, as 300W has it; None where the scheme names neither.
-    """
-    points = {contour.name: contour.points for contour in scheme.contours}
-    for part in ("pupil", "eye"):
-        if f"left {part}" in points and f"right {part}" in points:
-            return points[f"left {part}"], points[f"right {part}"]
-
-    return None
 
 
 def points_within(scheme: LandmarkScheme, wanted: LandmarkScheme) -> tuple[int, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dataset.annotations import ATTRIBUTES, list_path
 from dataset.crop import CROP_OFFSET
 from dataset.faces import FaceSet, central_crops, read_landmarks
-from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, points_within, pupils, scheme_of_network
+from dataset.landmarks import COMMON_60, IBUG_68, SCHEMES, WFLW_98, points_within, scheme_of_network
 from dataset.views import make_views, mean_and_spread
 from evaluation.cost import measure_speed, model_cost
 from models.checkpoint import LoadedModel, load_model
@@ -50,38 +50,18 @@ def require_same_points(
     )
 
 
-class PickedPoints(nn.Module):
-    """A network's answer for some of its landmarks: (N, 2P) -> (N, 2 len(points))."""
-
-    def __init__(self, model: nn.Module, points: Sequence[int]) -> None:
-        super().__init__()
-        self.model, self.points = model, list(points)
-
-    def forward(self, crops: torch.Tensor) -> torch.Tensor:
-        answer = self.model(crops).unflatten(1, (-1, 2))  # (N, 2P) -> (N, P, 2)
-
-        return answer[:, self.points].flatten(1)
-
-
-def on_common_points(
-    models: dict[str, LoadedModel], faces: FaceSet
-) -> tuple[dict[str, LoadedModel], FaceSet]:
-    """Models and faces reduced to the landmarks that all of them share: as they are where all have
+def on_common_points(models: dict[str, LoadedModel], faces: FaceSet) -> FaceSet:
+    """Faces reduced to the landmarks that all models share with them: as they are where all have
     the same, the 60 common points where a model with WFLW's 98 is among them and the faces have
     iBUG's 68.
     """
-    schemes = {name: scheme_of_network(m.config, m.path) for name, m in models.items()}
-    if all(points_within(scheme, faces.scheme) for scheme in schemes.values()):
-        return models, faces
+    schemes = [scheme_of_network(model.config, model.path) for model in models.values()]
+    if all(points_within(scheme, faces.scheme) for scheme in schemes):
+        return faces
 
-    common = COMMON_60.same_as
-    picked = {
-        name: replace(model, model=PickedPoints(model.model, common[schemes[name].name]))
-        for name, model in models.items()
-    }
-    landmarks = faces.landmarks[:, list(common[faces.scheme.name])]
+    landmarks = faces.landmarks[:, list(COMMON_60.same_as[faces.scheme.name])]
 
-    return picked, replace(faces, landmarks=landmarks, scheme=COMMON_60)
+    return replace(faces, landmarks=landmarks, scheme=COMMON_60)
 
 
 @torch.no_grad()
@@ -105,8 +85,8 @@ def predict_landmarks(
         bar: shows the progress.
 
     Returns:
-        (N, P, 2) float32 in crop pixels. Not clipped: landmarks outside the 128x128 crop are
-        legitimate.
+        (N, P, 2) float32 in crop pixels, of the 60 common points where the faces have these. Not
+        clipped: landmarks outside the 128x128 crop are legitimate.
     """
     training = model.training
     model = model.to(device).eval()
@@ -124,14 +104,16 @@ def predict_landmarks(
     finally:
         model.train(training)
 
-    return torch.cat(output).numpy()
+    prediction = torch.cat(output).numpy()
+    if faces.scheme != COMMON_60:
+        return prediction
+
+    return prediction[:, list(COMMON_60.same_as[SCHEMES[prediction.shape[1]].name])]
 
 
-def face_errors(
-    model: nn.Module, faces: FaceSet, *, device: torch.device | str, batch_size: int = 64
-) -> np.ndarray:
+def face_errors(model: nn.Module, faces: FaceSet, *, device: torch.device | str) -> np.ndarray:
     """NME of every face, (N,) float64 fractions of the inter-ocular distance."""
-    return errors_of(predict_landmarks(model, faces, device=device, batch_size=batch_size), faces)
+    return errors_of(predict_landmarks(model, faces, device=device), faces)
 
 
 def errors_of(prediction: np.ndarray, faces: FaceSet) -> np.ndarray:
@@ -168,7 +150,7 @@ def summarize(errors: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, dic
 def other_conventions(errors: np.ndarray, faces: FaceSet) -> dict[str, dict[str, float]]:
     """Per subset: the mean of errors (N,) as other conventions normalise them, in percent."""
     scheme = faces.scheme
-    by = normalisers(true_landmarks(faces), scheme.outer_eyes, pupils(scheme))
+    by = normalisers(true_landmarks(faces), scheme.outer_eyes, scheme.pupils)
     interocular = by.pop("interocular")
 
     with np.errstate(divide="ignore"):  # two pupils in one place
