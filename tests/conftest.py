@@ -85,23 +85,41 @@ def shared_data() -> Path:
 
 
 def make_sets_differ(model) -> None:
-    """Give a network's normalisation layers statistics and mapping sets that all differ, and
-    landmarks in the crop.
+    """Give a network's normalisation layers statistics, mapping sets and attention that all differ,
+    and landmarks in the crop.
     """
     import torch
 
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if (
-                name.startswith("bn")
-                and name.endswith((".weight", "running_var"))
-                and "fc" not in name
-            ):
+            if not name.startswith("bn"):
+                continue
+            if "fc" in name:
+                tensor.normal_(0, 2)
+            elif name.endswith((".weight", "running_var")):
                 tensor.uniform_(0.5, 1.5)
-            elif name.startswith("bn") and name.endswith((".bias", "running_mean")):
+            elif name.endswith((".bias", "running_mean")):
                 tensor.normal_(0, 0.5)
 
         model.fc2.bias.uniform_(0, 128)
+
+
+def painted_dots(size: tuple[int, int], points: np.ndarray, sigma: float = 3.0) -> np.ndarray:
+    """(N, H, W, 3) uint8, black but for a round dot at each of (N, 2) points, px."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    x, y = np.reshape(points, (-1, 2)).T[:, :, None, None]
+    light = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2))
+
+    return np.repeat(np.rint(light).astype(np.uint8)[..., None], 3, axis=3)
+
+
+def centres_of_light(images: np.ndarray) -> np.ndarray:
+    """(N, 2) centres of mass of images (N, H, W) whose black is 0, px."""
+    light = np.asarray(images, np.float64)
+    rows, columns = np.mgrid[: light.shape[1], : light.shape[2]]
+    moments = np.stack([(light * columns).sum((1, 2)), (light * rows).sum((1, 2))], axis=1)
+
+    return moments / light.sum((1, 2))[:, None]
 
 
 def build_model(config: dict):

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import refused, write_checkpoint
+from conftest import refused, write_checkpoint, write_official_set
 
 from dataset.annotations import official_list, read_official_list
 from dataset.boxes import landmark_box
@@ -666,24 +666,6 @@ def test_the_points_in_common():
     )
 
 
-def as_68(official: Path, folder: Path) -> list:
-    """The faces of a folder in WFLW's layout as lists with 68 points; options to prepare them."""
-    folder.mkdir()
-
-    for split in ("train", "test"):
-        lines = []
-        for line in official_list(official, split).read_text().splitlines():
-            fields = line.split()
-            points = slow_68(np.array(fields[:196], float).reshape(98, 2))
-            lines.append(" ".join([*map(repr, points.ravel().tolist()), *fields[196:]]))
-
-        (folder / f"{split}.txt").write_text("\n".join(lines))
-
-    options = ["--images", official / "WFLW_images", "--train-list", folder / "train.txt"]
-
-    return [*options, "--test-list", folder / "test.txt", "--out", folder / "prepared"]
-
-
 def test_98_points_are_made_into_68(official_set, tmp_path, run_script):
     """predict.py --points 68 against its own 98 points, which test_predict.py looks at."""
     final = write_checkpoint(tmp_path / "run98" / "final.pt")
@@ -710,11 +692,11 @@ def test_98_points_are_made_into_68(official_set, tmp_path, run_script):
     np.testing.assert_allclose(parse_pts(path.read_bytes(), path), made, atol=1e-3)
 
 
-def test_the_table_says_60_common_points(official_set, tmp_path, run_script, monkeypatch):
+def test_the_table_says_60_common_points(tmp_path, run_script, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_script(PREPARE, *as_68(official_set, tmp_path / "68"))[0] == 0
+    official, data = write_official_set(tmp_path / "68", num_points=68), tmp_path / "data"
+    assert run_script(PREPARE, "--wflw", official, "--out", data)[0] == 0
 
-    data = tmp_path / "68" / "prepared"
     paths = [
         write_checkpoint(tmp_path / "checkpoints" / f"run{count}" / "final.pt", num_landmarks=count)
         for count in (98, 68)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import centres_of_light, painted_dots
 
 from dataset import augment
 from dataset.augment import Draws, batch, draw, draw_epoch, patch_to_crop, warp
@@ -61,21 +62,11 @@ def random_faces(count: int = 6, seed: int = 0) -> FaceSet:
 def test_a_painted_dot_lands_on_its_landmark(name, value):
     # (dots, 1, 2), patch pixels
     dots = np.array([[[120.0, 131.0]], [[95.0, 100.0]], [[142.0, 96.0]]])
-    patches = torch.zeros(3, 256, 256, 3, dtype=torch.uint8)
-    rows, columns = np.mgrid[:256, :256]
-
-    for i, (x, y) in enumerate(dots[:, 0]):
-        blob = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 3.0**2))
-        patches[i] = torch.from_numpy(blob.round().astype(np.uint8))[:, :, None]
-
+    patches = torch.from_numpy(painted_dots((256, 256), dots))
     draws = Draws(**(no_draws(3) | {name: np.repeat(value, 3, axis=0)}))
     crops, points = crops_and_points(draws, patches, dots)
-    light = (crops[:, 0].double() + 127.5 / 128).numpy()  # black is -127.5 / 128 -> 0
-    rows, columns = np.mgrid[:128, :128]
-
-    for i in range(3):
-        centre = np.array([(light[i] * columns).sum(), (light[i] * rows).sum()]) / light[i].sum()
-        assert np.abs(centre - points[i, 0]).max() < 0.05
+    found = centres_of_light(crops[:, 0] + 127.5 / 128)  # black is -127.5 / 128
+    np.testing.assert_allclose(found, points[:, 0], atol=0.05)
 
 
 def test_single_maps_against_their_formulas():

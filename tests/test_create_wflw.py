@@ -17,32 +17,15 @@ import cv2
 import numpy as np
 import pytest
 from conftest import refused
+from test_crop import plain_square
 
 import dataset.prepare
 from dataset.annotations import ATTRIBUTES, list_path, official_list, read_crop_list
+from dataset.crop import patch_frame
 from utils.files import UserError
 
 SCRIPT = "dataset/createWFLW256.py"
 NAMES = ["train", "test", *(f"test_{name}" for name in ATTRIBUTES)]
-
-
-def expected_square(fields: list[str], points: int) -> tuple[int, int, int]:
-    """Left, top and side of the patch (image px) for a split line, written out from the rule."""
-    left, top, right, bottom = map(int, fields[2 * points : 2 * points + 4])
-    width, height = right - left + 1, bottom - top + 1
-    difference = abs(width - height)
-
-    if width < height:
-        left, right = left - difference // 2, right + difference // 2 + difference % 2
-    elif height < width:
-        top, bottom = top - difference // 2, bottom + difference // 2 + difference % 2
-
-    assert right - left == bottom - top
-    side = right - left + 1
-    if side % 2:
-        side += 1
-
-    return left - side // 2, top - side // 2, 2 * side
 
 
 def check_split(out: Path, split: str, official: Path, images: Path) -> list[list[str]]:
@@ -57,16 +40,12 @@ def check_split(out: Path, split: str, official: Path, images: Path) -> list[lis
     for index, (fields, row) in enumerate(zip(lines, written, strict=True)):
         *numbers, name = row.split()
         assert name == f"{split}/WFLW{index:04d}.png" and len(numbers) == 2 * points
-        left, top, side = expected_square(fields, points)
+        image = cv2.imread(str(images / fields[-1]))
+        square, left, top = plain_square(image, tuple(map(int, fields[-11:-7])))
+        side = len(square)
         xs = [(float(x) - left) * 256 / side for x in fields[0 : 2 * points : 2]]
         ys = [(float(y) - top) * 256 / side for y in fields[1 : 2 * points : 2]]
         assert numbers == list(map(repr, xs + ys))  # to the last digit
-        image = cv2.imread(str(images / fields[-1]))
-        height, width = image.shape[:2]
-        margin = max(0, -left, -top, left + side - width, top + side - height)
-        padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0))) if margin else image
-        square = padded[top + margin : top + margin + side, left + margin : left + margin + side]
-        assert square.shape == (side, side, 3)
         patch = cv2.imread(str(out / name))
         np.testing.assert_array_equal(
             patch, cv2.resize(square, (256, 256), interpolation=cv2.INTER_NEAREST)
@@ -129,7 +108,8 @@ def test_area_patches_and_their_landmarks(official_set, prepared_set, tmp_path, 
     lines = official_list(official_set, "test").read_text().splitlines()
     plain, area = (read_crop_list(list_path(folder, "test"))[0] for folder in (prepared_set, out))
     for line, points, centred in zip(lines, plain, area, strict=True):
-        half = 128 / expected_square(line.split(), 98)[2]  # half a pixel of the image, patch px
+        box = tuple(map(int, line.split()[196:200]))
+        half = 128 / patch_frame(box, "area").side  # half a pixel of the image, patch px
         np.testing.assert_allclose(centred, points + half - 0.5, rtol=0, atol=1e-9)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from conftest import centres_of_light, painted_dots
 
 from dataset.crop import MAX_BOX_SIDE, PatchFrame, face_patch, patch_frame
 from utils.files import UserError
@@ -28,9 +29,7 @@ def test_the_square_grows_about_its_centre(box, scale, origin, side):
 
 
 def plain_square(image: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarray, int, int]:
-    """The black-padded square (2S, 2S, 3), grown step by step and copied pixel by pixel, and its
-    origin.
-    """
+    """The black-padded square (2S, 2S, 3), its box grown step by step, and its origin."""
     x0, y0, x1, y1 = box
     while x1 - x0 != y1 - y0:  # the shorter side grows by one pixel, high edge first
         missing = abs((x1 - x0) - (y1 - y0))
@@ -39,19 +38,14 @@ def plain_square(image: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.
         else:
             y0, y1 = (y0, y1 + 1) if missing % 2 else (y0 - 1, y1)
 
-    if (x1 - x0 + 1) % 2:
-        x1, y1 = x1 + 1, y1 + 1
-
-    size = x1 - x0 + 1
+    size = x1 - x0 + 1 + (x1 - x0 + 1) % 2
     left, top = x0 - size // 2, y0 - size // 2
-    square = np.zeros((2 * size, 2 * size, 3), np.uint8)
+    height, width = image.shape[:2]
+    black = max(0, -left, -top, left + 2 * size - width, top + 2 * size - height)
+    padded = np.pad(image, ((black, black), (black, black), (0, 0)))
+    rows, columns = (slice(black + edge, black + edge + 2 * size) for edge in (top, left))
 
-    for row in range(2 * size):
-        for column in range(2 * size):
-            if 0 <= top + row < image.shape[0] and 0 <= left + column < image.shape[1]:
-                square[row, column] = image[top + row, left + column]
-
-    return square, left, top
+    return padded[rows, columns], left, top
 
 
 BOXES = [
@@ -102,25 +96,14 @@ def test_to_image_undoes_to_patch(resample):
     np.testing.assert_array_equal(frame.to_patch(points), expected)
 
 
-def centre_of_light(image: np.ndarray) -> np.ndarray:
-    """(x, y) of the centre of mass of an image (H, W, 3)."""
-    light = image[..., 0].astype(np.float64)
-    y, x = np.mgrid[: light.shape[0], : light.shape[1]]
-
-    return np.array([(light * x).sum(), (light * y).sum()]) / light.sum()
-
-
 @pytest.mark.parametrize("half", [20, 32, 47, 64, 70, 99, 160, 256])
 def test_painted_dots_land_on_their_landmarks(half):
     """In a patch of side 4 * half, shrunk or enlarged."""
     dot = np.array([2.2 * half, 1.9 * half])
-    y, x = np.mgrid[: 4 * half, : 4 * half]
-    blur = half / 8  # 8 patch px
-    image = 255 * np.exp(-((x - dot[0]) ** 2 + (y - dot[1]) ** 2) / (2 * blur**2))
-    image = np.repeat(np.round(image).astype(np.uint8)[..., None], 3, axis=2)
+    (image,) = painted_dots((4 * half, 4 * half), dot, sigma=half / 8)  # 8 patch px
     patch, frame = face_patch(image, (half, half, 3 * half - 1, 3 * half - 1), "area")
-
-    np.testing.assert_allclose(centre_of_light(patch), frame.to_patch(dot), atol=0.03)
+    (centre,) = centres_of_light(patch[None, ..., 0])
+    np.testing.assert_allclose(centre, frame.to_patch(dot), atol=0.03)
 
 
 @pytest.mark.parametrize("resample", ["nearest", "area"])
@@ -146,12 +129,11 @@ def test_a_picture_turned_by_quarters_gives_the_same_patch(quarters, angle, resa
 @pytest.mark.parametrize("angle", [-135.0, -50.0, 21.0, 77.0])
 def test_a_painted_dot_lands_on_its_landmark_in_a_turned_patch(angle):
     dot = np.array([310.0, 250.0])
-    y, x = np.mgrid[:500, :600]
-    light = 255 * np.exp(-((x - dot[0]) ** 2 + (y - dot[1]) ** 2) / (2 * 6**2))
-    image = np.repeat(np.round(light).astype(np.uint8)[..., None], 3, axis=2)
+    (image,) = painted_dots((500, 600), dot, sigma=6)
     patch, frame = face_patch(image, (240, 180, 369, 309), "area", 1.2, angle=angle)
 
-    np.testing.assert_allclose(centre_of_light(patch), frame.to_patch(dot), atol=0.05)
+    (centre,) = centres_of_light(patch[None, ..., 0])
+    np.testing.assert_allclose(centre, frame.to_patch(dot), atol=0.05)
     points = np.random.default_rng(3).uniform(-50, 400, (4, 98, 2))
     np.testing.assert_allclose(frame.to_image(frame.to_patch(points)), points, atol=1e-9)
 

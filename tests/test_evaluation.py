@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_checkpoint
+from conftest import centres_of_light, painted_dots, write_checkpoint
 from torch import nn
 
 from dataset.annotations import ATTRIBUTES
@@ -162,16 +162,11 @@ def test_a_shift_by_whole_pixels_is_a_slice(faces, shift):
 )
 def test_painted_dots_come_back_to_where_they_were(shift, scale):
     dots = np.array([[130.0, 125.0], [160.0, 131.0], [145.0, 110.0]])  # patch px
-    patches = np.zeros((3, 256, 256, 3), np.uint8)
-    for patch, (x, y) in zip(patches, dots, strict=True):
-        cv2.circle(patch, (int(x), int(y)), 4, (255, 255, 255), cv2.FILLED)
-
     shifts = np.tile(np.float32(shift), (3, 1))
-    seen = perturbed_crops(torch.from_numpy(patches), torch.from_numpy(shifts), scale)
-    weights, grid = seen.numpy()[:, 0] * 128 + 127.5, np.arange(128)
-    # centroids, window px
-    centres = [[(w.sum(0) @ grid) / w.sum(), (w.sum(1) @ grid) / w.sum()] for w in weights]
-    found = to_nominal_crop(np.stack(centres)[:, None], shifts, scale)[:, 0]
+    patches = torch.from_numpy(painted_dots((256, 256), dots))
+    seen = perturbed_crops(patches, torch.from_numpy(shifts), scale)
+    centres = centres_of_light(seen[:, 0] + 127.5 / 128)  # window px
+    found = to_nominal_crop(centres[:, None], shifts, scale)[:, 0]
     np.testing.assert_allclose(found, dots - 64, atol=0.12)
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import load_script, refused, write_official_set
+from conftest import load_script, make_sets_differ, refused, write_official_set
 
 from dataset.annotations import read_crop_list
 from dataset.faces import list_path, load_faces
@@ -272,13 +272,11 @@ def test_share_of_the_gain_that_batchnorm_has():
     assert words(none, none + noise - noise.mean()).startswith("There is no clear difference")
 
 
-def lively_network(sets: int = 3, groups: int = 2) -> torch.nn.Module:
+def lively_network() -> torch.nn.Module:
     torch.manual_seed(0)
-    model = BaselineSepDyBN(sets, groups, 1.0, width=4)
-    for module in sepbn_modules(model).values():
-        torch.nn.init.normal_(module.weight)
-        torch.nn.init.normal_(module.bias)
-        torch.nn.init.normal_(module.fc2.weight, std=20)
+    model = BaselineSepDyBN(3, 2, 1.0, width=4)
+    make_sets_differ(model)
+
     return model.eval()
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_checkpoint
+from conftest import make_sets_differ, write_checkpoint
 from matplotlib.text import Text
 
 from dataset.faces import central_crops, load_faces
@@ -25,11 +25,7 @@ def model():
     """A small network with SepBN whose sets differ and whose attention is not flat."""
     torch.manual_seed(0)
     network = BaselineSepDyBN(3, 2, 1.0, width=4).eval()
-    with torch.no_grad():
-        for module in attention.sepbn_modules(network).values():
-            module.weight.normal_(1, 0.3)
-            module.bias.normal_(0, 0.3)
-            module.fc2.weight.mul_(3)
+    make_sets_differ(network)
 
     return network
 

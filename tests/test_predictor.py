@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_sets_differ, symmetric_shape
+from conftest import ROOT, centres_of_light, make_sets_differ, symmetric_shape
 from torch import nn
 
 from dataset.boxes import landmark_box
@@ -28,13 +28,9 @@ class BrightestPoint(nn.Module):
     """A "network" that answers the centroid of brightness of the crop, for all 98 points."""
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
-        light = (crops.double() + 127.5 / 128).mean(1)  # (B, 128, 128), black is 0
-        ramp = torch.arange(128, dtype=torch.float64)
-        total = light.sum((1, 2))
-        x = (light.sum(1) * ramp).sum(1) / total
-        y = (light.sum(2) * ramp).sum(1) / total
+        centres = centres_of_light(crops.mean(1) + 127.5 / 128)  # black is -127.5 / 128
 
-        return torch.stack([x, y], 1).repeat(1, 98)
+        return torch.from_numpy(centres).repeat(1, 98)
 
 
 class MeanColour(nn.Module):

@@ -34,11 +34,6 @@ def checkpoint(tmp_path_factory):
     model = BaselineSepDyBN(3, 2, TEMPERATURE, width=2)
     make_sets_differ(model)
 
-    with torch.no_grad():
-        for layer in sepbn_layers(model):
-            layer.fc1.weight.normal_(0, 2)
-            layer.fc2.weight.normal_(0, 2)
-
     path = tmp_path_factory.mktemp("network") / "steered.pt"
     torch.save(model.state_dict(), path)
 

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from conftest import centres_of_light, painted_dots
 
 from dataset.landmarks import WFLW_98
 from dataset.views import MOST_VIEWS, make_views, mean_and_spread
 
 
-def painted(x: float, y: float) -> torch.Tensor:
-    """A patch (1, 256, 256, 3) with a bright dot."""
-    rows, columns = np.mgrid[:256, :256]
-    light = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 3**2))
-
-    return torch.from_numpy(np.repeat(np.rint(light).astype(np.uint8)[None, ..., None], 3, -1))
-
-
 def test_every_view_brings_a_dot_back_to_its_place():
     views = make_views(MOST_VIEWS, released_geometry=False)
-    crops = views.crops(painted(120.0, 141.5))
-    light = (crops.double() + 127.5 / 128).mean(1).numpy()  # (N, 128, 128), black is 0
-    ramp, total = np.arange(128), light.sum((1, 2))
-    seen = (
-        np.stack([(light.sum(1) * ramp).sum(1), (light.sum(2) * ramp).sum(1)], 1) / total[:, None]
-    )
+    crops = views.crops(torch.from_numpy(painted_dots((256, 256), [120.0, 141.5])))
+    seen = centres_of_light(crops[:, 0] + 127.5 / 128)
 
     assert np.linalg.norm(seen - seen[0], axis=1)[1:].min() > 0.2  # no two views alike
     found = views.back(np.tile(seen[None, :, None], (1, 1, 98, 1)), WFLW_98.mirror)
