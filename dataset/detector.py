@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -72,8 +71,7 @@ class Faces(NamedTuple):
     angles: np.ndarray  # (N,) float64: degrees by which a box is turned clockwise about its centre
 
 
-@dataclass(frozen=True)
-class _Face:
+class _Face(NamedTuple):
     """A detection in px, counted from the picture's edge; `angle` as in `Faces`."""
 
     x: float
@@ -97,15 +95,13 @@ class _Face:
 
     def scaled(self, factor: float) -> _Face:
         """In px that are smaller by `factor`."""
-        edges = (self.x, self.y, self.width, self.height)
-        x, y, width, height = (edge * factor for edge in edges)
-
-        return _Face(x, y, width, height, self.score, self.angle)
+        x, y, width, height = (edge * factor for edge in self[:4])
+        return self._replace(x=x, y=y, width=width, height=height)
 
     def at(self, centre: np.ndarray, angle: float) -> _Face:
         """The face about another centre, turned."""
         x, y = (centre - (self.width / 2, self.height / 2)).tolist()
-        return replace(self, x=x, y=y, angle=angle)
+        return self._replace(x=x, y=y, angle=angle)
 
 
 class FaceDetector:
@@ -208,7 +204,7 @@ class FaceDetector:
         faces = []
         for x, y in product(*(range(0, max(side - OVERLAP, 1), TILE - OVERLAP) for side in size)):
             for face in self._detect(seen[y : y + TILE, x : x + TILE]):
-                face = replace(face, x=face.x + x, y=face.y + y)
+                face = face._replace(x=face.x + x, y=face.y + y)
                 # two tiles meet in the middle of what both see
                 if _within(face.centre[0], x, size[0]) and _within(face.centre[1], y, size[1]):
                     faces.append(face.scaled(1 / scale))

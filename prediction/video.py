@@ -55,11 +55,8 @@ def read_video(path: Path) -> tuple[float, int, Iterator[tuple[np.ndarray, float
 
 
 def _captured(capture: cv2.VideoCapture) -> Iterator[tuple[np.ndarray, float]]:
-    try:
-        while (read := capture.read())[0]:
-            yield read[1], capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-    finally:
-        capture.release()
+    while (read := capture.read())[0]:
+        yield read[1], capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
 
 
 def _in_time(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import socket
 import sys
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,8 +16,7 @@ from utils.files import UserError, make_folder
 TIMEOUT = 20.0  # s without a byte, after which a network counts as absent
 
 
-@dataclass(frozen=True)
-class RemoteFile:
+class RemoteFile(NamedTuple):
     """Where a file is to be had, and how to know it."""
 
     url: str
