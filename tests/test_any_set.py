@@ -721,6 +721,8 @@ def test_the_table_says_60_common_points(tmp_path, run_script, monkeypatch):
         expected = 100 * nme(points[:, kept], target, eyes).mean()
         found = metrics["models"][f"run{count}"]["subsets"]["full"]["nme_percent"]
         assert found == pytest.approx(expected, rel=1e-5)
+        unmoved = metrics["robustness"][f"run{count}"]["shift"]["0.0"]
+        assert unmoved == pytest.approx(expected, rel=1e-5)
 
     # one that was merely found must fit, and a network of 68 points alone keeps all of them
     code, output, errors = run_script("test.py", "--data", data)
