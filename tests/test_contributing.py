@@ -51,12 +51,12 @@ def follow(recipe: str, folder: Path) -> None:
 
 
 def run(folder: Path, *command: object) -> str:
-    """A command of the copy -> its stdout."""
+    """A command of the copy -> what it prints."""
     words = [sys.executable, *map(str, command)]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def loss_of(run: Path) -> float:
@@ -74,6 +74,13 @@ def test_change_the_loss(copy, prepared_set, run_script, monkeypatch):
 
     # smooth L1 is the absolute error less beta / 2 = 1, but for errors below beta
     assert 0.9 < absolute - smooth < 1
+
+
+def test_log_a_number(copy, prepared_set):
+    follow("Log a number.", copy)
+    printed = run(copy, "trainBaseline.py", "--data", prepared_set, *TWO_STEPS)
+    norms = [float(number) for number in re.findall(r"^step 0: gradient norm (.*)", printed, re.M)]
+    assert len(norms) == 1 and norms[0] > 0
 
 
 def test_add_a_norm(copy, prepared_set):
