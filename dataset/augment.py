@@ -9,7 +9,7 @@ batch size, number of processes or where a run was resumed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ LAST = CROP_SIZE - 1
 BLOCK = 4096  # faces whose landmarks are moved at once
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """One epoch's random numbers for N faces; zeros where a coin said no."""
 
     rotation: np.ndarray  # (N,) radians
@@ -37,8 +36,7 @@ class Draws:
     flip: np.ndarray  # (N,) bool
 
 
-@dataclass(frozen=True)
-class Epoch:
+class Epoch(NamedTuple):
     """One epoch of training data for N faces with P landmarks.
 
     Args:

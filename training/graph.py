@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +36,7 @@ class CapturedStep:
 
     def __call__(self, draws: Epoch, rows: Tensor, rate: float) -> Tensor:
         if self._graph is None:
-            self._draws = replace(
-                draws, **{f.name: getattr(draws, f.name).clone() for f in fields(draws)}
-            )
+            self._draws = Epoch(*(tensor.clone() for tensor in draws))
             self._rows, self._rate = rows.clone(), torch.full((), rate, device=rows.device)
             self._loss = torch.zeros((), device=rows.device)
             try:
@@ -52,8 +49,8 @@ class CapturedStep:
                 ) from error
 
         if draws is not self._drawn:
-            for field in fields(draws):
-                getattr(self._draws, field.name).copy_(getattr(draws, field.name))
+            for tensor, value in zip(self._draws, draws, strict=True):
+                tensor.copy_(value)
             self._drawn = draws
 
         self._rows.copy_(rows)
