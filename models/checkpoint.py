@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from models.architecture import Architecture
-from utils.files import UserError, atomic_write, read_bytes
+from utils.files import UserError, atomic_write, lacks_memory, read_bytes
 
 FORMAT = 1
 # the SepBN network that comes with the code
@@ -74,7 +74,9 @@ def read(path: str | Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of old forms
             content = torch.load(data, map_location="cpu", weights_only=True)
         form = str(content.get("format", FORMAT))
-    except Exception:  # in a damaged file torch.load stumbles over anything
+    except Exception as error:  # in a damaged file torch.load stumbles over anything
+        if lacks_memory(error):
+            raise
         raise UserError(
             f"{path}: refused: truncated, not a checkpoint, or with Python objects in it, which "
             "could run code; copy it again, or save a state_dict"
@@ -92,6 +94,8 @@ def understood(path: Path) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        if lacks_memory(e):
+            raise
         reason = " ".join(str(e).split())[:200]
         raise UserError(
             f"{path}: damaged, or no checkpoint of this project or of the released code "

@@ -173,6 +173,17 @@ def test_parts_that_cannot_be(tmp_path, parts):
     assert "format" in line if "format" in parts else "damaged" in line
 
 
+@pytest.mark.parametrize("where", ["torch.load", "models.architecture.Architecture.build"])
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch, where):
+    def fail(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GB")
+
+    path = own_file(tmp_path / "final.pt")
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        checkpoint.load_model(path)
+
+
 WEIGHTS = [
     ("conv3.weight", lambda tensor: tensor * torch.nan, "conv3.weight is not finite"),
     ("fc1.bias", lambda tensor: tensor.double() + 1e300, "fc1.bias is not finite"),

@@ -36,6 +36,11 @@ class UserError(Exception):
         super().__init__(message.translate(_CONTROLS))
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether what went wrong is that the machine has too little memory."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
+
+
 @contextmanager
 def about(where: object) -> Iterator[None]:
     """A ``UserError`` of the body begins with the file, or the line of it, that it is about."""
@@ -233,7 +238,7 @@ def _one_line(error: Exception) -> str | None:
         named = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return str(UserError(named + error.strerror))
 
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+    if lacks_memory(error):
         return (
             "there is not enough memory for this; ask for less (a smaller network, batch or "
             "picture, fewer faces), or free some"
