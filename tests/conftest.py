@@ -104,6 +104,12 @@ def make_sets_differ(model) -> None:
         model.fc2.bias.uniform_(0, 128)
 
 
+def smooth_noise(height: int = 120, width: int = 160) -> np.ndarray:
+    """A picture (H, W, 3) uint8 that compresses well and holds no face."""
+    noise = np.random.default_rng(4).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height))
+
+
 def painted_dots(size: tuple[int, int], points: np.ndarray, sigma: float = 3.0) -> np.ndarray:
     """(N, H, W, 3) uint8, black but for a round dot at each of (N, 2) points, px."""
     rows, columns = np.mgrid[: size[0], : size[1]]

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, build_model, make_sets_differ, refused, write_checkpoint
+from conftest import ROOT, build_model, make_sets_differ, refused, smooth_noise, write_checkpoint
 
 from dataset.detector import FaceDetector
 from models.checkpoint import save
@@ -96,8 +96,7 @@ def test_the_example_without_torch_answers_as_predict_py_does(
     assert run_script("export.py", tmp_path / "final.pt", "--onnx", file, "--opset", 18)[0] == 0
 
     picture = tmp_path / "a.png"
-    noise = np.random.default_rng(4).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    cv2.imwrite(str(picture), cv2.resize(noise, (400, 300)))
+    cv2.imwrite(str(picture), smooth_noise(300, 400))
     # odd and not square, beyond the border, larger than the patch
     boxes = [[100, 60, 162, 117], [-20, -31, 70, 80], [150, 20, 380, 280], [40, 40, 47, 49]]
     arguments = [str(value) for box in boxes for value in ("--box", *box)]

@@ -7,9 +7,8 @@ import socket
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from conftest import write_checkpoint
+from conftest import smooth_noise, write_checkpoint
 
 from utils.fetching import RemoteFile, cache_folder, fetch_once
 from utils.files import UserError
@@ -109,8 +108,7 @@ def test_torch_home_is_honoured(monkeypatch, tmp_path):
 @pytest.fixture
 def predict(run_script, tmp_path):
     """predict.py on a picture without a face -> (exit code, stdout, stderr)."""
-    noise = np.random.default_rng(4).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    cv2.imwrite(str(tmp_path / "a.png"), cv2.resize(noise, (160, 120)))
+    cv2.imwrite(str(tmp_path / "a.png"), smooth_noise())
     checkpoint = write_checkpoint(tmp_path / "tiny" / "final.pt")
     options = ("--checkpoint", checkpoint, "--out", tmp_path / "out")
 

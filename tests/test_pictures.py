@@ -7,18 +7,14 @@ import io
 import cv2
 import numpy as np
 import pytest
+from conftest import smooth_noise
 
 from dataset.pictures import decode, read_image
 from utils.files import UserError
 
 
-def smooth_picture(height: int = 160, width: int = 200) -> np.ndarray:
-    random = np.random.default_rng(4)
-    return cv2.resize(random.integers(0, 256, (9, 9, 3), dtype=np.uint8), (width, height))
-
-
 def jpeg_bytes() -> bytes:
-    return cv2.imencode(".jpg", smooth_picture())[1].tobytes()
+    return cv2.imencode(".jpg", smooth_noise())[1].tobytes()
 
 
 def test_read_image_refuses_what_it_cannot_show(tmp_path):
@@ -48,7 +44,7 @@ def test_a_jpeg_may_be_followed_by_anything(tmp_path, tail):
 
 
 def test_a_jpeg_with_a_preview_whose_own_picture_is_cut_is_damaged(tmp_path):
-    jpeg, preview = jpeg_bytes(), cv2.imencode(".jpg", smooth_picture(20, 30))[1].tobytes()
+    jpeg, preview = jpeg_bytes(), cv2.imencode(".jpg", smooth_noise(20, 30))[1].tobytes()
     segment = b"\xff\xe5" + (len(preview) + 2).to_bytes(2, "big") + preview
     (tmp_path / "face.jpg").write_bytes(jpeg[:2] + segment + jpeg[2 : len(jpeg) // 2])
     with pytest.raises(UserError, match="damaged"):
@@ -58,7 +54,7 @@ def test_a_jpeg_with_a_preview_whose_own_picture_is_cut_is_damaged(tmp_path):
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_deep_pictures_keep_the_upper_bits_in_use(bits, suffix):
-    plain = smooth_picture()
+    plain = smooth_noise()
     plain[0, 0] = 255
     deep = plain.astype(np.uint16) << (bits - 8)
     read = decode(cv2.imencode(suffix, deep)[1].tobytes())
@@ -75,7 +71,7 @@ def test_deep_pictures_keep_the_upper_bits_in_use(bits, suffix):
 def test_a_turned_avif_is_upright(orientation):
     image = pytest.importorskip("PIL.Image", reason="Pillow writes the turned AVIF")
     ops = pytest.importorskip("PIL.ImageOps")
-    stored = image.fromarray(smooth_picture()[..., ::-1])
+    stored = image.fromarray(smooth_noise()[..., ::-1])
     exif = image.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, write_checkpoint
+from conftest import ROOT, smooth_noise, write_checkpoint
 
 from dataset.annotations import official_list, read_official_list
 from dataset.boxes import BoxTable
@@ -33,10 +33,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def picture() -> np.ndarray:
-    """(120, 160, 3) uint8, smooth noise."""
-    return cv2.resize(
-        np.random.default_rng(4).integers(0, 256, (6, 8, 3), dtype=np.uint8), (160, 120)
-    )
+    return smooth_noise()
 
 
 @pytest.fixture

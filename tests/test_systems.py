@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from conftest import ROOT, write_checkpoint
+from conftest import ROOT, smooth_noise, write_checkpoint
 
 # Python's documentation says "Availability: Unix" or "not macOS" of these.
 MISSING = {
@@ -55,9 +54,7 @@ for command in commands:
 
 @pytest.mark.parametrize("system", MISSING)
 def test_preparing_training_testing_and_predicting(system, official_set, tmp_path: Path):
-    random = np.random.default_rng(4)
-    picture = cv2.resize(random.integers(0, 256, (6, 8, 3), dtype=np.uint8), (160, 120))
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    cv2.imwrite(str(tmp_path / "a.png"), smooth_noise())
     write_checkpoint(tmp_path / "sepbn.pt")
     small = ["--width", "4", "--epochs", "1", "--batch-size", "6", "--device", "cpu"]
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from unittest import mock
 
 import cv2
-import numpy as np
 import pytest
-from conftest import load_script
+from conftest import load_script, smooth_noise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -206,8 +205,7 @@ def template(tmp_path_factory) -> Path:
     stopped.terminate()
     assert ended(stopped) == 128 + signal.SIGTERM
 
-    noise = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
-    picture = cv2.resize(noise, (160, 120), interpolation=cv2.INTER_CUBIC)
+    picture = smooth_noise()
     for suffix in ("jpg", "png", "tif", "bmp", "webp", "ppm", "jp2"):
         cv2.imwrite(str(folder / f"picture.{suffix}"), picture)
 
