@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -241,56 +242,48 @@ def table(folder: Path, rows: str) -> None:
     (folder / "table.csv").write_text("file,x0,y0,x1,y1\n" + rows)
 
 
-# What is done to a set's folder and to one of its faces, and what the one line must say.
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+# What is done to a set's folder or to one of its faces, and what the one line must say.
 SPOILED = {
-    "no picture": (lambda _, pts: pts.with_suffix(".png").unlink(), ["face0002.pts: no picture"]),
-    "no pts": (lambda _, pts: pts.unlink(), ["face0002.png", "no face0002.pts beside it"]),
-    "count": (
-        lambda _, pts: pts.write_text("1 2\n3 4\n"),
-        ["face0002.pts: 2 points, but", "face0000.pts has 98"],
+    "face0002.pts: no picture": lambda _, pts: pts.with_suffix(".png").unlink(),
+    "face0002.png: .*no face0002.pts beside it": lambda _, pts: pts.unlink(),
+    "face0002.pts: 2 points, but .*face0000.pts has 98": lambda _, pts: pts.write_text(
+        "1 2\n3 4\n"
     ),
-    "two pictures": (
-        lambda _, pts: shutil.copy(pts.with_suffix(".png"), pts.with_suffix(".JPG")),
-        ["face0002.png", "face0002.JPG lies beside it"],
+    "face0002.png: .*face0002.JPG lies beside it": lambda _, pts: shutil.copy(
+        pts.with_suffix(".png"), pts.with_suffix(".JPG")
     ),
-    "one place": (
-        lambda _, pts: pts.write_text("5 5\n" * 98),
-        ["face0002.pts: all landmarks lie in one place"],
+    "face0002.pts: all landmarks lie in one place": lambda _, pts: pts.write_text("5 5\n" * 98),
+    "test: No such file": lambda folder, _: shutil.rmtree(folder / "test"),
+    "test holds no .pts file": lambda folder, _: empty(folder / "test"),
+    "face0002.pts: image .* damaged": lambda _, pts: pts.with_suffix(".png").write_bytes(b"none"),
+    "no landmark scheme has 3 points.*--scheme": lambda folder, _: everywhere(
+        folder, "1 2\n3 4\n5 6\n"
     ),
-    "missing folder": (lambda folder, _: shutil.rmtree(folder / "test"), ["test", "No such file"]),
-    "empty folder": (
-        lambda folder, _: [path.unlink() for path in (folder / "test").iterdir()],
-        ["test", "holds no .pts file"],
+    "has 98 points per face, but .* has 68": lambda folder, _: everywhere(
+        folder / "test", "".join(f"{i} {i * i}\n" for i in range(68))
     ),
-    "damaged picture": (
-        lambda _, pts: pts.with_suffix(".png").write_bytes(b"no picture"),
-        ["face0002.pts: image", "damaged"],
+    "0 rows for face0000.png in .*table.csv": lambda folder, _: table(folder, ""),
+    "2 rows for face0000.png in .*table.csv": lambda folder, _: table(
+        folder, "face0000.png,1,1,9,9\ntrain/face0000.png,1,1,9,9\n"
     ),
-    "unknown number": (
-        lambda folder, _: everywhere(folder, "1 2\n3 4\n5 6\n"),
-        ["no landmark scheme has 3 points", "--scheme"],
-    ),
-    "other points to test": (
-        lambda folder, _: everywhere(folder / "test", "".join(f"{i} {i * i}\n" for i in range(68))),
-        ["has 98 points per face, but", "has 68"],
-    ),
-    "no box": (lambda folder, _: table(folder, ""), ["table.csv", "0 rows for face0000.png"]),
-    "two boxes": (
-        lambda folder, _: table(folder, "face0000.png,1,1,9,9\ntrain/face0000.png,1,1,9,9\n"),
-        ["table.csv", "2 rows for face0000.png"],
-    ),
-    "no area": (lambda folder, _: table(folder, "face0000.png,5,5,4,9\n"), ["table.csv", "line 2"]),
+    "table.csv, line 2": lambda folder, _: table(folder, "face0000.png,5,5,4,9\n"),
 }
 
 
-@pytest.mark.parametrize("kind", SPOILED)
-def test_what_is_wrong_with_a_pts_folder_is_one_line(pts_set, tmp_path, run_script, kind):
-    spoil, words = SPOILED[kind]
-    spoil(pts_set, pts_set / "test" / "face0002.pts")
+@pytest.mark.parametrize("words", SPOILED)
+def test_what_is_wrong_with_a_pts_folder_is_one_line(pts_set, tmp_path, run_script, words):
+    SPOILED[words](pts_set, pts_set / "test" / "face0002.pts")
     arguments = pts_arguments(pts_set, tmp_path / "out")
     if (pts_set / "table.csv").exists():
         arguments += ["--boxes", pts_set / "table.csv"]
-    assert_one_line(run_script(PREPARE, *arguments), *words)
+
+    line = refused(run_script, PREPARE, *arguments)
+    assert re.search(words, line), line
     assert not (tmp_path / "out" / "meta.json").exists()
 
 

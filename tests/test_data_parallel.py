@@ -1,6 +1,4 @@
-"""Two processes train what one trains: equal to rounding in float64, and not so when statistics are
-not shared.
-"""
+"""Two processes train what one trains: equal to rounding in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +18,6 @@ from dataset.augment import draw_epoch
 from dataset.faces import load_faces
 from models import Baseline, BaselineSepDyBN
 from models.checkpoint import load_model, read
-from training import processes as processes_module
 from training.processes import Processes
 from training.recipe import eager_step
 
@@ -69,8 +66,6 @@ def worker(rank: int, folder: str, data: str) -> None:
     loss = processes.mean(torch.tensor([1.0, 2.0]) * (1 + rank))
     agreed = processes.agree(15 * rank, 1 - rank, device=torch.device("cpu"))
     torch.save((loss, agreed), f"{folder}/agreed{rank}.pt")
-    processes_module.synchronize_statistics = lambda model: model  # the negative control
-    torch.save(train(data, "bn", processes), f"{folder}/apart{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -101,11 +96,6 @@ def test_all_processes_know_the_same(pairs):
     for rank in (0, 1):
         loss, agreed = torch.load(pairs / f"agreed{rank}.pt")
         assert loss.tolist() == [1.5, 3.0] and agreed == [15, 1]
-
-
-def test_without_shared_statistics_they_differ(pairs, prepared_set):
-    alone = train(str(prepared_set), "bn", Processes())
-    assert largest_difference(torch.load(pairs / "apart0.pt"), alone) > 1e-4
 
 
 def start(data: Path, folder: Path, script: str, epochs: str) -> subprocess.Popen:

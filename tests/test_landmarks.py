@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
+
 import pytest
 
-from dataset.landmarks import IBUG_68, WFLW_98, scheme_for
+from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, define, read_scheme, scheme_for
 from utils.files import UserError
 
 
-@pytest.mark.parametrize("scheme", [WFLW_98, IBUG_68], ids=lambda scheme: scheme.name)
-def test_mirror_is_an_involution_that_swaps_the_eye_corners(scheme):
-    mirror = np.array(scheme.mirror)
-    assert sorted(mirror) == list(range(scheme.num_points))
-    assert (mirror[mirror] == np.arange(scheme.num_points)).all()
+@pytest.mark.parametrize("scheme", [WFLW_98, IBUG_68, COMMON_60], ids=lambda scheme: scheme.name)
+def test_built_in_schemes_are_what_is_asked_of_a_users(scheme, tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(define(scheme) | {"name": "own"}))
+    assert read_scheme(path).mirror == scheme.mirror
+
     left, right = scheme.outer_eyes
-    assert mirror[left] == right and left != right
-
-
-@pytest.mark.parametrize("scheme", [WFLW_98, IBUG_68], ids=lambda scheme: scheme.name)
-def test_contours_cover_every_point_once_and_mirror_onto_each_other(scheme):
-    points = [point for contour in scheme.contours for point in contour.points]
-    assert sorted(points) == list(range(scheme.num_points))
+    assert scheme.mirror[left] == right and scheme.mirror[right] == left != right
     groups = {frozenset(contour.points) for contour in scheme.contours}
     for contour in scheme.contours:
         assert frozenset(scheme.mirror[point] for point in contour.points) in groups

@@ -206,13 +206,6 @@ def test_low_precision(make, data, dtype, whole):
         assert ours(data().bfloat16()).dtype == torch.bfloat16
 
 
-def test_samples_do_not_meet_in_evaluation(make, data):
-    ours, _ = make()
-    ours.eval()
-    parts = torch.cat([ours(part) for part in data().split(1)])
-    torch.testing.assert_close(ours(data()), parts, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_in_place_around_the_layer(make, data, training):
     """What follows may overwrite the output; what precedes may not be overwritten unnoticed."""
