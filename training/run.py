@@ -406,8 +406,8 @@ class Run:
         rate = learning_rate(self.epoch * self.steps + i, **self.schedule)
         raise Diverged(
             f"the loss is no longer finite at step {self.epoch * self.steps + i} (epoch "
-            f"{self.epoch}, learning rate {rate:.3g}); the last "
-            "checkpoint is from before; lower --lr, lengthen --warmup-epochs or use a normalisation"
+            f"{self.epoch}, learning rate {rate:.3g}); such weights are not saved; lower --lr, "
+            "lengthen --warmup-epochs or use a normalisation"
         )
 
     # --- what is written ---
