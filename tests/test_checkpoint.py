@@ -146,23 +146,18 @@ def test_missing_truncated_and_foreign_files(tmp_path):
     assert "no checkpoint of this project or of the released" in complaint(tmp_path / "other.pt")
 
 
-CONFIGS = {
-    "width": (8, "a", None),
-    "sets": (-1, None),
-    "groups": (4,),
-    "norm": ("foo", "bn", ["sepbn"]),
-    "num_landmarks": (68, torch.tensor([1, 2])),
-    "attention_grid": (2,),
-    "box_scale": ("x",),
-}
-PARTS = [{"config": CONFIG | {name: value}} for name in CONFIGS for value in CONFIGS[name]]
-PARTS += [{"config": wrong} for wrong in ([1], None, {}, {5: 6})]
-PARTS += [
-    {"config": {name: value for name, value in CONFIG.items() if name != lost}}
-    for lost in ("resample", "released_geometry", "run")
+PARTS = [
+    *({"config": wrong} for wrong in ([1], None, {}, {5: 6})),
+    *({"config": CONFIG | {name: None}} for name in ("width", "sets")),
+    *({"config": CONFIG | {name: 2}} for name in ("width", "sets", "attention_grid")),
+    *({"config": CONFIG | {"norm": wrong}} for wrong in ("foo", "bn", ["sepbn"])),
+    {"config": CONFIG | {"groups": 4}},
+    {"config": CONFIG | {"num_landmarks": 68}},
+    {"config": CONFIG | {"box_scale": "x"}},
+    {"config": {name: value for name, value in CONFIG.items() if name != "resample"}},
+    *({"model": wrong} for wrong in ([1], None, {}, {5: torch.zeros(1)}, {"conv1.weight": 3})),
+    *({"format": wrong} for wrong in (2, "x\ny", torch.zeros(3))),
 ]
-PARTS += [{"model": wrong} for wrong in ([1], None, {}, {5: torch.zeros(1)}, {"conv1.weight": 3})]
-PARTS += [{"format": 2}, {"format": "x\ny"}, {"format": torch.zeros(3)}]
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=str)

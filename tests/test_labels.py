@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import load_script, write_checkpoint
 
-from dataset.annotations import read_crop_list, read_official_list
+from dataset.annotations import official_list, read_crop_list, read_official_list
 from dataset.labels import doubtful_labels
 from dataset.landmarks import to_ibug_68
 from dataset.sources import SPLITS, read_lists
@@ -34,10 +34,6 @@ def synthetic_faces(tmp_path_factory) -> Path:
     return folder
 
 
-def list_file(folder: Path, split: str) -> Path:
-    return next(folder.glob(f"WFLW_annotations/*/list_98pt_rect_attr_{split}.txt"))
-
-
 @pytest.fixture(params=[98, 68])
 def lists(request, synthetic_faces, tmp_path) -> dict[str, Path]:
     """Lists of the synthetic faces with 98 or with 68 points, which a test may spoil."""
@@ -46,7 +42,7 @@ def lists(request, synthetic_faces, tmp_path) -> dict[str, Path]:
     for split in SPLITS:
         paths[split] = tmp_path / f"{split}.txt"
         lines = []
-        for face in read_official_list(list_file(synthetic_faces, split)):
+        for face in read_official_list(official_list(synthetic_faces, split)):
             points = face.landmarks if request.param == 98 else to_ibug_68(face.landmarks)
             lines.append(official_line(points, face.box, face.image))
 
@@ -74,7 +70,7 @@ def test_no_false_alarm_on_real_faces(shared_data):
     wflw, w300 = shared_data / "wflw", shared_data / "w300_68pt"
     helen = {split: w300 / f"list_68pt_rect_attr_{split}.txt" for split in SPLITS}
     sources = [
-        read_lists(wflw / "WFLW_images", {split: list_file(wflw, split) for split in SPLITS}),
+        read_lists(wflw / "WFLW_images", {split: official_list(wflw, split) for split in SPLITS}),
         read_lists(w300 / "images", helen),
     ]
 
@@ -194,12 +190,11 @@ def test_labels_of_stored_pixels_are_told_from_those_of_the_upright_picture(
 ):
     """A picture lies on the disk turned, and EXIF says so."""
     folder = Path(shutil.copytree(synthetic_faces, tmp_path / "faces"))
-    face = read_official_list(list_file(folder, "test"))[0]
+    face = read_official_list(official_list(folder, "test"))[0]
     path = folder / "WFLW_images" / face.image
     image = cv2.imread(str(path))
     height, width = image.shape[:2]
     x, y = face.landmarks.T
-    left, top, right, bottom = face.box
     how = {
         3: (cv2.ROTATE_180, (width - 1 - x, height - 1 - y)),
         6: (cv2.ROTATE_90_COUNTERCLOCKWISE, (y, width - 1 - x)),
@@ -212,11 +207,11 @@ def test_labels_of_stored_pixels_are_told_from_those_of_the_upright_picture(
 
     points = np.stack(stored, axis=1)
     box = [*points.min(axis=0).astype(int), *points.max(axis=0).astype(int)]
-    lines = list_file(folder, "test").read_text().splitlines(keepends=True)
+    lines = official_list(folder, "test").read_text().splitlines(keepends=True)
     assert run_script(PREPARE, "--wflw", folder, "--out", tmp_path / "upright")[::2] == (0, "")
 
     lines[0] = official_line(points, box, face.image)
-    list_file(folder, "test").write_text("".join(lines))
+    official_list(folder, "test").write_text("".join(lines))
     code, _, errors = run_script(PREPARE, "--wflw", folder, "--out", tmp_path / "stored")
     assert code == 0 and errors.startswith(
         "warning: labels in stored pixels, though the picture's EXIF"
@@ -263,7 +258,7 @@ def test_test_py_says_it_of_folders_that_were_prepared_without_a_word(
 def test_pts_files_of_predict_and_hidden_files(synthetic_faces, tmp_path, run_script, names):
     for split in SPLITS:
         (tmp_path / split).mkdir()
-        for index, face in enumerate(read_official_list(list_file(synthetic_faces, split))):
+        for index, face in enumerate(read_official_list(official_list(synthetic_faces, split))):
             picture, pts = (tmp_path / split / name.format(index) for name in names.split())
             shutil.copy(synthetic_faces / "WFLW_images" / face.image, picture)
             write_pts(pts, face.landmarks)
@@ -284,7 +279,7 @@ def test_several_faces_in_a_picture(synthetic_faces, tmp_path, run_script):
 
     for split in SPLITS:
         (tmp_path / split).mkdir()
-        face = read_official_list(list_file(synthetic_faces, split))[0]
+        face = read_official_list(official_list(synthetic_faces, split))[0]
         shutil.copy(synthetic_faces / "WFLW_images" / face.image, tmp_path / split / "two.jpg")
         box = np.array(face.box)
         beside = (box[2] - box[0]) // 2
