@@ -189,39 +189,6 @@ def test_boxes_of_wflw_are_laid_as_measured(shared_data):
     assert abs(np.median(asides)) < 0.01
 
 
-def test_points_of_wflw_and_ibug_that_differ(shared_data):
-    """What docs/data.md says of brows and inner lips; medians over all faces."""
-    helen = shared_data / "w300_68pt/list_68pt_rect_attr_train.txt"
-    lists = [official_list(shared_data / "wflw", split) for split in ("train", "test")]
-    ibug = np.array([face.landmarks for face in read_official_list(helen)])
-    wflw = np.array([face.landmarks for path in lists for face in read_official_list(path)])
-    assert (len(ibug), len(wflw)) == (870, 463)
-
-    def along(faces: np.ndarray, start: int, end: int, points: list[int]) -> np.ndarray:
-        """Where points lie along the way from start to end: there 0 and 1."""
-        way = faces[:, end] - faces[:, start]
-        along = ((faces[:, points] - faces[:, start, None]) * way[:, None]).sum(axis=2)
-
-        return np.median(along / (way**2).sum(axis=1, keepdims=True), axis=0)
-
-    def brows(faces: np.ndarray, eyes: list[int], ends: list[list[int]]) -> float:
-        distance = np.linalg.norm(np.diff(faces[:, eyes], axis=1)[:, 0], axis=1)
-        lengths = [np.linalg.norm(faces[:, a] - faces[:, b], axis=1) / distance for a, b in ends]
-
-        return float(np.median(lengths))
-
-    np.testing.assert_allclose(along(ibug, 60, 64, [61, 63]), (0.35, 0.66), atol=0.006)
-    np.testing.assert_allclose(along(wflw, 88, 92, [89, 91]), (0.25, 0.77), atol=0.006)
-    assert brows(ibug, [36, 45], [[17, 21], [22, 26]]) == pytest.approx(0.545, abs=0.001)
-    assert brows(wflw, [60, 72], [[33, 37], [42, 46]]) == pytest.approx(0.466, abs=0.001)
-
-    points = list(range(17, 27))
-    apart = along(ibug, 36, 45, points) - along(wflw, 60, 72, [WFLW_OF_IBUG[p] for p in points])
-    outer = np.abs(apart[[0, 1, 8, 9]])
-    assert 0.056 <= outer.min() + 5e-4 and outer.max() - 5e-4 <= 0.076
-    assert np.abs(apart[2:8]).max() < 0.05
-
-
 def everywhere(folder: Path, text: str) -> None:
     for path in folder.rglob("*.pts"):
         path.write_text(text)
