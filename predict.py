@@ -50,15 +50,12 @@ HELP = {
     "--views": "slightly different crops of each face, up to 14: landmarks are their mean, and "
     "landmarks.json gets their spread in px and says which faces are doubtful (default: "
     "%(default)s)",
-    "--smooth": "a One-Euro filter for every point: its cutoff is 1 Hz at rest and grows by 10 Hz "
-    "for every face side a second of speed (which is smoothed at 1 Hz); a moving point lags 1.6 %% "
-    "of the face's side at most",
+    "--smooth": "a One-Euro filter for every point, which lags 1.6 %% of the face's side at most",
     "--detect-every": "frames from one search for faces to the next; in between, boxes go with the "
     "last landmarks, and scores are null (default: %(default)s)",
     "--out": "results (default: %(default)s)",
-    "--format": "beside landmarks.json, pts: a .pts file for each face of a picture "
-    "(a.jpg_face0.pts, …), pixels counted from 1 as iBUG does; csv: landmarks.csv with one row per "
-    "face, columns named as OpenFace names them (default: %(default)s)",
+    "--format": "beside landmarks.json, pts: a .pts file as iBUG's for each face of a picture; "
+    "csv: landmarks.csv with one row per face, as OpenFace's is (default: %(default)s)",
     "--points": "iBUG's 68 points of a network with WFLW's 98: 60 are the same points, the eight "
     "on the eyelids are interpolated along the network's lids (default: the network's own points)",
 }

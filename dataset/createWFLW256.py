@@ -37,8 +37,7 @@ HELP = {
     "--pts-train": "instead of lists: folders for training whose pictures have .pts files (300W)",
     "--pts-test": "the same for testing",
     "--boxes": "with --pts-train: face boxes, one row per face, header file,x0,y0,x1,y1 (default: "
-    "laid about the landmarks as WFLW lays its own, side 1.23 of their longer extent, centre 0.13 "
-    "of it higher)",
+    "laid about the landmarks as WFLW lays its own)",
     "--detector": "with --pts-train: face boxes from YuNet; faces that it misses are named and "
     "left out",
     "--scheme": "landmark scheme of your own, see docs/data.md (default: WFLW's 98 or iBUG's 68 "
