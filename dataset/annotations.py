@@ -143,9 +143,12 @@ def _lines(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
 
 def _numbers(fields: Sequence[str]) -> np.ndarray:
     """(N,) float64 coordinates in px."""
-    values = np.array([number_of(field) for field in fields])
-    wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))  # nan too
+    try:
+        values = np.array(fields, np.float64)  # a fifth faster than word by word
+    except ValueError:
+        values = np.array([number_of(field) for field in fields])
 
+    wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))  # nan too
     if wrong.size:
         raise UserError(
             f"{fields[wrong[0]]!r} is no coordinate (expected a number up to {LARGEST:,})"
