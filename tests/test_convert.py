@@ -59,6 +59,8 @@ def test_same_function_after_conversion(name, layout, training, caplog):
         assert convert_batchnorm(model, num_sets=4, groups=2, hidden=3) is model
     assert f"converted {count} " in caplog.text
     assert {layer.fc1.weight.shape[0] for layer in norms(model)} == {3}
+    for key, value in model.state_dict().items():  # every set begins as the layer that it was
+        assert key not in saved or torch.equal(value, saved[key].expand_as(value)), key
 
     model.load_state_dict(saved)  # from before the conversion
     for layer in norms(model):  # whatever the attention says
