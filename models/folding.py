@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import SepBatchNorm2d, VanillaCNN
+from models.sepbn import sets_by_group
 from models.vanilla import NEGATIVE_SLOPE, NUM_STAGES
 
 
@@ -76,9 +77,9 @@ class FoldedSepBN(nn.Module):
         bias = torch.zeros_like(scale) if layer.bias is None else layer.bias
         shift = bias - scale * layer.running_mean
         self.may_be_negative = bool((scale < 0).any())
-        sets = [_by_group(each.detach(), layer.groups) for each in (scale, shift)]
+        sets = sets_by_group(torch.stack((scale, shift), 1).detach(), layer.groups)
         self.register_buffer("minus", -torch.ones_like(scale[0])[:, None, None, None])
-        self.register_buffer("sets", torch.cat(sets, 1))  # (G * K, 2 C)
+        self.register_buffer("sets", sets)  # (G * K, 2 C)
         self.register_buffer("squeeze", layer.fc1.weight.detach().flatten(1))
         self.register_buffer("expand", (layer.fc2.weight.detach() / layer.temperature).flatten(1))
 
@@ -111,11 +112,3 @@ def _is_traced() -> bool:
     layout of their own: other operations on whole maps cost it a change of layout.
     """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
-def _by_group(sets: Tensor, groups: int) -> Tensor:
-    """(K, C) -> (G * K, C): G copies, each zero outside of its own channels."""
-    own = torch.eye(groups, dtype=sets.dtype, device=sets.device)
-    own = own.repeat_interleave(sets.shape[1] // groups, dim=1)  # (G, C)
-
-    return (own[:, None] * sets[None]).flatten(0, 1)

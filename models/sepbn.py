@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,19 +20,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = [
-    "SepBatchNorm1d",
-    "SepBatchNorm2d",
-    "SepBatchNorm3d",
-    "TemperatureSchedule",
-    "convert_batchnorm",
-    "parameter_groups",
-    "set_temperature",
-    "synchronize_statistics",
-]
+
+class _Normalization(_BatchNorm):
+    """What :func:`_normalize` asks of a layer."""
+
+    plain = False
+    synchronized = False  # see synchronize_statistics
+    process_group: Any = None
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    _affine_maps: Callable[[Tensor, Tensor], Tensor]
 
 
-class _SepBatchNorm(_BatchNorm):
+class _SepBatchNorm(_Normalization):
     r"""Batch normalisation, then an affine map that the input mixes from K learnt.
 
     Written for maps of H x W pixels; any other number of positions is treated as such a map.
@@ -90,13 +93,6 @@ class _SepBatchNorm(_BatchNorm):
     or has gradients in batches, is made of plain operations instead.
     """
 
-    plain = False
-    synchronized = False  # see synchronize_statistics
-    process_group: Any = None
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
     temperature: Tensor
 
     def __init__(
@@ -200,11 +196,7 @@ class _SepBatchNorm(_BatchNorm):
         weights = self._attention(x, means).flatten(1)  # (N, G K)
         bias = torch.zeros_like(self.weight) if self.bias is None else self.bias
         sets = torch.stack((self.weight, bias), 1).to(means.dtype)  # (K, 2, C)
-        if self.groups > 1:
-            # (G, K, 2, G, C / G): zero outside the group's channels
-            own = sets.unflatten(2, (self.groups, -1)).transpose(2, 3)
-            sets = torch.diag_embed(own, dim1=0, dim2=3).flatten(0, 1)
-        return torch.mm(weights, sets.flatten(1)).unflatten(1, (2, -1))
+        return torch.mm(weights, sets_by_group(sets, self.groups)).unflatten(1, (2, -1))
 
     def _check_arguments(self) -> None:
         if self.num_sets < 1:
@@ -270,11 +262,10 @@ class _SepBatchNorm(_BatchNorm):
         if weight is None or weight.dim() != 1:
             return
 
-        for name in ("weight", "bias"):
-            if f"{prefix}{name}" in state_dict:
-                state_dict[f"{prefix}{name}"] = state_dict[f"{prefix}{name}"].repeat(
-                    self.num_sets, 1
-                )
+        for key in (f"{prefix}weight", f"{prefix}bias"):
+            if key in state_dict:
+                state_dict[key] = state_dict[key].repeat(self.num_sets, 1)
+
         own = self.state_dict()
         for name in ("temperature", "fc1.weight", "fc2.weight"):
             state_dict.setdefault(f"{prefix}{name}", own[name])
@@ -334,6 +325,14 @@ class _Dense(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype)
         return F.linear(x, weight.flatten(1)) if x.dim() == 2 else F.conv2d(x, weight)
+
+
+def sets_by_group(sets: Tensor, groups: int) -> Tensor:
+    """(K, 2, C) -> (G K, 2 C): row g K + k is set k within group g's channels, else zero."""
+    if groups > 1:
+        own = sets.unflatten(2, (groups, -1)).transpose(2, 3)  # (K, 2, C / G, G)
+        sets = torch.diag_embed(own, dim1=0, dim2=3).flatten(0, 1)  # of (G, K, 2, G, C / G)
+    return sets.flatten(1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -402,16 +401,8 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
-class SynchronizedBatchNorm(nn.BatchNorm2d):
+class SynchronizedBatchNorm(_Normalization, nn.BatchNorm2d):
     """BatchNorm of any dimensions whose batch statistics are those of all processes."""
-
-    synchronized = True
-    plain = False
-    process_group: Any = None
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
 
     def _check_input_dim(self, x: Tensor) -> None:
         """As in torch's SyncBatchNorm, every number of dimensions will do."""
@@ -444,7 +435,7 @@ def synchronize_statistics(model: nn.Module, process_group: Any = None) -> nn.Mo
     for layer in model.modules():
         if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             layer.__class__ = SynchronizedBatchNorm
-        if isinstance(layer, SynchronizedBatchNorm | _SepBatchNorm):
+        if isinstance(layer, _Normalization):
             layer.synchronized = True
             layer.process_group = process_group or layer.process_group
     return model
@@ -550,26 +541,18 @@ def _from_batchnorm(layer: nn.Module, num_sets: int, groups: int, **options) -> 
 # The layer: two passes over (N, C, H, W), all else on (N, C) and (C,) numbers
 
 
-_Layer = _SepBatchNorm | SynchronizedBatchNorm
-
-
-def _normalize(layer: _Layer, x: Tensor) -> Tensor:
+def _normalize(layer: _Normalization, x: Tensor) -> Tensor:
     """A layer's output: x normalised, then scaled and shifted by the layer's ``_affine_maps``."""
     of_batch = layer.training or layer.running_mean is None
     shape, x = x.shape, _as_maps(x)
 
     # Compilers fuse and differentiate plain operations themselves; torch.func needs them.
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if layer.plain or is_traced or torch._C._are_functorch_transforms_active():
-        means, variances = _plain_moments(x, of_batch)
-        mean, invstd, _ = _statistics(layer, x, means, variances)
-        y = _plain_affine(x, *_combined(layer._affine_maps(x, means), mean, invstd))
-        return y if len(shape) == 4 else y.view(shape)
-
-    if _has_kernels(x) and not x.is_contiguous(memory_format=torch.channels_last):
+    is_plain = layer.plain or is_traced or torch._C._are_functorch_transforms_active()
+    if not is_plain and _has_kernels(x) and not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()  # the kernels know these two layouts
 
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not is_plain:
         # Two passes for autograd to record, and between them the (N, C) arithmetic in its hands.
         handover: dict[str, tuple] = {}
         passed, means, variances = _FirstPass.apply(x, of_batch, handover)
@@ -577,9 +560,10 @@ def _normalize(layer: _Layer, x: Tensor) -> Tensor:
         affine = layer._affine_maps(x, means)
         y = _SecondPass.apply(x, passed, affine, statistics, handover, layer)
     else:
-        means, variances = _moments(x, of_batch)
+        moments, scaled = (_plain_moments, _plain_affine) if is_plain else (_moments, _affine)
+        means, variances = moments(x, of_batch)
         mean, invstd, _ = _statistics(layer, x, means, variances)
-        y = _affine(x, *_combined(layer._affine_maps(x, means), mean, invstd))
+        y = scaled(x, *_combined(layer._affine_maps(x, means), mean, invstd))
     return y if len(shape) == 4 else y.view(shape)
 
 
@@ -702,7 +686,7 @@ def _combined(affine: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Ten
 
 
 def _statistics(
-    layer: _Layer, x: Tensor, means: Tensor, variances: Tensor | None
+    layer: _Normalization, x: Tensor, means: Tensor, variances: Tensor | None
 ) -> tuple[Tensor, Tensor, int | Tensor | None]:
     """Mean and 1 / standard deviation of every channel, (C,), and the count of values behind them.
 
@@ -745,7 +729,7 @@ def _batch_statistics(
 
 
 @torch.no_grad()
-def _update(layer: _Layer, mean: Tensor, var: Tensor, count: int | Tensor | None) -> None:
+def _update(layer: _Normalization, mean: Tensor, var: Tensor, count: int | Tensor | None) -> None:
     """Move a layer's running estimates, if it has any, towards the statistics of a batch."""
     if layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)
