@@ -50,11 +50,10 @@ def serve(args: argparse.Namespace) -> None:
     from dataset.detector import YUNET, FaceDetector
     from demonstration.steering import SteeredPredictor
     from models.checkpoint import SHIPPED
-    from utils.fetching import cache_folder
 
     networks = args.checkpoint or [SHIPPED]
     predictors = [SteeredPredictor(network, device=args.device) for network in networks]
-    yunet = args.detector or cache_folder() / YUNET.name
+    yunet = args.detector or YUNET.cached
     detector = FaceDetector(yunet) if args.detector or yunet.is_file() else None
     page = build_page(predictors, detector)
 

@@ -526,10 +526,9 @@ def _from_batchnorm(layer: nn.Module, num_sets: int, groups: int, **options) -> 
 
     with torch.no_grad():
         for name, value in (*layer.named_parameters(), *layer.named_buffers()):
-            getattr(new, name).copy_(value)  # weight and bias: (C,) -> (K, C)
+            # weight and bias: (C,) -> (K, C)
+            getattr(new, name).copy_(value).requires_grad_(value.requires_grad)
 
-    for name, parameter in layer.named_parameters():
-        getattr(new, name).requires_grad_(parameter.requires_grad)
     if layer.affine and not any(parameter.requires_grad for parameter in layer.parameters()):
         new.requires_grad_(False)  # a frozen layer stays frozen, attention and all
     if isinstance(layer, nn.SyncBatchNorm | SynchronizedBatchNorm):

@@ -10,7 +10,7 @@ import cv2
 import pytest
 from conftest import smooth_noise, write_checkpoint
 
-from utils.fetching import RemoteFile, cache_folder, fetch_once
+from utils.fetching import RemoteFile, fetch_once
 from utils.files import UserError
 
 CONTENT = b"a small file that stands for a detector" * 50
@@ -58,8 +58,8 @@ def complaint(wanted: RemoteFile) -> str:
         fetch_once(wanted, otherwise=OTHERWISE)
 
     message = str(error.value)
-    assert "\n" not in message and wanted.name in message and OTHERWISE in message
-    assert str(cache_folder() / wanted.name) in message
+    assert "\n" not in message and wanted.cached.name in message and OTHERWISE in message
+    assert str(wanted.cached) in message
 
     return message
 
@@ -100,9 +100,9 @@ def test_a_cache_that_cannot_be_made_is_named(remote, tmp_path):
     assert "cannot write" in complaint(remote)
 
 
-def test_torch_home_is_honoured(monkeypatch, tmp_path):
+def test_torch_home_is_honoured(remote, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "elsewhere"))
-    assert cache_folder() == tmp_path / "elsewhere/hub/checkpoints"
+    assert remote.cached == tmp_path / "elsewhere/hub/checkpoints/detector.onnx"
 
 
 @pytest.fixture

@@ -23,15 +23,11 @@ class RemoteFile(NamedTuple):
     sha256: str  # hexadecimal
 
     @property
-    def name(self) -> str:
-        return self.url.rsplit("/", 1)[1]
-
-
-def cache_folder() -> Path:
-    """Torch's folder of fetched weights: ``$TORCH_HOME/hub/checkpoints``, else
-    ``$XDG_CACHE_HOME/torch/…``, else ``~/.cache/torch/…``.
-    """
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    def cached(self) -> Path:
+        """Its place in torch's folder of fetched weights: ``$TORCH_HOME/hub/checkpoints``, else
+        ``$XDG_CACHE_HOME/torch/…``, else ``~/.cache/torch/…``.
+        """
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.url.rsplit("/", 1)[1]
 
 
 def fetch_once(wanted: RemoteFile, *, otherwise: str) -> Path:
@@ -45,7 +41,7 @@ def fetch_once(wanted: RemoteFile, *, otherwise: str) -> Path:
     Raises:
         UserError: no network, another file than the wanted one, a cache that cannot be written.
     """
-    path = cache_folder() / wanted.name
+    path = wanted.cached
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted.sha256:
         return path
 
@@ -68,6 +64,6 @@ def fetch_once(wanted: RemoteFile, *, otherwise: str) -> Path:
         socket.setdefaulttimeout(before)
 
     raise UserError(
-        f"{wanted.name}: {problem}; put the file (sha256 {wanted.sha256}) at {path} yourself, or "
+        f"{path.name}: {problem}; put the file (sha256 {wanted.sha256}) at {path} yourself, or "
         f"{otherwise}"
     )
