@@ -13,9 +13,9 @@ import io
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,7 @@ LARGEST = 10**6  # px; no picture reaches so far
 _EXTRA_FIELDS = 4 + len(ATTRIBUTES) + 1  # box, attributes, image name
 
 
-@dataclass(frozen=True)
-class Annotation:
+class Annotation(NamedTuple):
     """One face of an official list."""
 
     landmarks: np.ndarray  # (P, 2) float64, image px

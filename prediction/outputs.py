@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 import csv
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +13,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from dataset.boxes import BOX_COLUMNS
 from dataset.landmarks import EYELIDS_68, LandmarkScheme
 from dataset.views import is_doubtful
 from prediction.predictor import LandmarkPredictor, Shot
 from utils.files import UserError, atomic_write, make_folder, write_json
+from utils.progress import note
 
 _SHIFT = 4  # cv2 draws at fixed-point coordinates with this many fractional bits
 _LIMIT = 1e6  # px; keeps the fixed-point numbers inside 32 bits when a network answers nonsense
@@ -176,7 +175,7 @@ class Results:
         """Say what is wrong with an input, at once and in landmarks.json."""
         said = str(error)
         self.errors[path] = said if str(path) in said else f"{path}: {said}"
-        tqdm.write(f"error: {self.errors[path]}", file=sys.stderr)
+        note(f"error: {self.errors[path]}")
 
     @contextmanager
     def refusing(self, path: Path) -> Iterator[None]:

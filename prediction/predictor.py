@@ -296,12 +296,11 @@ def _require_image(image: object) -> None:
             "itself, and it says why"
         )
 
-    if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3):
-        said = getattr(image, "shape", type(image).__name__)
-    elif image.dtype != np.uint8:
-        said = image.dtype
-    else:
-        return
+    said = type(image).__name__
+    if isinstance(image, np.ndarray):
+        if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
+            return
+        said = f"{image.shape} {image.dtype}"
 
     raise ValueError(f"image must be a path, or (H, W, 3) uint8 in BGR order, not {said}")
 
