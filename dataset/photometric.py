@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from dataset.crop import CROP_SIZE
 
@@ -153,15 +154,11 @@ def _luminance(device: torch.device) -> torch.Tensor:
 
 def _smooth(pixels: torch.Tensor) -> torch.Tensor:
     """Convolve with the binomial 1, 4, 6, 4, 1 in both directions; edges count double."""
-    for dim in (2, 3):
+    for dim, edges in ((2, (0, 0, 1, 1)), (3, (1, 1, 0, 0))):
         for _ in range(2):
-            before = torch.cat(
-                [pixels.narrow(dim, 0, 1), pixels.narrow(dim, 0, CROP_SIZE - 1)], dim
-            )
-            after = torch.cat(
-                [pixels.narrow(dim, 1, CROP_SIZE - 1), pixels.narrow(dim, -1, 1)], dim
-            )
-            pixels = torch.lerp(before.add_(after).mul_(0.5), pixels, 0.5)
+            wider = F.pad(pixels, edges, mode="replicate")
+            before, after = wider.narrow(dim, 0, CROP_SIZE), wider.narrow(dim, 2, CROP_SIZE)
+            pixels = torch.lerp((before + after).mul_(0.5), pixels, 0.5)
 
     return pixels
 

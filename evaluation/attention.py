@@ -52,14 +52,12 @@ def cohens_d(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
     if min(a, b) < 2:
         return np.full(inside.shape[1:], np.nan)
 
-    pooled = ((a - 1) * inside.var(axis=0, ddof=1) + (b - 1) * outside.var(axis=0, ddof=1)) / (
-        a + b - 2
-    )
+    squares = (a - 1) * inside.var(axis=0, ddof=1) + (b - 1) * outside.var(axis=0, ddof=1)
+    pooled = squares / (a + b - 2)
+    distance = inside.mean(axis=0) - outside.mean(axis=0)
+    nothing = np.full_like(distance, np.nan)
 
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(
-            pooled > 1e-18, (inside.mean(axis=0) - outside.mean(axis=0)) / np.sqrt(pooled), np.nan
-        )
+    return np.divide(distance, np.sqrt(pooled), out=nothing, where=pooled > 1e-18)
 
 
 def relative_distances(sets: np.ndarray) -> np.ndarray:
