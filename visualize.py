@@ -36,10 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from dataset.faces import load_faces
     from evaluation import attention, figures
-    from evaluation.evaluate import errors_of, predict_landmarks, require_same_points, spread
+    from evaluation.evaluate import errors_of, predict_shown, require_same_points, spread
     from models.checkpoint import SHIPPED, load_model
     from utils.device import keep_freed_memory, select_device
-    from utils.progress import progress
 
     keep_freed_memory()
     device = select_device(arguments.device)
@@ -59,8 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         drawn["attention_by_subset"] = figures.attention_by_subset(weights, faces.attributes)
         drawn["set_usage"] = figures.set_usage(loaded.model, weights)
     else:
-        with progress(total=len(faces), desc="predict", unit="face") as bar:
-            prediction = predict_landmarks(loaded.model, faces, device=device, bar=bar)
+        prediction = predict_shown(loaded.model, faces, device=device)
         print("no SepBN modules in this checkpoint: drawing its landmarks on faces only")
 
     errors = errors_of(prediction, faces)

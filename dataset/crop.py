@@ -57,12 +57,8 @@ class PatchFrame:
         """Points (..., 2) from patch px to image px, float64; the inverse of `to_patch`."""
         centre = self._centre()
         origin = np.array([self.left, self.top], dtype=np.float64)
-
-        upright = (
-            (np.asarray(points, dtype=np.float64) + centre) * (self.side / PATCH_SIZE)
-            - centre
-            + origin
-        )
+        points = np.asarray(points, dtype=np.float64)
+        upright = (points + centre) * (self.side / PATCH_SIZE) - centre + origin
 
         return self._turned(upright, self.angle)
 

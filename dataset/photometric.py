@@ -83,9 +83,8 @@ def draw(num_faces: int, *, seed: int, epoch: int) -> dict[str, np.ndarray]:
 
 def pack(parameters: dict[str, np.ndarray]) -> torch.Tensor:
     """Parameters by name -> one (N, D) float32 tensor, whose rows a batch selects at once."""
-    return torch.from_numpy(
-        np.concatenate([parameters[name] for name in NEUTRAL], axis=1).astype(np.float32)
-    )
+    columns = np.concatenate([parameters[name] for name in NEUTRAL], axis=1)
+    return torch.from_numpy(columns.astype(np.float32))
 
 
 def apply(crops: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
@@ -137,9 +136,8 @@ def _colours(pixels: torch.Tensor, values: dict[str, torch.Tensor]) -> torch.Ten
     offset = values["brightness"] + MID_GREY * (1.0 - values["contrast"])  # (B, 1)
 
     # Light as a share of white, so that the exponent needs no other scaling.
-    light = torch.baddbmm(
-        offset[:, :, None] / WHITE, factor[:, :, None] * mixed / WHITE, pixels.flatten(2)
-    )
+    matrix = factor[:, :, None] * mixed / WHITE
+    light = torch.baddbmm(offset[:, :, None] / WHITE, matrix, pixels.flatten(2))
     light = light.clamp_(DARK, 1.0)
     bent = light.log_().mul_(values["gamma"][:, :, None]).exp_().mul_(WHITE)
 

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from dataset.faces import FaceSet
-from evaluation.evaluate import predict_landmarks
+from evaluation.evaluate import predict_shown
 from models import SepBatchNorm2d
-from utils.progress import progress
 
 
 def sepbn_modules(model: nn.Module) -> dict[str, SepBatchNorm2d]:
@@ -35,11 +34,11 @@ def attention_weights(
     def collect(weights: list[torch.Tensor]):
         return lambda module, inputs: weights.append(module.attention(inputs[0]).float().cpu())
 
-    with ExitStack() as hooks, progress(total=len(faces), desc="predict", unit="face") as bar:
+    with ExitStack() as hooks:
         for module, weights in zip(modules, seen, strict=True):
             hooks.enter_context(module.register_forward_pre_hook(collect(weights)))
 
-        prediction = predict_landmarks(model, faces, device=device, batch_size=batch_size, bar=bar)
+        prediction = predict_shown(model, faces, device=device, batch_size=batch_size)
 
     return prediction, torch.stack([torch.cat(weights) for weights in seen], dim=1).double().numpy()
 

@@ -111,6 +111,14 @@ def predict_landmarks(
     return prediction[:, list(COMMON_60.same_as[SCHEMES[prediction.shape[1]].name])]
 
 
+def predict_shown(
+    model: nn.Module, faces: FaceSet, *, device: torch.device | str, batch_size: int = 64
+) -> np.ndarray:
+    """:func:`predict_landmarks` under a progress bar."""
+    with progress(total=len(faces), desc="predict", unit="face") as bar:
+        return predict_landmarks(model, faces, device=device, batch_size=batch_size, bar=bar)
+
+
 def face_errors(model: nn.Module, faces: FaceSet, *, device: torch.device | str) -> np.ndarray:
     """NME of every face, (N,) float64 fractions of the inter-ocular distance."""
     return errors_of(predict_landmarks(model, faces, device=device), faces)
@@ -283,11 +291,7 @@ def evaluate_all(
     results = []
 
     for name, loaded in models.items():
-        with progress(total=len(faces), desc="predict", unit="face") as bar:
-            prediction = predict_landmarks(
-                loaded.model, faces, device=device, batch_size=batch_size, bar=bar
-            )
-
+        prediction = predict_shown(loaded.model, faces, device=device, batch_size=batch_size)
         errors = errors_of(prediction, faces)
         summary = summarize(errors, subsets(faces))
         for subset, more in other_conventions(errors, faces).items():

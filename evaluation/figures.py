@@ -306,9 +306,9 @@ def mapping_parameters(model: nn.Module) -> Figure:
     halves = {"scale γ": "weight", "shift β": "bias"}
     figure.add_artist(Line2D((0.5, 0.5), (0, 0.92), color="0.3", linewidth=2))
 
-    for side, (title, parameter) in zip(
-        figure.subfigures(1, 2, squeeze=False)[0], halves.items(), strict=True
-    ):
+    sides = figure.subfigures(1, 2, squeeze=False)[0]
+
+    for side, (title, parameter) in zip(sides, halves.items(), strict=True):
         side.suptitle(title, fontsize=11)
         panels = _panels(side, rows, 3, len(modules))
         for axes, (name, module) in zip(panels, modules.items(), strict=True):

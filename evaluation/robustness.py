@@ -41,9 +41,9 @@ def perturbed_crops(patches: torch.Tensor, shift: torch.Tensor, scale: float) ->
     grid = F.affine_grid(theta, [size, 3, CROP_SIZE, CROP_SIZE], align_corners=False)
     pixels = patches.permute(0, 3, 1, 2).float()  # (B, 256, 256, 3) -> (B, 3, 256, 256)
 
-    return scale_pixels(
-        F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    )
+    crops = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+    return scale_pixels(crops)
 
 
 def to_nominal_crop(points: np.ndarray, shift: np.ndarray, scale: float) -> np.ndarray:

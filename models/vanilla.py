@@ -74,9 +74,8 @@ class VanillaCNN(nn.Module):
         super().__init__()
         channels = [3] + [width * 2**stage for stage in range(NUM_STAGES)]
         for stage in range(1, NUM_STAGES + 1):
-            self.add_module(
-                f"conv{stage}", nn.Conv2d(channels[stage - 1], channels[stage], 3, padding=1)
-            )
+            convolution = nn.Conv2d(channels[stage - 1], channels[stage], 3, padding=1)
+            self.add_module(f"conv{stage}", convolution)
             if norm is not None:
                 self.add_module(f"bn{stage}", norm(channels[stage]))
 

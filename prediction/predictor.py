@@ -115,9 +115,8 @@ class LandmarkPredictor:
         with _one_thread():
             loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
             # in the crops' own memory order, channels last: a third of the time on a CPU at batch 1
-            self._model = fold_normalisation(loaded.model).to(  # type: ignore[call-overload]
-                self.device, memory_format=torch.channels_last
-            )
+            layout: Any = {"memory_format": torch.channels_last}
+            self._model = fold_normalisation(loaded.model).to(self.device, **layout)
 
         self.name, self.path = loaded.name, loaded.path
         self.config: dict = loaded.config

@@ -34,10 +34,8 @@ class OneEuroFilter:
         if self._points is None or self._seen is None:
             self._points, self._velocity = points, np.zeros_like(points)
         elif passed > 0:
-            velocity = (points - self._seen) / passed
-            self._velocity = self._velocity + _share(SPEED_CUTOFF, passed) * (
-                velocity - self._velocity
-            )
+            change = (points - self._seen) / passed - self._velocity
+            self._velocity = self._velocity + _share(SPEED_CUTOFF, passed) * change
 
             speed = np.linalg.norm(self._velocity, axis=-1, keepdims=True)  # (P, 2) -> (P, 1)
             share = _share(MIN_CUTOFF + SPEED_GAIN * speed, passed)
