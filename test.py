@@ -76,17 +76,19 @@ def main(argv: list[str] | None = None) -> int:
     content: dict[str, Any] = {"protocol": protocol, "warnings": warnings, "points": points}
     content |= {"mean_shape": mean_shape, "differences": pairs}
 
-    sections = [tables.accuracy_table(results, mean_shape, points)]
+    summaries = {e.name: e.summary for e in results}
+    sections = [tables.accuracy_table(summaries, mean_shape, points)]
     if mean_shape is None:
         sections.append(f"The mean shape's row is left out: {data} has no training list.")
     if pairs:
         sections.append(tables.difference_table(pairs, masks))
 
     if arguments.views > 1:
-        several = [evaluate.with_views(e, faces, arguments.views, **run) for e in results]
-        words = f"Mean of {arguments.views} views of each face; not the published protocol:"
+        views = arguments.views
+        several = {e.name: evaluate.with_views(e.loaded, faces, views, **run) for e in results}
+        words = f"Mean of {views} views of each face; not the published protocol:"
         sections.append(f"{words}\n\n{tables.accuracy_table(several, None, points)}")
-        content |= {"views": arguments.views, "with_views": {e.name: e.summary for e in several}}
+        content |= {"views": views, "with_views": several}
 
     sections.append(tables.cost_table(results))
     print(*sections, sep="\n\n")

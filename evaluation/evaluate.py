@@ -308,27 +308,19 @@ def evaluate_all(
 
 
 def with_views(
-    evaluation: Evaluation, faces: FaceSet, count: int, *, device: torch.device, batch_size: int
-) -> Evaluation:
-    """The same model's mean over ``count`` views of each face; not the published protocol."""
-    model, config = evaluation.loaded.model, evaluation.loaded.config
-    views = make_views(count, released_geometry=config["released_geometry"])
-    few = max(1, batch_size // count)
-    predicted = predict_landmarks(
-        model, faces, device=device, batch_size=few, crops=lambda patches, _: views.crops(patches)
-    )
+    loaded: LoadedModel, faces: FaceSet, count: int, *, device: torch.device, batch_size: int
+) -> dict[str, dict[str, float]]:
+    """Summary of a model's mean over ``count`` views of each face; not the published protocol."""
+    views = make_views(count, released_geometry=loaded.config["released_geometry"])
+    run: dict[str, Any] = {"device": device, "batch_size": max(1, batch_size // count)}
+    run |= {"crops": lambda patches, rows: views.crops(patches)}
+    predicted = predict_landmarks(loaded.model, faces, **run)
 
     # (N · V, P, 2) -> (N, V, P, 2), V views
     each = predicted.reshape(len(faces), count, *predicted.shape[1:]).astype(np.float64)
     mean, _ = mean_and_spread(views.back(each, faces.scheme.mirror))
-    errors = errors_of(mean, faces)
 
-    return replace(
-        evaluation,
-        prediction=mean.astype(np.float32),
-        errors=errors,
-        summary=summarize(errors, subsets(faces)),
-    )
+    return summarize(errors_of(mean, faces), subsets(faces))
 
 
 def mean_shape_summary(

@@ -22,6 +22,7 @@ from utils.files import atomic_write
 from utils.metrics import THRESHOLD
 
 MISSING = "–"
+Summary = dict[str, dict[str, float]]  # of every subset
 
 
 def protocol(
@@ -108,31 +109,29 @@ def count_points(scheme: LandmarkScheme) -> str:
     return COMMON_60.name if scheme == COMMON_60 else f"{scheme.num_points} points"
 
 
-def accuracy_table(
-    evaluations: list[Evaluation], mean_shape: dict[str, dict[str, float]] | None, points: str
-) -> str:
+def accuracy_table(summaries: dict[str, Summary], mean_shape: Summary | None, points: str) -> str:
     """NME, FR and AUC of every model on the full set and the subsets.
 
     Args:
+        summaries: model -> result of ``summarize``.
         mean_shape: summary of the mean shape's NME; None leaves its row out.
         points: which landmarks are measured, in words.
     """
-    columns = [f"{subset} ({table['faces']:,})" for subset, table in evaluations[0].summary.items()]
+    first = next(iter(summaries.values()))
+    columns = [f"{subset} ({table['faces']:,})" for subset, table in first.items()]
     metrics = [
         ("NME %", "nme_percent", 2),
         (f"FR@{THRESHOLD:g} %", "fr_percent", 2),
         (f"AUC@{THRESHOLD:g}", "auc", 4),
     ]
 
-    def row(
-        name: str, summary: dict[str, dict[str, float]], metric: str, key: str, digits: int
-    ) -> list[str]:
+    def row(name: str, summary: Summary, metric: str, key: str, digits: int) -> list[str]:
         cells = (
             f"{table[key]:.{digits}f}" if table["faces"] else MISSING for table in summary.values()
         )
         return [name, metric, *cells]
 
-    rows = [row(e.name, e.summary, *metric) for e in evaluations for metric in metrics]
+    rows = [row(name, each, *metric) for name, each in summaries.items() for metric in metrics]
     if mean_shape is not None:
         rows.append(row("mean shape of the training set", mean_shape, *metrics[0]))
 

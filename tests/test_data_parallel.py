@@ -59,7 +59,7 @@ def worker(rank: int, folder: str, data: str) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    processes = Processes(rank, 2, rank)
+    processes = Processes(rank, 2)
     for norm in ("bn", "sepbn"):
         torch.save(train(data, norm, processes), f"{folder}/{norm}{rank}.pt")
 

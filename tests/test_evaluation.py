@@ -104,8 +104,7 @@ def test_an_empty_subset_is_a_dash_in_the_table():
     assert summary["full"] == pytest.approx(measured)
     assert summary["blur"]["faces"] == 0 and np.isnan(summary["blur"]["nme_percent"])
 
-    one = evaluate.Evaluation("m", None, None, errors, summary, {})
-    table = tables.accuracy_table([one], summary, "98 points")
+    table = tables.accuracy_table({"m": summary}, summary, "98 points")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[2:] == [
         ["m", "NME %", "11.00", "–"],

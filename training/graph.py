@@ -66,11 +66,7 @@ class CapturedStep:
     def _record(self) -> torch.cuda.CUDAGraph:
         """Record one step and leave weights, statistics and momentum as they were."""
         state = [*self._model.state_dict().values()]
-        state += [
-            values["momentum_buffer"]
-            for values in self._optimizer.state.values()
-            if "momentum_buffer" in values
-        ]
+        state += [each for kept in self._optimizer.state.values() for each in kept.values()]
 
         saved = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()

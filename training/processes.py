@@ -27,7 +27,6 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
 
     def rows(self, order: Tensor, i: int, batch_size: int) -> Tensor:
         """This process's share of the ``i``-th batch of an epoch's order."""
@@ -132,7 +131,7 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
         ) from None
 
     try:
-        yield Processes(rank, count, local), device
+        yield Processes(rank, count), device
     except BaseException as error:
         _leave_at_once(error)
 
