@@ -26,6 +26,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     files = (
         "checkpoint files, own or released form (default: every run and every .pth in checkpoints/)"
     )
+    prepared = "folder of the prepared data (default: %(default)s)"
     out = "folder for metrics.json, faces.csv, table.md and figures (default: print only)"
     views = (
         "also the accuracy of the mean of N slightly different crops, up to 14: not the published "
@@ -33,9 +34,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
 
     add("checkpoints", nargs="*", metavar="CHECKPOINT", type=Path, help=files)
-    add(
-        "--data", type=Path, default=data, help="folder of the prepared data (default: %(default)s)"
-    )
+    add("--data", type=Path, default=data, help=prepared)
     add("--out", type=Path, metavar="DIR", help=out)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add("--batch-size", type=int, default=64, help="faces per forward pass (default: %(default)s)")

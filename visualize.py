@@ -16,14 +16,11 @@ from utils.files import make_folder, reports_user_errors
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add, data, out = parser.add_argument, Path("dataset/WFLW256"), Path("results")
-    network = (
-        "checkpoint file, own or released form (default: the network that comes with the code)"
-    )
+    network = "checkpoint file, own or released form (default: our SepBN network)"
+    prepared = "folder of the prepared data (default: %(default)s)"
 
     add("checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help=network)
-    add(
-        "--data", type=Path, default=data, help="folder of the prepared data (default: %(default)s)"
-    )
+    add("--data", type=Path, default=data, help=prepared)
     add("--out", type=Path, default=out, metavar="DIR", help="for PNGs (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
 

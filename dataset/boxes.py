@@ -82,10 +82,8 @@ class BoxTable:
 
     def boxes_of(self, picture: Path) -> list[tuple[Box, int]]:
         """The picture's boxes, each with its line in the table."""
-        spellings = {
-            _parts(Path(path))
-            for path in (picture, os.path.abspath(picture), os.path.realpath(picture))
-        }
+        paths = picture, os.path.abspath(picture), os.path.realpath(picture)
+        spellings = {_parts(Path(path)) for path in paths}
         tails = {parts[start:] for parts in spellings for start in range(len(parts))}
         rows = [row for tail in tails for row in self._rows.get(tail, ())]
 

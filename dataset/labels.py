@@ -217,10 +217,9 @@ def _repeated(source: Source) -> list[str]:
 
             earlier.append(face)
 
-    return [
-        *_line("the same picture in both splits", both, len(faces)),
-        *_line("the same face twice in a split", twice, len(faces)),
-    ]
+    lines = _line("the same picture in both splits", both, len(faces))
+
+    return lines + _line("the same face twice in a split", twice, len(faces))
 
 
 def _contents(paths: set[Path]) -> dict[Path, object]:

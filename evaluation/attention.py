@@ -17,9 +17,7 @@ from models import SepBatchNorm2d
 
 def sepbn_modules(model: nn.Module) -> dict[str, SepBatchNorm2d]:
     """The SepBN modules by name, front to back."""
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, SepBatchNorm2d)
-    }
+    return {name: m for name, m in model.named_modules() if isinstance(m, SepBatchNorm2d)}
 
 
 def attention_weights(

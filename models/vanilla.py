@@ -168,17 +168,11 @@ def released_state_dict(model: VanillaCNN) -> dict[str, Tensor]:
                 f"temperature 1, not {module.groups}, {module.attention_grid} and {temperature:g}"
             )
 
-        weight, bias = state.pop(f"{name}.weight"), state.pop(f"{name}.bias")  # (K, C)
-        shared = {
-            key: state.pop(f"{name}.{key}")
-            for key in ("running_mean", "running_var", "num_batches_tracked")
-        }
         del state[f"{name}.temperature"]
-
-        for k in range(module.num_sets):
-            state[f"{name}.bn.{k}.weight"] = weight[k].clone()
-            state[f"{name}.bn.{k}.bias"] = bias[k].clone()
-            for key, value in shared.items():
-                state[f"{name}.bn.{k}.{key}"] = value.clone()
+        for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            value = state.pop(f"{name}.{key}")
+            for k in range(module.num_sets):
+                own = value[k] if value.dim() == 2 else value  # (K, C), or shared by the sets
+                state[f"{name}.bn.{k}.{key}"] = own.clone()
 
     return dict(state)

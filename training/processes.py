@@ -114,10 +114,9 @@ def process_group(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
         yield Processes(), device
         return
 
+    names = "RANK", "WORLD_SIZE", "LOCAL_RANK"
     try:
-        rank, count, local = (
-            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        )
+        rank, count, local = (int(os.environ[name]) for name in names)
         if device.type == "cuda":
             device = select_device(f"cuda:{local}")
             torch.cuda.set_device(device)
