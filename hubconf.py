@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,8 +78,9 @@ def sepbn_vanilla(pretrained: bool = False, **settings: Any) -> VanillaCNN:
 def _own_modules() -> Iterator[None]:
     """Imports inside find this folder's modules, and leave those of the caller as they were."""
     before = {name: module for name, module in sys.modules.items() if _is_room(name)}
-    for name in before:
-        if not _is_ours(sys.modules[name]):
+    for name, module in before.items():
+        place = Path(getattr(module, "__file__", None) or "/").resolve()
+        if ROOT not in place.parents:
             del sys.modules[name]
 
     sys.path.insert(0, str(ROOT))
@@ -97,7 +97,3 @@ def _own_modules() -> Iterator[None]:
 
 def _is_room(name: str) -> bool:
     return name.split(".")[0] in ROOMS
-
-
-def _is_ours(module: ModuleType) -> bool:
-    return ROOT in Path(getattr(module, "__file__", None) or "/").resolve().parents

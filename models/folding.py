@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import SepBatchNorm2d, VanillaCNN
-from models.sepbn import sets_by_group
+from models.sepbn import is_traced, sets_by_group
 from models.vanilla import NEGATIVE_SLOPE, NUM_STAGES
 
 
@@ -60,6 +60,9 @@ class FoldedSepBN(nn.Module):
     Both sums over k are one matrix product: row g·K + k of the matrix is zero outside of group g.
     (`einsum` would do as well, but OpenCV's importer cannot change its batch size.)
 
+    A file that is being made may be for onnxruntime, whose convolutions and pooling share a layout
+    of their own: other operations on whole maps would cost it a change of layout.
+
     Where no scale of x is negative the affine map keeps the order of the pixels, so that pooling
     may come first: the same values from a quarter of the work. Where the signs are not known, as in
     an exported network, max(s x) is the larger of s max(x) and -s max(-x).
@@ -87,7 +90,7 @@ class FoldedSepBN(nn.Module):
         maps = self._attention(x) @ self.sets
         scale, shift = maps[..., None, None].chunk(2, dim=1)
 
-        if self.may_be_negative and _is_traced():
+        if self.may_be_negative and is_traced():
             negated = F.conv2d(x, self.minus, groups=len(self.minus))
             highest, lowest = F.max_pool2d(x, self.pool), F.max_pool2d(negated, self.pool)
             return torch.maximum(highest * scale, lowest * -scale) + shift
@@ -99,16 +102,9 @@ class FoldedSepBN(nn.Module):
         """Attention weights, (N, G * K)."""
         if self.layer.attention_grid is not None:
             return self.layer.attention(x).flatten(1)
-        means = F.avg_pool2d(x, x.shape[2:]).flatten(1) if _is_traced() else x.mean((2, 3))
+        means = F.avg_pool2d(x, x.shape[2:]).flatten(1) if is_traced() else x.mean((2, 3))
         hidden = F.leaky_relu(F.linear(means, self.squeeze), 0.01)
         logits = F.linear(hidden, self.expand)
         if self.layer.groups == 1:
             return torch.softmax(logits, 1)
         return torch.softmax(logits.unflatten(1, (self.layer.groups, -1)), 2).flatten(1)
-
-
-def _is_traced() -> bool:
-    """Whether a file is being made, say for onnxruntime, whose convolutions and pooling share a
-    layout of their own: other operations on whole maps cost it a change of layout.
-    """
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -129,8 +129,7 @@ class _SepBatchNorm(_Normalization):
             self.fc1 = _Dense(num_features, hidden, 1, bias=False, **factory)
             self.fc2 = _Dense(hidden * cells, groups * num_sets, 1, bias=False, **factory)
 
-        value = torch.empty((), device=device, dtype=torch.float32)
-        self.register_buffer("temperature", value)
+        self.register_buffer("temperature", torch.empty((), device=device, dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -158,11 +157,8 @@ class _SepBatchNorm(_Normalization):
         return super().named_children()
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.num_features}, num_sets={self.num_sets}, groups={self.groups}, "
-            f"attention_grid={self.attention_grid}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self.affine}, track_running_stats={self.track_running_stats}"
-        )
+        sets = f"num_sets={self.num_sets}, groups={self.groups}"
+        return f"{super().extra_repr()}, {sets}, attention_grid={self.attention_grid}"
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention weights of an input: (N, C, ...) -> (N, G, K), summing to 1 over K."""
@@ -347,14 +343,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _SepBatchNorm)]
     maps = {own for layer in layers for own in layer.parameters(recurse=False)}
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    decaying: dict[str, Any] = {"params": [], "weight_decay": weight_decay}
+    others: dict[str, Any] = {"params": [], "weight_decay": 0.0}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups[parameter.dim() < 2 or parameter in maps].append(parameter)
-    return [
-        {"params": groups[False], "weight_decay": weight_decay},
-        {"params": groups[True], "weight_decay": 0.0},
-    ]
+            group = others if parameter.dim() < 2 or parameter in maps else decaying
+            group["params"].append(parameter)
+    return [decaying, others]
 
 
 def set_temperature(model: nn.Module, temperature: float) -> None:
@@ -546,8 +541,7 @@ def _normalize(layer: _Normalization, x: Tensor) -> Tensor:
     shape, x = x.shape, _as_maps(x)
 
     # Compilers fuse and differentiate plain operations themselves; torch.func needs them.
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    is_plain = layer.plain or is_traced or torch._C._are_functorch_transforms_active()
+    is_plain = layer.plain or is_traced() or torch._C._are_functorch_transforms_active()
     if not is_plain and _has_kernels(x) and not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()  # the kernels know these two layouts
 
@@ -920,6 +914,11 @@ def _cell_means(x: Tensor, count: int) -> Tensor:
         weights = inside.to(x.dtype)
         x = torch.matmul(x, (weights / weights.sum(1, keepdim=True)).t()).transpose(2, 3)
     return x
+
+
+def is_traced() -> bool:
+    """Whether a compiler or an exporter is looking, which knows plain operations only."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

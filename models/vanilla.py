@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -136,13 +136,8 @@ def BaselineSepDyBN(
     """The Vanilla CNN with SepBN after each convolution; ``groups=1`` is the released code, 2 the
     published figures.
     """
-    norm = partial(
-        SepBatchNorm2d,
-        num_sets=num_sets,
-        groups=groups,
-        attention_grid=attention_grid,
-        temperature=temperature,
-    )
+    attention: dict[str, Any] = {"attention_grid": attention_grid, "temperature": temperature}
+    norm = partial(SepBatchNorm2d, num_sets=num_sets, groups=groups, **attention)
 
     return VanillaCNN(norm, num_landmarks, width)
 
