@@ -27,6 +27,7 @@ from utils.metrics import STRICTER, auc, failure_rate, nme, normalisers
 from utils.progress import progress
 
 RESAMPLES = 10_000  # of the bootstrap
+Summary = dict[str, dict[str, float]]  # numbers of every subset
 
 
 def require_same_points(
@@ -137,7 +138,7 @@ def subsets(faces: FaceSet) -> dict[str, np.ndarray]:
     return masks | {name: faces.attributes[:, i] for i, name in enumerate(ATTRIBUTES)}
 
 
-def summarize(errors: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+def summarize(errors: np.ndarray, masks: dict[str, np.ndarray]) -> Summary:
     """Per subset: number of faces, NME and FR@0.1 in percent, AUC@0.1 in 0..1, FR and AUC at 0.08
     too; NaN where a subset is empty.
     """
@@ -155,7 +156,7 @@ def summarize(errors: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, dic
     return {name: row(errors[mask]) for name, mask in masks.items()}
 
 
-def other_conventions(errors: np.ndarray, faces: FaceSet) -> dict[str, dict[str, float]]:
+def other_conventions(errors: np.ndarray, faces: FaceSet) -> Summary:
     """Per subset: the mean of errors (N,) as other conventions normalise them, in percent."""
     scheme = faces.scheme
     by = normalisers(true_landmarks(faces), scheme.outer_eyes, scheme.pupils)
@@ -234,7 +235,7 @@ class Evaluation:
     loaded: LoadedModel
     prediction: np.ndarray  # (N, P, 2) crop px
     errors: np.ndarray  # (N,) NME, fractions
-    summary: dict[str, dict[str, float]]  # of every subset
+    summary: Summary
     cost: dict[str, Any]  # parameters, multiply-accumulates, latency, throughput
 
 
@@ -309,7 +310,7 @@ def evaluate_all(
 
 def with_views(
     loaded: LoadedModel, faces: FaceSet, count: int, *, device: torch.device, batch_size: int
-) -> dict[str, dict[str, float]]:
+) -> Summary:
     """Summary of a model's mean over ``count`` views of each face; not the published protocol."""
     views = make_views(count, released_geometry=loaded.config["released_geometry"])
     run: dict[str, Any] = {"device": device, "batch_size": max(1, batch_size // count)}
@@ -323,9 +324,7 @@ def with_views(
     return summarize(errors_of(mean, faces), subsets(faces))
 
 
-def mean_shape_summary(
-    data: Path, faces: FaceSet, *, limit: int | None = None
-) -> dict[str, dict[str, float]] | None:
+def mean_shape_summary(data: Path, faces: FaceSet, *, limit: int | None = None) -> Summary | None:
     """Summary of always answering with the mean shape of the training set, or of its first
     ``limit`` faces; None without a training list.
     """

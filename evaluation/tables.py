@@ -16,13 +16,12 @@ from dataset.crop import CROP_SIZE, PATCH_SIZE
 from dataset.faces import FaceSet, subset_lists
 from dataset.labels import doubtful_crops
 from dataset.landmarks import COMMON_60, IBUG_68, WFLW_98, LandmarkScheme, definition_to_keep
-from evaluation.evaluate import Evaluation
+from evaluation.evaluate import Evaluation, Summary
 from models.checkpoint import LoadedModel
 from utils.files import atomic_write
 from utils.metrics import THRESHOLD
 
 MISSING = "–"
-Summary = dict[str, dict[str, float]]  # of every subset
 
 
 def protocol(

@@ -23,9 +23,10 @@ from utils.files import UserError, atomic_write, describe_os_error, require_file
 from utils.progress import progress
 
 RATE = 25.0  # frames a second where a file does not say
+Frames = Iterator[tuple[np.ndarray, float]]  # (H, W, 3) uint8 BGR, and the time of each in s
 
 
-def read_video(path: Path) -> tuple[float, int, Iterator[tuple[np.ndarray, float]]]:
+def read_video(path: Path) -> tuple[float, int, Frames]:
     """Mean frames a second of a video or a moving picture, how many frames it announces, 0 if it
     does not, and its frames, upright, (H, W, 3) uint8 BGR, with the time of each in s.
     """
@@ -54,14 +55,12 @@ def read_video(path: Path) -> tuple[float, int, Iterator[tuple[np.ndarray, float
     return fps, max(0, int(count)), _in_time(frames, fps)
 
 
-def _captured(capture: cv2.VideoCapture) -> Iterator[tuple[np.ndarray, float]]:
+def _captured(capture: cv2.VideoCapture) -> Frames:
     while (read := capture.read())[0]:
         yield read[1], capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
 
 
-def _in_time(
-    frames: Iterable[tuple[np.ndarray, float]], fps: float
-) -> Iterator[tuple[np.ndarray, float]]:
+def _in_time(frames: Frames, fps: float) -> Frames:
     """The frames; times that stand still or run backwards are no times."""
     last = -1 / fps
     for frame, seconds in frames:
