@@ -95,6 +95,9 @@ class Identities:
         moved = np.array([person.expected(seconds) for person in self._persons]).reshape(-1, 4)
         stayed = np.array([person.box for person in self._persons]).reshape(-1, 4)
         alike = np.maximum(likeness(found, moved), likeness(found, stayed))
+        # who was there in the frame before goes before who is hidden, perhaps by that very face
+        seen = np.array([person.seconds for person in self._persons])
+        alike += (alike >= MIN_OVERLAP) & (seen == seen.max(initial=0))
         numbers = []
 
         for box, old in zip(found, match(alike), strict=True):

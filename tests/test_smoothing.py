@@ -121,6 +121,18 @@ def test_two_who_pass_each_other_keep_their_numbers():
             assert identities([first, second], frame / RATE) == [0, 1]
 
 
+@pytest.mark.parametrize("speeds", [(6, -6), (6, 0), (12, -4)])
+def test_who_is_hidden_in_passing_keeps_the_number(speeds):
+    """The second face is not found while the first one covers a third of it."""
+    identities, random = Identities(), np.random.default_rng(0)
+
+    for frame in range(60):
+        left, right = (start + speed * frame for start, speed in zip((0, 360), speeds, strict=True))
+        shown = [0, 1] if abs(left - right) > 27 else [0]
+        places = [square(*(random.normal(0, 1, 2) + [(left, right)[i], 0])) for i in shown]
+        assert identities(places, frame / RATE) == shown
+
+
 def test_a_face_that_is_lost_keeps_its_number_for_a_second():
     for gap, same in ((0.2, True), (0.9 * LOST, True), (1.1 * LOST, False)):
         identities = Identities()
