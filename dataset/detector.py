@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import cv2
@@ -132,6 +133,7 @@ class FaceDetector:
             )
 
         self.min_face = min_face
+        self._alone = Lock()  # threads may share a detector, which holds its picture's size
         # OpenCV 5 warns of its own engine
         level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -213,8 +215,9 @@ class FaceDetector:
 
     def _detect(self, image: np.ndarray) -> list[_Face]:
         """What YuNet finds in a picture as it is."""
-        self._net.setInputSize(image.shape[1::-1])
-        rows = self._net.detect(np.ascontiguousarray(image))[1]
+        with self._alone:
+            self._net.setInputSize(image.shape[1::-1])
+            rows = self._net.detect(np.ascontiguousarray(image))[1]
 
         # a row: x, y, width, height, five points, score; "no face" is None
         rows = [] if rows is None else rows.tolist()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
@@ -64,6 +67,20 @@ def test_faces_in_every_place_and_size_are_found_once(squares):
     # where the picture is not enlarged or shrunk, a box is exact
     small = squares()(picture_with(truth[:1] % 300, 640, 480)).boxes
     assert small.tolist() == (truth[:1] % 300).tolist()
+
+
+def test_threads_may_share_a_detector(squares, monkeypatch):
+    set_size = FindsSquares.setInputSize
+    monkeypatch.setattr(
+        FindsSquares, "setInputSize", lambda *args: (set_size(*args), time.sleep(0.002))
+    )
+    detector, images = squares(), [np.zeros((side, 200, 3), np.uint8) for side in range(100, 108)]
+    for image in images:
+        image[20:60, 30:70] = 255
+
+    with ThreadPoolExecutor(4) as pool:
+        for faces in pool.map(detector, images):
+            assert faces.boxes.tolist() == [[30, 20, 69, 59]]
 
 
 def test_a_face_that_fills_a_large_picture_is_found(squares):
