@@ -137,7 +137,7 @@ def _lines(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
             if text.strip():
                 yield number, text.rstrip("\n")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file (expected a list of faces)") from None
+        raise UserError(f"{path} is not UTF-8 text (expected a list of faces)") from None
 
 
 def _numbers(fields: Sequence[str]) -> np.ndarray:

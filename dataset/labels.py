@@ -5,6 +5,7 @@ looks odd may be true, and whoever prepares faces is the one to judge.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # it needs torch, and preparation does not
 # Limits as shares of the box's side, if nothing else is said. Beside each stands the outermost of
 # 1,670 real faces with good labels: 463 of WFLW, 1,207 of Helen and AFW.
 NEAR = 0.1  # a point that lies less far from the box is not counted as outside
-MOST_OUTSIDE = 0.25  # share of the points that lie outside the box: 0.11
+MOST_OUTSIDE = 0.25  # share of the points that lie outside the box: 0.11; the picture: 0.15
 FARTHEST = 0.5  # from a point to the box: 0.16
 EYES = (0.03, 1.2)  # between the outer eye corners: 0.16 and 0.73
 EXTENT = (0.45, 2.0)  # of the points: 0.57 and 1.17
@@ -32,6 +33,7 @@ LONGEST_STEP = 0.42  # within a contour, as a share of the points' extent: 0.34
 SAME = 0.7  # overlap (IoU) of boxes in a picture above which they are one face's
 LARGEST_ROLL = 70.0  # degrees that the line of the eyes is turned: 51
 AS_STORED = "labels in stored pixels, though the picture's EXIF entry turns it upright"
+BEYOND = "many points outside the picture, as if it had been made smaller"
 BUILT_IN = (*SCHEMES.values(), COMMON_60)
 EXIF_ORIENTATION, SIDEWAYS, UPSIDE_DOWN = 274, (5, 6, 7, 8), (3, 4)
 
@@ -49,9 +51,15 @@ def doubtful_labels(source: Source) -> list[str]:
     faces = [face for split in SPLITS for face in source.faces[split]]
     points = np.array([face.annotation.landmarks for face in faces])
     boxes = np.array([face.annotation.box for face in faces], np.float64)
-    doubts = {AS_STORED: _as_stored(faces, points, source)} | _doubts(points, boxes, source.scheme)
+    size, turn = _pictures(faces, source.images)
+    _, roll = _eyes(points, source.scheme)
+    stored = np.where(roll < 135, (roll > 45) & np.isin(turn, SIDEWAYS), np.isin(turn, UPSIDE_DOWN))
+    beyond = ((points < -0.5) | (points > size[:, None] - 0.5)).any(axis=2).mean(axis=1)
 
-    return _lines(doubts, [face.name for face in faces]) + _repeated(source)
+    doubts = {AS_STORED: stored} | _doubts(points, boxes, source.scheme)
+    kinds = doubts | {BEYOND: beyond > MOST_OUTSIDE}, *_repeated(source)
+
+    return [line for kind in kinds for line in _lines(kind, [face.name for face in faces])]
 
 
 def doubtful_crops(faces: FaceSet) -> list[str]:
@@ -65,20 +73,16 @@ def doubtful_crops(faces: FaceSet) -> list[str]:
 
 
 def _lines(doubts: dict[str, np.ndarray], names: list[str]) -> list[str]:
+    """A line for each doubt that some face raises; a face counts once, for the first of them."""
     lines, seen = [], np.zeros(len(names), bool)
 
-    for what, chosen in doubts.items():  # a face counts once, for the first reason
-        lines += _line(what, [names[i] for i in np.flatnonzero(chosen & ~seen)], len(names))
+    for what, chosen in doubts.items():
+        if new := np.flatnonzero(chosen & ~seen).tolist():
+            first = ", ".join([names[i] for i in new[:3]] + ["…"] * (len(new) > 3))
+            lines.append(f"{what}, in {len(new)} of {len(names)} faces: {first}")
         seen |= chosen
 
     return lines
-
-
-def _line(what: str, names: list[str], total: int) -> list[str]:
-    """No line where there are no faces."""
-    first = ", ".join(names[:3] + ["…"] * (len(names) > 3))
-
-    return [f"{what}, in {len(names)} of {total} faces: {first}"] if names else []
 
 
 def _doubts(points: np.ndarray, boxes: np.ndarray, scheme: LandmarkScheme) -> dict[str, np.ndarray]:
@@ -174,52 +178,42 @@ def _eyes(points: np.ndarray, scheme: LandmarkScheme) -> tuple[np.ndarray, np.nd
     return np.hypot(x, y), np.degrees(np.abs(np.arctan2(y, x)))
 
 
-def _as_stored(faces: list[Face], points: np.ndarray, source: Source) -> np.ndarray:
-    """(N,) bool: faces that are on their side or upside down by their labels, in pictures with an
-    EXIF entry that turns them by as much.
+def _pictures(faces: list[Face], images: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Of each face's picture width and height as shown, (N, 2) px, nan where it tells none, and the
+    orientation of its EXIF entry, (N,), 1 where it has none.
     """
-    _, roll = _eyes(points, source.scheme)
-    chosen = np.zeros(len(faces), bool)
+    known: dict[str, tuple[float, float, int]] = {}
 
-    for i in np.flatnonzero(roll > 45):  # few: only their pictures are looked at
-        turns = SIDEWAYS if roll[i] < 135 else UPSIDE_DOWN
-        chosen[i] = _orientation(source.images / faces[i].annotation.image) in turns
+    for name in {face.annotation.image for face in faces}:
+        known[name] = np.nan, np.nan, 1
+        with suppress(Exception), Image.open(images / name) as picture:  # cutting names the damaged
+            turn = picture.getexif().get(EXIF_ORIENTATION, 1)
+            known[name] = *picture.size[:: -1 if turn in SIDEWAYS else 1], turn
 
-    return chosen
+    shown = np.array([known[face.annotation.image] for face in faces], np.float64)
 
-
-def _orientation(path: Path) -> int | None:
-    """The orientation that a picture's EXIF entry tells; None where it tells none."""
-    try:
-        with Image.open(path) as picture:
-            return picture.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # damaged, in one of many ways: cutting names it
-        return None
+    return shown[:, :2], shown[:, 2]
 
 
-def _repeated(source: Source) -> list[str]:
-    """Of test faces whose picture is in the training split too, and of faces that come twice."""
-    faces = [face for split in SPLITS for face in source.faces[split]]
-    content = _contents({source.images / face.annotation.image for face in faces})
+def _repeated(source: Source) -> list[dict[str, np.ndarray]]:
+    """Which test faces have a picture of the training split, and which faces come twice, (N,) bool
+    each.
+    """
+    faces = [(split, face) for split in SPLITS for face in source.faces[split]]
+    content = _contents({source.images / face.annotation.image for _, face in faces})
     shown: dict[tuple[str, object], list[Face]] = {}
-    both, twice = [], []
+    both, twice = np.zeros((2, len(faces)), bool)
 
-    for split in SPLITS:
-        for face in source.faces[split]:
-            picture = content[source.images / face.annotation.image]
-            if split == "test" and ("train", picture) in shown:
-                both.append(face.name)
+    for index, (split, face) in enumerate(faces):
+        picture = content[source.images / face.annotation.image]
+        both[index] = split == "test" and ("train", picture) in shown
+        earlier = shown.setdefault((split, picture), [])
+        boxes = np.array([other.annotation.box for other in earlier])
+        overlap = overlap_ratios(np.array(face.annotation.box), boxes).max(initial=0)
+        twice[index] = overlap > SAME
+        earlier.append(face)
 
-            earlier = shown.setdefault((split, picture), [])
-            boxes = np.array([other.annotation.box for other in earlier])
-            if overlap_ratios(np.array(face.annotation.box), boxes).max(initial=0) > SAME:
-                twice.append(face.name)
-
-            earlier.append(face)
-
-    lines = _line("the same picture in both splits", both, len(faces))
-
-    return lines + _line("the same face twice in a split", twice, len(faces))
+    return [{"the same picture in both splits": both}, {"the same face twice in a split": twice}]
 
 
 def _contents(paths: set[Path]) -> dict[Path, object]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -68,8 +69,8 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     named: dict[str, list[Path]] = {}
 
     for path in pictures:
-        named.setdefault(path.stem, []).append(path)
-        named.setdefault(path.name, []).append(path)
+        for name in (path.stem, path.name):
+            named.setdefault(normalize("NFC", name), []).append(path)
 
     if not points:
         raise UserError(f"folder {folder} holds no .pts file; pictures and .pts must lie in it")
@@ -85,7 +86,7 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
 def _picture_of(path: Path, named: dict[str, list[Path]]) -> Path:
     """The picture of a .pts file: of its name, or NAME of NAME_face0.pts, as predict.py writes."""
     for name in (path.stem, FACE_NUMBER.sub("", path.stem)):
-        found = named.get(name, [])
+        found = named.get(normalize("NFC", name), [])
         if len(found) > 1:
             raise UserError(
                 f"{found[1]}: {found[0].name} lies beside it, and {path.name} cannot belong to "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def read_lists(
         data = read_bytes(path, "list")
         faces[split] = [
             Face(
-                annotation,
+                annotation._replace(image=as_on_disk(images, annotation.image)),
                 f"{path}, line {annotation.line}",
                 f"{split}/WFLW{index:04d}.png",
                 f"{annotation.image} ({split} line {annotation.line})",
@@ -78,6 +79,14 @@ def read_lists(
         origin[split] = {"list": name, "sha256": hashlib.sha256(data).hexdigest()}
 
     return Source(images, faces, scheme or _scheme_of(faces, lists), origin, {"from": "list"})
+
+
+def as_on_disk(folder: Path, name: str) -> str:
+    """A picture's name as its folder has it: with slashes, its accents composed or not."""
+    slashes = name.replace("\\", "/")
+    names = (name, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD")))
+
+    return next((each for each in names if os.path.isfile(folder / each)), name)
 
 
 def require_images(source: Source) -> None:
@@ -104,22 +113,19 @@ def read_pts(
     faces: dict[str, list[Face]] = {split: [] for split in SPLITS}
     missed: dict[str, list[str]] = {split: [] for split in SPLITS}
 
-    with progress(desc="face boxes", total=sum(map(len, read.values())), unit="face") as bar:
-        for split in SPLITS:
-            for face in read[split]:
-                with about(face.pts):
-                    box = rule.box_of(face)
-                bar.update()
-                if box is None:
-                    missed[split].append(_short(face.picture))
-                    continue
-
-                patch = f"{split}/WFLW{len(faces[split]):04d}.png"
-                picture, line = str(face.picture), len(faces[split]) + 1
-                annotation = Annotation(face.landmarks, box, no_flags, picture, line)
-                faces[split].append(Face(annotation, str(face.pts), patch, _short(face.pts)))
-
     for split in SPLITS:
+        for face in progress(read[split], desc=f"{split} face boxes", unit="face"):
+            with about(face.pts):
+                box = rule.box_of(face)
+            if box is None:
+                missed[split].append(_short(face.picture))
+                continue
+
+            patch = f"{split}/WFLW{len(faces[split]):04d}.png"
+            picture, line = str(face.picture), len(faces[split]) + 1
+            annotation = Annotation(face.landmarks, box, no_flags, picture, line)
+            faces[split].append(Face(annotation, str(face.pts), patch, _short(face.pts)))
+
         if not faces[split]:
             raise UserError(f"no face of {folders[split][0]} has a box, so none is left to use")
 

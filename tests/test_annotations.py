@@ -84,7 +84,7 @@ def test_files_that_are_no_lists(tmp_path, read):
     with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path)
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\xff\xfe")
-    with pytest.raises(UserError, match="not a text file"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         read(tmp_path / "picture.txt")
 
 

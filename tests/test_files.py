@@ -20,6 +20,7 @@ from utils.files import (
     atomic_write,
     make_folder,
     read_bytes,
+    read_json,
     reports_user_errors,
     write_json,
 )
@@ -93,6 +94,11 @@ def test_a_path_that_is_not_utf8_survives_in_json(tmp_path):
     write_json(tmp_path / "list.json", {"file": name, "dash": "–"})
     found = json.loads((tmp_path / "list.json").read_text(encoding="utf-8"))
     assert found == {"file": name, "dash": "–"}
+
+
+def test_json_may_begin_with_the_mark_of_windows(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}', "utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"a": 1}
 
 
 def test_json_is_strict_in_one_line_or_many(tmp_path):

@@ -92,6 +92,7 @@ FAULTS = {
     "shares of the box": lambda p, b, rng: ((p - b[:2]) / (b[2] - b[0]), b),
     "a tenth": lambda p, b, rng: (p / 10, b),
     "of a picture n times as large": lambda p, b, rng: (p * rng.choice([0.25, 0.5, 2, 3]), b),
+    "of a picture twice as large, and its box": lambda p, b, rng: (2 * p, 2 * b),
     "relative to a box far in the picture": lambda p, b, rng: (p - (b[2] - b[0]), b),
     "shifted": lambda p, b, rng: (p + rng.choice([-1, 1], 2) * 0.6 * (b[2] - b[0]), b),
     "negative": lambda p, b, rng: (-p - 10, b),
@@ -269,6 +270,32 @@ def test_pts_files_of_predict_and_hidden_files(synthetic_faces, tmp_path, run_sc
     arguments = ["--pts-train", tmp_path / "train", "--pts-test", tmp_path / "test"]
     code, output, errors = run_script(PREPARE, *arguments, "--out", tmp_path / "out")
     assert (code, errors) == (0, "") and "12 train + 6 test faces (18 patches written)" in output
+
+
+def test_names_are_found_however_they_are_written(synthetic_faces, tmp_path, run_script):
+    """Accents are decomposed on the disk and not in the list or the .pts file's name, and the list
+    has Windows's backslashes.
+    """
+    images = tmp_path / "images"
+    (images / "Ba\u0308r").mkdir(parents=True)
+    options: list[object] = ["--images", images]
+
+    for split in SPLITS:
+        face = read_official_list(official_list(synthetic_faces, split))[0]
+        name = f"Zoe\u0301 {split}"
+        (tmp_path / split).mkdir()
+        for copy in (images / "Ba\u0308r" / f"{name}.jpg", tmp_path / split / f"{name}.jpg"):
+            shutil.copy(synthetic_faces / "WFLW_images" / face.image, copy)
+
+        write_pts(tmp_path / split / f"Zo\u00e9 {split}.pts", face.landmarks)
+        line = official_line(face.landmarks, face.box, f"B\u00e4r\\Zo\u00e9 {split}.jpg")
+        (tmp_path / f"{split}.txt").write_text(line)
+        options += [f"--{split}-list", tmp_path / f"{split}.txt"]
+
+    folders = ["--pts-train", tmp_path / "train", "--pts-test", tmp_path / "test"]
+    for number, source in enumerate((options, folders)):
+        code, output, errors = run_script(PREPARE, *source, "--out", tmp_path / f"out{number}")
+        assert (code, errors) == (0, "") and "1 train + 1 test faces (2 patches" in output
 
 
 def test_several_faces_in_a_picture(synthetic_faces, tmp_path, run_script):

@@ -171,7 +171,7 @@ def read_json(path: str | os.PathLike, *, advice: str = "delete it") -> dict[str
         return None
 
     try:
-        content = json.loads(read_bytes(path).decode())
+        content = json.loads(read_bytes(path).decode("utf-8-sig"))
     except (ValueError, RecursionError):
         raise UserError(f"{path}: damaged, not JSON; {advice}") from None
 
