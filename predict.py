@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         print(*(f"error: {error}" for error in inputs.errors.values()), sep="\n", file=sys.stderr)
         return 1
 
-    boxes_of = box_source(args, paths)
+    boxes_of = box_source(args, inputs)
     names = ("device", "batch_size", "points", "views", "refine")
     options = {name: getattr(args, name) for name in names}
     predictor = LandmarkPredictor(args.checkpoint or SHIPPED, **options)
@@ -197,13 +197,10 @@ def refuse_usage(args: argparse.Namespace, inputs: Inputs) -> None:
 
     folders = {os.path.dirname(os.path.realpath(path)) for path in inputs.pictures + inputs.videos}
     if os.path.realpath(args.out) in folders:
-        build_parser().error(
-            f"--out {args.out} is a folder of the inputs; choose another, so that nothing is "
-            "overwritten"
-        )
+        build_parser().error(f"--out {args.out} holds inputs, which could be overwritten")
 
 
-def box_source(args: argparse.Namespace, paths: list[Path]) -> BoxSource:
+def box_source(args: argparse.Namespace, inputs: Inputs) -> BoxSource:
     """Boxes and scores as the options ask for."""
     from dataset.detector import FaceDetector, yunet_path
     from prediction.inputs import Detected, table_source, whole_pictures
@@ -213,7 +210,7 @@ def box_source(args: argparse.Namespace, paths: list[Path]) -> BoxSource:
     if args.whole:
         return whole_pictures
     if args.boxes:
-        source, notes = table_source(args.boxes, paths)
+        source, notes = table_source(args.boxes, inputs)
         say(notes)
         return source
 
@@ -235,16 +232,12 @@ def report(results: Results, seconds: float, batch_size: int) -> None:
 
     if results.doubtful:
         first = next(iter(results.doubtful))
-        print(
-            f"note: {sum(results.doubtful.values())} faces, the first in {first}, are doubtful: "
-            "their views differ more than those of faces do"
-        )
+        which = f"{sum(results.doubtful.values())} faces, the first in {first}, are doubtful"
+        say([f"{which}: their views differ more than those of faces do"])
 
     if others := results.others():
-        print(
-            f"note: files in {results.folder} that are not of this call: {len(others)}, "
-            f"such as {results.name(others[0])}"
-        )
+        such = f"{len(others)}, such as {results.name(others[0])}"
+        say([f"files in {results.folder} that are not of this call: {such}"])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import io
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,86 +31,96 @@ BOX_EYES = 2.18
 MIN_IOU = 0.4  # of a detection with the box about the landmarks, for it to be that face's
 
 
+class BoxRow(NamedTuple):
+    """A row of a table of boxes."""
+
+    line: int
+    box: Box
+    angle: float  # degrees by which the box is turned clockwise about its centre
+    frame: int | None  # of a video, from 0; None: all of them
+
+
 class BoxTable:
-    """Face boxes from a CSV file with the header `file,x0,y0,x1,y1` (more columns do no harm), one
-    row per face; semicolons or tabs may stand for the commas.
+    """Face boxes from a CSV file with the header `file,x0,y0,x1,y1` (and `angle` and `frame`, where
+    they are known; more columns do no harm), one row per face; semicolons or tabs may stand for the
+    commas.
 
     Edges are image px, inclusive; decimals are rounded. `file` is a picture's path, or any tail of
     it (`a.jpg`, `party/a.jpg`, `party\\a.jpg`), however its accents are composed.
     """
 
     def __init__(self, path: Path) -> None:
-        # boxes and their lines, by the parts of the path in the column "file"
-        self._rows: dict[tuple[str, ...], list[tuple[Box, int]]] = {}
-        self._paths: dict[int, tuple[str, ...]] = {}  # of each line
+        # by the parts of the path in the column "file"
+        self._rows: dict[tuple[str, ...], list[BoxRow]] = {}
         text = _text_of(path)
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
 
         try:
-            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+            lines = io.StringIO(text, newline="")
+            reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-            missing = [name for name in BOX_COLUMNS if name not in reader.fieldnames]
-            if missing:
+            lacks = ", ".join(name for name in BOX_COLUMNS if name not in reader.fieldnames)
+            if lacks:
                 raise UserError(
-                    f"{path}, line 1: no column {', '.join(missing)}; the header must be "
-                    f"{','.join(BOX_COLUMNS)}"
+                    f"{path}, line 1: no column {lacks}; needed: {', '.join(BOX_COLUMNS)}"
                 )
 
             for row in reader:
                 with about(f"{path}, line {reader.line_num}"):
-                    self._add(row, reader.line_num)
+                    if any(row[name] for name in BOX_COLUMNS):  # spreadsheets leave bare commas
+                        self._add(row, reader.line_num)
         except csv.Error as error:
             raise UserError(f"{path}: not a CSV text file ({error})") from error
 
     def _add(self, row: dict, line: int) -> None:
-        try:  # where commas do not separate columns, they may separate decimals
-            x0, y0, x1, y1 = (float(row[name].replace(",", ".")) for name in BOX_COLUMNS[1:])
-            box = round(x0), round(y0), round(x1), round(y1)
-        except (AttributeError, OverflowError, ValueError):
-            raise UserError("x0, y0, x1, y1 must be four numbers") from None
+        words = [*(row[name] for name in BOX_COLUMNS[1:]), row.get("angle") or "0"]
 
+        try:  # where commas do not separate columns, they may separate decimals
+            *edges, angle = (float(word.replace(",", ".")) for word in words)
+            x0, y0, x1, y1, _ = map(round, (*edges, angle))  # neither nan nor infinity
+        except (AttributeError, OverflowError, ValueError):
+            raise UserError("x0, y0, x1, y1 must be four numbers, and angle one") from None
+
+        box, frame = (x0, y0, x1, y1), row.get("frame") or ""
         patch_frame(box)  # refuses a box without area
 
         name = (row["file"] or "").strip()
         if not name:
             raise UserError("the file name is missing")
 
-        # a backslash may be a part of a name, or stand between names as on Windows
-        self._paths[line] = _parts(PureWindowsPath(name))
-        for parts in {_parts(Path(name)), self._paths[line]}:
-            self._rows.setdefault(parts, []).append((box, line))
+        found = BoxRow(line, box, angle, int(frame) if frame.isdecimal() else None)
+        self._rows.setdefault(_parts(name), []).append(found)
 
-    def boxes_of(self, picture: Path) -> list[tuple[Box, int]]:
-        """The picture's boxes, each with its line in the table."""
+    def boxes_of(self, picture: Path) -> list[BoxRow]:
+        """The picture's rows, in the table's order."""
         paths = picture, os.path.abspath(picture), os.path.realpath(picture)
-        spellings = {_parts(Path(path)) for path in paths}
+        spellings = {_parts(path) for path in paths}
         tails = {parts[start:] for parts in spellings for start in range(len(parts))}
-        rows = [row for tail in tails for row in self._rows.get(tail, ())]
 
-        return sorted({line: (box, line) for box, line in rows}.values(), key=lambda row: row[1])
+        return sorted(row for tail in tails for row in self._rows.get(tail, ()))
 
     def match_names(self, pictures: Sequence[Path]) -> int:
         """Give rows whose folders lead to none of the pictures, as in a table of another machine,
         to the picture without a row that alone has their file's name; returns how many.
         """
         bare = [picture for picture in pictures if not self.boxes_of(picture)]
-        names = [_parts(picture)[-1] for picture in bare]
-        strays = {self._paths[line] for line in self.unused(pictures)}
+        unused = set(self.unused(pictures))
+        strays = [parts for parts, rows in self._rows.items() if rows[0].line in unused]
+        names = [_parts(picture)[-1] for picture in bare], [parts[-1] for parts in strays]
         found = 0
 
         for parts in strays:
-            alone = [other for other in strays if other[-1] == parts[-1]] == [parts]
-            if alone and names.count(parts[-1]) == 1:
-                picture = bare[names.index(parts[-1])]
-                self._rows[_parts(Path(os.path.abspath(picture)))] = self._rows[parts]
+            if all(some.count(parts[-1]) == 1 for some in names):
+                picture = bare[names[0].index(parts[-1])]
+                self._rows[_parts(os.path.abspath(picture))] = self._rows[parts]
                 found += len(self._rows[parts])
 
         return found
 
     def unused(self, pictures: Sequence[Path]) -> list[int]:
         """Lines that name none of the pictures."""
-        used = {line for picture in pictures for _, line in self.boxes_of(picture)}
-        return [line for line in self._paths if line not in used]
+        used = {row for picture in pictures for row in self.boxes_of(picture)}
+        return sorted(row.line for rows in self._rows.values() for row in rows if row not in used)
 
 
 def _text_of(path: Path) -> str:
@@ -127,8 +137,9 @@ def _text_of(path: Path) -> str:
     raise UserError(f"{path}: not a CSV text file")
 
 
-def _parts(path: PurePath) -> tuple[str, ...]:
-    return tuple(unicodedata.normalize("NFC", part) for part in path.parts)
+def _parts(path: str | Path) -> tuple[str, ...]:
+    """Folders and name, whichever slashes stand between them, accents composed."""
+    return Path(unicodedata.normalize("NFC", str(path)).replace("\\", "/")).parts
 
 
 class BoxRule(NamedTuple):
@@ -178,10 +189,10 @@ def table_boxes(path: Path) -> BoxRule:
     table = BoxTable(path)
 
     def box_of(face: PtsFace) -> Box:
-        boxes = [box for box, _ in table.boxes_of(face.picture)]
+        boxes = [row.box for row in table.boxes_of(face.picture)]
         if len(boxes) != face.in_picture:
-            wanted = "one" if face.in_picture == 1 else str(face.in_picture)
-            raise UserError(f"{len(boxes)} rows for {face.picture.name} in {path}, not {wanted}")
+            rows = f"{len(boxes)} rows for {face.picture.name} in {path}"
+            raise UserError(f"{rows}, not {face.in_picture}")
 
         about = np.concatenate([face.landmarks.min(axis=0), face.landmarks.max(axis=0)])
 

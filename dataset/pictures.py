@@ -40,9 +40,6 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def decode(data: bytes) -> np.ndarray | None:
     """The picture (H, W, 3) uint8 BGR in a file's bytes; None where OpenCV does not read it."""
-    if not data:
-        return None
-
     array = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(array, cv2.IMREAD_COLOR)

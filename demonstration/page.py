@@ -83,9 +83,9 @@ class Finder:
 
     def open_example(self, sample: list[str]) -> tuple:
         path = Path(sample[0])
-        (box, _), *_ = BoxTable(EXAMPLES / "boxes.csv").boxes_of(path)
+        row, *_ = BoxTable(EXAMPLES / "boxes.csv").boxes_of(path)
 
-        return str(path), *self.find({"path": path, "orig_name": path.name}, f"{box}"[1:-1])
+        return str(path), *self.find({"path": path, "orig_name": path.name}, f"{row.box}"[1:-1])
 
     def click(self, picture: dict, box: str, event: gr.SelectData) -> tuple:
         corner = "{:.0f}, {:.0f}".format(*event.index)

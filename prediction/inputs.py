@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 
 from dataset.boxes import BoxTable
+from dataset.crop import Box
 from dataset.detector import MIN_FACE, FaceDetector, Faces, overlaps
 from dataset.pictures import IMAGE_SUFFIXES, is_heic
 from utils.files import UserError, is_utf8
@@ -113,27 +115,18 @@ def kind_of(path: Path) -> str | None:
     try:
         if is_heic(head):
             return "picture"
-        if is_animated(head):
-            return "video" if cv2.imcount(str(path)) > 1 else "picture"
+        # pages of a TIFF do not move
+        if cv2.imcount(str(path)) > 1 and head[:2] not in (b"II", b"MM"):
+            return "video"
         if cv2.haveImageReader(str(path)) and path.suffix.lower() not in MOTION_JPEG:
             return "picture"
-        # FFmpeg shows text as a terminal would
-        if b"\0" in head and open_video(path).isOpened():
+        # FFmpeg shows text as a terminal would; Y4M may have no zeros
+        if (b"\0" in head or head[:9] == b"YUV4MPEG2") and open_video(path).isOpened():
             return "video"
     except cv2.error:  # a damaged file
         pass
 
     return named_picture
-
-
-def is_animated(head: bytes) -> bool:
-    """Whether a GIF, PNG, WebP or AVIF, of which the first bytes are given, may move."""
-    return (
-        head.startswith(b"GIF8")
-        or (head.startswith(b"\x89PNG") and b"acTL" in head)
-        or (head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & 2))
-        or head[4:12] == b"ftypavis"
-    )
 
 
 def open_video(path: Path) -> cv2.VideoCapture:
@@ -172,8 +165,8 @@ class Detected:
             return []
 
         path, smallest = max(self._unsearched.items(), key=lambda item: item[1])
-        count = len(self._unsearched)
-        where = str(path) if count == 1 else f"{count} large pictures, {path} among them"
+        others = len(self._unsearched) - 1
+        where = f"{path} and {others} more large pictures" if others else path
 
         return [
             f"{where}: faces of less than {smallest:.0f} px were not searched for; --min-face "
@@ -186,26 +179,34 @@ def whole_pictures(path: Path, image: np.ndarray) -> tuple[list[list[int]], None
     return [[0, 0, image.shape[1] - 1, image.shape[0] - 1]], None, None
 
 
-def table_source(source: Path, paths: Sequence[Path]) -> tuple[BoxSource, list[str]]:
-    """The boxes of each path in the table ``source``, and notes about its other lines."""
+def table_source(source: Path, inputs: Inputs) -> tuple[BoxSource, list[str]]:
+    """The boxes of each input in the table ``source``, and notes about its other lines. Rows that
+    name a frame of a video are for that frame alone; frames come in their order.
+    """
+    paths = inputs.pictures + inputs.videos
+    frames: Counter[Path] = Counter()  # of videos, so far
     table = BoxTable(source)
     notes = []
     if count := table.match_names(paths):
         notes.append(f"{source}: rows of other folders, matched by the file's name: {count}")
     if unused := table.unused(paths):
-        said = f"lines that name none of the inputs: {len(unused)}"
-        notes.append(f"{source}: {said}; the first is line {unused[0]}")
+        first = f"{len(unused)}; the first is line {unused[0]}"
+        notes.append(f"{source}: lines that name none of the inputs: {first}")
 
-    def from_table(path: Path, image: np.ndarray) -> tuple[list[list[int]], None, None]:
+    def from_table(path: Path, image: np.ndarray) -> tuple[list[Box], None, list[float]]:
         rows = table.boxes_of(path)
         if not rows:
             raise UserError(f"{path}: no row in the table {source}")
 
-        for box, line in rows:
-            if not overlaps(box, image):
+        if path in inputs.videos:
+            rows = [row for row in rows if row.frame in (None, frames[path])]
+            frames[path] += 1
+
+        for row in rows:
+            if not overlaps(row.box, image):
                 raise UserError(
-                    f"{path}: the box in {source}, line {line} lies outside the picture"
+                    f"{path}: the box in {source}, line {row.line} lies outside the picture"
                 )
-        return [list(box) for box, _ in rows], None, None
+        return [row.box for row in rows], None, [row.angle for row in rows]
 
     return from_table, notes

@@ -160,8 +160,7 @@ class Results:
 
     def place(self, path: Path, suffix: str) -> Path:
         """Where a file of an input goes; its folder is made."""
-        name = self._names[path]
-        file = self.folder / name.with_name(name.name + suffix)
+        file = self.folder / f"{self._names[path]}{suffix}"
         make_folder(file.parent)
         self._written.add(file)
 
@@ -193,9 +192,9 @@ class Results:
 
         for index, face in enumerate(faces if self._table else ()):
             score = "" if face["score"] is None else face["score"]
-            start = [path, frame, face.get("id", index), seconds, score, 1, *face["box"]]
+            start = [path, frame, face.get("id", index), seconds, score, 1]
             x, y = zip(*face["landmarks"], strict=True)
-            self._table.writerow([*start, *x, *y])
+            self._table.writerow([*start, *face["box"], face["angle"], *x, *y])
 
     @contextmanager
     def table(self, *, wanted: bool) -> Iterator[None]:
@@ -212,7 +211,7 @@ class Results:
 
         with atomic_write(file, "w") as text:
             self._table = csv.writer(text)
-            self._table.writerow([*header, *BOX_COLUMNS[1:], *coordinates])
+            self._table.writerow([*header, *BOX_COLUMNS[1:], "angle", *coordinates])
             yield
 
     def write_summary(self) -> None:
@@ -228,8 +227,8 @@ class Results:
             {"file": str(path)} | self.entries.get(path, {}) | wrong.get(path, {})
             for path in self.entries | wrong
         ]
-        content |= {"checkpoint": str(predictor.path), "arm": predictor.config["arm"]}
-        content |= {"pixels": PIXELS, "files": files}
+        made_by = {"checkpoint": str(predictor.path), "arm": predictor.config["arm"]}
+        content |= made_by | {"pixels": PIXELS, "files": files}
         write_json(self.folder / "landmarks.json", content, indent=None)
 
     def others(self) -> list[Path]:

@@ -297,7 +297,7 @@ def _require_image(image: object) -> None:
 
     said = type(image).__name__
     if isinstance(image, np.ndarray):
-        if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
+        if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size:
             return
         said = f"{image.shape} {image.dtype}"
 
@@ -311,6 +311,8 @@ def _whole_boxes(boxes: Boxes) -> list:
         return []
     if edges.ndim != 2 or edges.shape[1] != 4 or not (np.abs(edges) < LARGEST_EDGE).all():
         raise ValueError("boxes must be (N, 4) numbers in px: left, top, right, bottom")
+    if (np.abs(edges) <= 1).all(axis=1).any():
+        raise UserError("a box within one pixel, as if in shares of the picture; give it in px")
 
     return np.rint(edges).astype(np.int64).tolist()
 

@@ -20,9 +20,10 @@ from prediction.predictor import LandmarkPredictor, Shot
 from prediction.smoothing import LandmarkSmoother
 from prediction.tracking import FaceTracker, Identities
 from utils.files import UserError, atomic_write, describe_os_error, require_file_or_nothing
-from utils.progress import progress
+from utils.progress import note, progress
 
 RATE = 25.0  # frames a second where a file does not say
+WHOLE = 0.9  # of the announced frames, or of their time, at least: announcements are estimates
 Frames = Iterator[tuple[np.ndarray, float]]  # (H, W, 3) uint8 BGR, and the time of each in s
 
 
@@ -50,7 +51,7 @@ def read_video(path: Path) -> tuple[float, int, Frames]:
         frames = zip(pixels, [0.0, *ends.tolist()], strict=False)
 
     # containers without a rate say 0, nan or nonsense
-    fps = fps if 1 <= fps <= 1000 else RATE
+    fps = fps if 0.01 <= fps <= 1000 else RATE
 
     return fps, max(0, int(count)), _in_time(frames, fps)
 
@@ -133,11 +134,13 @@ def predict_video(
 
     if not found:
         tqdm.write(f"{path}: no face")
+    if max(count, shot.seconds * fps) < WHOLE * announced:
+        note(f"note: {path}: {count} frames of {announced} could be read; it may have been cut")
 
     height, width = shot.image.shape[:2]
-    names = {"rows": results.name(rows), "overlay": results.name(overlay)}
-    told = {"frames": count, "frames_per_second": fps}
-    results.entries[path] = {"width": width, "height": height} | names | told
+    entry = {"width": width, "height": height, "rows": results.name(rows)}
+    told = {"overlay": results.name(overlay), "frames": count, "frames_per_second": fps}
+    results.entries[path] = entry | told
 
 
 def _shots(

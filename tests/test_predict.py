@@ -201,6 +201,30 @@ def test_a_video_gives_a_row_a_frame(predict, picture, tmp_path, checkpoint):
     assert len(overlay) == 5 and overlay[0].shape == picture.shape
 
 
+def test_a_video_that_was_cut_is_said_to_be(predict, picture, tmp_path):
+    write_video(tmp_path / "clip.avi", [np.roll(picture, 7 * i, axis=1) for i in range(8)])
+    whole = (tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    code, _, errors, files = predict(tmp_path / "cut.avi", tmp_path / "clip.avi", "--whole")
+    (said,) = [line for line in errors.splitlines() if line.startswith("note: ")]
+    frames = files[0]["frames"]
+    assert code == 0 and 0 < frames < 7 and files[1]["frames"] == 8
+    assert said.startswith(f"note: {tmp_path / 'cut.avi'}: {frames} frames of 8 could be read")
+
+
+def test_videos_of_any_rate_and_without_zeros(predict, picture, tmp_path):
+    """A picture every two seconds; raw frames after a text header."""
+    frame = np.maximum(cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420), 1).tobytes()
+    for name, rate in (("slow.y4m", "1:2"), ("fast.y4m", "50:1")):
+        head = f"YUV4MPEG2 W160 H120 F{rate} Ip A1:1 C420jpeg\n"
+        (tmp_path / name).write_bytes(head.encode() + 3 * (b"FRAME\n" + frame))
+
+    code, _, _, files = predict(tmp_path / "slow.y4m", tmp_path / "fast.y4m", "--whole")
+    assert code == 0 and [entry["frames_per_second"] for entry in files] == [0.5, 50]
+    times = [[row["time"] for row in rows_of(tmp_path / "out", entry)] for entry in files]
+    assert times == [[0, 2, 4], [0, 0.02, 0.04]]
+
+
 def test_a_video_that_is_not_finished_leaves_nothing(picture, tmp_path):
     with pytest.raises(KeyError), atomic_video(tmp_path / "v.mp4", 10) as write:
         write(picture)
@@ -324,6 +348,7 @@ def test_what_is_left_out_of_a_folder_is_named(predict, picture, tmp_path):
         ("utf-16", "file\tx0\ty0\tx1\ty1\nZo\u00e9.png\t20\t20\t99\t99\n"),
         ("cp1252", "file;x0;y0;x1;y1\nZo\u00e9.png;20;20;99;99\n"),
         ("utf-8", "file,x0,y0,x1,y1\nin\\Zo\u00e9.png,20,20,99,99\n"),
+        ("utf-8", '"file", "x0", "y0", "x1", "y1"\n"Zo\u00e9.png", 20, 20, 99, 99\n,,,,\n'),
         ("utf-8", "file,x0,y0,x1,y1\nC:\\elsewhere\\Zo\u00e9.png,20,20,99,99\n"),
     ],
 )
@@ -362,7 +387,7 @@ def test_every_field_is_documented(predict, picture, tmp_path):
 def test_a_table_of_faces_has_a_row_for_each_with_the_names_of_openface(predict, picture, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     write_video(tmp_path / "clip.avi", [picture, np.roll(picture, 5, axis=1)])
-    boxes = ["--box", 20, 20, 99, 99, "--box", 30, 30, 90, 90]
+    boxes = ["--box", 20, 20, 99, 99, "--angle", 30, "--box", 30, 30, 90, 90, "--angle", 0]
     inputs = [tmp_path / "a.png", tmp_path / "clip.avi"]
     code, _, _, files = predict(*inputs, *boxes, "--format", "csv")
     assert code == 0
@@ -384,10 +409,13 @@ def test_a_table_of_faces_has_a_row_for_each_with_the_names_of_openface(predict,
         points = [[float(row[f"{axis}_{i}"]) for axis in "xy"] for i in range(98)]
         assert points == face["landmarks"] and row["success"] == "1" and row["confidence"] == ""
         assert [int(row[edge]) for edge in ("x0", "y0", "x1", "y1")] == face["box"]
+        assert float(row["angle"]) == face["angle"]
 
-    # it is a table of boxes, too
-    code, _, _, again = predict(*inputs[:1], "--boxes", tmp_path / "out" / "landmarks.csv")
+    # it is a table of boxes, too, each for its own frame
+    code, _, _, again = predict(*inputs, "--boxes", tmp_path / "out" / "landmarks.csv")
     assert code == 0 and again[0]["faces"] == files[0]["faces"]
+    found = [face for row in rows_of(tmp_path / "out", again[1]) for face in row["faces"]]
+    assert found == faces[2:]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
@@ -419,7 +447,7 @@ def test_boxes_are_found_however_the_path_is_written(tmp_path, monkeypatch):
     table = BoxTable(tmp_path / "boxes.csv")
 
     for picture, found in (("../real/a.jpg", [0, 2]), ("../link/a.jpg", [1, 2])):
-        assert [box[0] for box, _ in table.boxes_of(Path(picture))] == found
+        assert [row.box[0] for row in table.boxes_of(Path(picture))] == found
 
 
 def test_names_that_are_not_utf8(predict, picture, tmp_path):

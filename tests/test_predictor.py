@@ -190,6 +190,7 @@ def test_the_box_about_landmarks_turns_with_them(angle):
     ("image", "boxes"),
     [
         (np.zeros((9, 9), np.uint8), [(0, 0, 5, 5)]),
+        (np.zeros((0, 9, 3), np.uint8), None),
         (np.zeros((9, 9, 4), np.uint8), [(0, 0, 5, 5)]),
         (np.zeros((9, 9, 3), np.float32), [(0, 0, 5, 5)]),
         (None, [(0, 0, 5, 5)]),
@@ -202,6 +203,14 @@ def test_the_box_about_landmarks_turns_with_them(angle):
 def test_wrong_arrays_are_refused(image, boxes):
     with pytest.raises(ValueError, match="must be|image is None"):
         predictor_of(MeanColour())(image, boxes)
+
+
+def test_boxes_in_shares_of_the_picture_are_refused():
+    image = np.zeros((90, 90, 3), np.uint8)
+    with pytest.raises(UserError, match="within one pixel"):
+        predictor_of(MeanColour())(image, [(9, 9, 60, 60), (0.2, 0.2, 0.8, 0.9)])
+
+    assert predictor_of(MeanColour())(image, [(-60, -60, 1, 1)]).shape[0] == 1
 
 
 class Finder:

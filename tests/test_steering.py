@@ -252,6 +252,6 @@ def test_the_examples_are_small_have_boxes_and_are_made_again_alike(run_script, 
         # other processors round otherwise
         assert np.abs(committed.astype(int) - again).mean() < 1
 
-        ((left, top, right, bottom), _), *others = table.boxes_of(path)
+        (_, (left, top, right, bottom), *_), *others = table.boxes_of(path)
         height, width = committed.shape[:2]
         assert 0 <= left < right < width and 0 <= top < bottom < height and not others
