@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Normalization(_BatchNorm):
     """What :func:`_normalize` asks of a layer."""
 
-    plain = False
     synchronized = False  # see synchronize_statistics
     process_group: Any = None
 
@@ -141,8 +141,8 @@ class _SepBatchNorm(_Normalization):
         if "temperature" in self._buffers:  # not yet while torch's constructor runs
             self.temperature.fill_(self.initial_temperature)
         if self.affine:
-            nn.init.kaiming_uniform_(self.fc1.weight)
-            nn.init.kaiming_uniform_(self.fc2.weight)
+            self.fc1.reset_parameters()
+            self.fc2.reset_parameters()
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """Torch's, which refuses torch's ``convert_sync_batchnorm`` and others of that name.
@@ -156,6 +156,9 @@ class _SepBatchNorm(_Normalization):
             )
         return super().named_children()
 
+    def __prepare_scriptable__(self) -> None:
+        raise TypeError(f"torch.jit.script cannot read {type(self).__name__}; torch.jit.trace can")
+
     def extra_repr(self) -> str:
         sets = f"num_sets={self.num_sets}, groups={self.groups}"
         return f"{super().extra_repr()}, {sets}, attention_grid={self.attention_grid}"
@@ -167,10 +170,10 @@ class _SepBatchNorm(_Normalization):
         with _no_autocast(x):
             return self._attention(x, x.mean((2, 3), dtype=_compute_dtype(x)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x)
-        with _no_autocast(x):
-            return _normalize(self, x)
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input(input)
+        with _no_autocast(input):
+            return _normalize(self, input)
 
     def _attention(self, x: Tensor, means: Tensor) -> Tensor:
         """Attention weights, (N, G, K), of an input and its (N, C) means over the pixels."""
@@ -192,7 +195,7 @@ class _SepBatchNorm(_Normalization):
         weights = self._attention(x, means).flatten(1)  # (N, G K)
         bias = torch.zeros_like(self.weight) if self.bias is None else self.bias
         sets = torch.stack((self.weight, bias), 1).to(means.dtype)  # (K, 2, C)
-        return torch.mm(weights, sets_by_group(sets, self.groups)).unflatten(1, (2, -1))
+        return torch.mm(weights, sets_by_group(sets, self.groups)).view(-1, 2, self.num_features)
 
     def _check_arguments(self) -> None:
         if self.num_sets < 1:
@@ -214,6 +217,8 @@ class _SepBatchNorm(_Normalization):
         if isinstance(x, torch.fx.Proxy):
             name = type(self).__name__
             raise torch.fx.proxy.TraceError(f"let the tracer's is_leaf_module say True for {name}")
+        if not x.is_floating_point():
+            raise TypeError(f"expected floating-point input, got {x.dtype}")
         if not self.synchronized:  # a SyncBatchNorm, for which it may stand, takes any dimensions
             self._check_input_dim(x)
         if x.shape[1] != self.num_features:
@@ -242,14 +247,9 @@ class _SepBatchNorm(_Normalization):
         # g (x - mu_k) / s_k + b  =  (g s_0 / s_k) (x - mu_0) / s_0  +  b + g (mu_0 - mu_k) / s_k
         std = (var.double() + self.eps).sqrt()  # (K, C), like weight, bias and mean
         shifted = bias + weight * (mean[0].double() - mean) / std
-        migrated = {
-            "weight": (weight * std[0] / std).to(weight.dtype),
-            "bias": shifted.to(bias.dtype),
-            "running_mean": mean[0],
-            "running_var": var[0],
-            "num_batches_tracked": counter[0],
-        }
-        state_dict.update({prefix + name: value for name, value in migrated.items()})
+        scaled = weight * std[0] / std
+        migrated = (scaled.to(weight.dtype), shifted.to(bias.dtype), mean[0], var[0], counter[0])
+        state_dict.update(zip((prefix + name for name in fields), migrated, strict=True))
         state_dict.setdefault(prefix + "temperature", torch.ones_like(self.temperature))
 
     def _migrate_batchnorm(self, state_dict: dict, prefix: str) -> None:
@@ -292,9 +292,6 @@ class SepBatchNorm2d(_SepBatchNorm, nn.BatchNorm2d):
 
     Attributes:
         weight, bias: the K maps :math:`\gamma, \beta`, each (K, C); initially 1 and 0.
-        plain: True computes everything by plain operations, which is slower in training but can be
-            differentiated in forward mode, too (``torch.func.jvp`` can anyway).
-            ``layer.plain = True`` for a layer, ``SepBatchNorm2d.plain = True`` for all.
 
     Shape:
         - Input: :math:`(N, C, H, W)`
@@ -318,6 +315,9 @@ class SepBatchNorm3d(_SepBatchNorm, nn.BatchNorm3d):
 class _Dense(nn.Conv2d):
     """A 1 x 1 convolution of (N, C) without pixels, or of (N, C, H, W)."""
 
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype)
         return F.linear(x, weight.flatten(1)) if x.dim() == 2 else F.conv2d(x, weight)
@@ -326,7 +326,7 @@ class _Dense(nn.Conv2d):
 def sets_by_group(sets: Tensor, groups: int) -> Tensor:
     """(K, 2, C) -> (G K, 2 C): row g K + k is set k within group g's channels, else zero."""
     if groups > 1:
-        own = sets.unflatten(2, (groups, -1)).transpose(2, 3)  # (K, 2, C / G, G)
+        own = sets.view(*sets.shape[:2], groups, -1).transpose(2, 3)  # (K, 2, C / G, G)
         sets = torch.diag_embed(own, dim1=0, dim2=3).flatten(0, 1)  # of (G, K, 2, G, C / G)
     return sets.flatten(1)
 
@@ -342,7 +342,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     attention's weights decay, frozen parameters are left out.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _SepBatchNorm)]
-    maps = {own for layer in layers for own in layer.parameters(recurse=False)}
+    maps = {own for layer in layers for name, own in layer.named_parameters() if name[:2] != "fc"}
     decaying: dict[str, Any] = {"params": [], "weight_decay": weight_decay}
     others: dict[str, Any] = {"params": [], "weight_decay": 0.0}
     for parameter in model.parameters():
@@ -371,6 +371,8 @@ class TemperatureSchedule:
         self, model: nn.Module, start: float, *, end: float = 1.0, decrease: float = 1.0
     ) -> None:
         _check_temperature(end)
+        if not start >= end:
+            raise ValueError(f"start must be at least end ({end}), got {start}")
         self.model, self.start, self.end, self.decrease = model, start, end, decrease
         self.steps = 0
         set_temperature(model, self.temperature)
@@ -402,17 +404,16 @@ class SynchronizedBatchNorm(_Normalization, nn.BatchNorm2d):
     def _check_input_dim(self, x: Tensor) -> None:
         """As in torch's SyncBatchNorm, every number of dimensions will do."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not (self.training and _is_distributed(self.process_group)):
-            return super().forward(x)
-        with _no_autocast(x):
-            return _normalize(self, x)
+            return super().forward(input)
+        with _no_autocast(input):
+            return _normalize(self, input)
 
     def _affine_maps(self, x: Tensor, means: Tensor) -> Tensor:
         """Scale and shift of every sample's channels, (N, 2, C)."""
-        channels = means.shape[1]
-        weight = means.new_ones(channels) if self.weight is None else self.weight
-        bias = means.new_zeros(channels) if self.bias is None else self.bias
+        weight = means.new_ones(means.shape[1]) if self.weight is None else self.weight
+        bias = torch.zeros_like(weight) if self.bias is None else self.bias
         return torch.stack((weight, bias)).to(means.dtype).expand(len(means), -1, -1)
 
 
@@ -426,8 +427,12 @@ def synchronize_statistics(model: nn.Module, process_group: Any = None) -> nn.Mo
     initialised process group, nothing changes. Changes the layers in place, keeps state-dict names
     and returns the model. Torch's ``convert_sync_batchnorm`` cannot do this for SepBN and is
     refused.
+
+    Raises:
+        TypeError: a layer derives from BatchNorm without being one, or is a lazy one before its
+            first pass.
     """
-    for layer in model.modules():
+    for _, layer in _batchnorms(model):
         if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             layer.__class__ = SynchronizedBatchNorm
         if isinstance(layer, _Normalization):
@@ -453,8 +458,9 @@ def convert_batchnorm(
     All K sets start as copies of the layer's affine map. eps, momentum, running estimates and
     counter, the affine, tracking and training flags, device, dtype, requires_grad, the process
     group of a SyncBatchNorm and the sharing of modules are kept; forward hooks of the replaced
-    layers are not. Works in place and returns the network (a new layer if it is itself a
-    BatchNorm). The number of layers is logged; a warning says if there were none.
+    layers, and the sharing of single parameters, are not. Works in place and returns the network (a
+    new layer if it is itself a BatchNorm). The number of layers is logged; a warning says if there
+    were none.
 
     Make the optimizer afterwards: one made before does not know the new weights. State dicts saved
     before the conversion still load.
@@ -469,28 +475,19 @@ def convert_batchnorm(
     Raises:
         TypeError: a layer derives from BatchNorm without being one, so that it may do more than
             normalise, or is a lazy one before its first pass; or another option.
-        ValueError: a layer's channels are not divisible by groups.
+        ValueError: a layer's channels are not divisible by groups, or it has parameters or buffers
+            that BatchNorm does not have, as a pruned one.
     """
-    unknown = options.keys() - {"reduction", "hidden", "attention_grid", "temperature"}
-    if unknown:
-        names = ", ".join(sorted(unknown))
-        raise TypeError(
-            f"convert_batchnorm keeps each layer's own settings, so it takes no {names}"
-        )
+    if wrong := sorted(options.keys() - {"reduction", "hidden", "attention_grid", "temperature"}):
+        raise TypeError(f"each layer's own settings are kept, so it takes no {', '.join(wrong)}")
 
     replacements: dict[nn.Module, _SepBatchNorm] = {}
-    for name, layer in module.named_modules():
-        where, kind = f"layer '{name}'" if name else "the layer", type(layer)
-        if kind in CONVERTED:
+    for name, layer in _batchnorms(module):
+        if type(layer) in CONVERTED:
             try:
                 replacements[layer] = _from_batchnorm(layer, num_sets, groups, **options)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-        elif isinstance(layer, _BatchNorm) and not isinstance(layer, _SepBatchNorm):
-            raise TypeError(
-                f"{where}: {kind.__name__} cannot be converted, only BatchNorm1d, 2d, 3d and "
-                "SyncBatchNorm themselves can (lazy ones are these after their first forward pass)"
-            )
+            except (AttributeError, ValueError) as error:
+                raise ValueError(f"layer {name or 'itself'}: {error}") from None
 
     for parent in list(module.modules()):
         for name, child in parent._modules.items():  # named_children() skips a second occurrence
@@ -503,8 +500,21 @@ def convert_batchnorm(
     return replacements.get(module, module)
 
 
-def _from_batchnorm(layer: nn.Module, num_sets: int, groups: int, **options) -> _SepBatchNorm:
-    assert isinstance(layer, _BatchNorm)
+def _batchnorms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    """A model's BatchNorm and SepBN layers with their names; others that derive from BatchNorm
+    may do more than normalise, and are refused.
+    """
+    layers = [each for each in model.named_modules() if isinstance(each[1], _BatchNorm)]
+    for name, layer in layers:
+        if type(layer) not in CONVERTED and not isinstance(layer, _SepBatchNorm):
+            raise TypeError(
+                f"layer {name or 'itself'}: {type(layer).__name__} is not taken, only BatchNorm1d, "
+                "2d, 3d and SyncBatchNorm themselves are (lazy ones are these after a forward pass)"
+            )
+    return layers
+
+
+def _from_batchnorm(layer: _BatchNorm, num_sets: int, groups: int, **options) -> _SepBatchNorm:
     like = layer.weight if layer.affine else layer.running_mean
     new = CONVERTED[type(layer)](
         *(layer.num_features, num_sets, groups),
@@ -540,8 +550,8 @@ def _normalize(layer: _Normalization, x: Tensor) -> Tensor:
     of_batch = layer.training or layer.running_mean is None
     shape, x = x.shape, _as_maps(x)
 
-    # Compilers fuse and differentiate plain operations themselves; torch.func needs them.
-    is_plain = layer.plain or is_traced() or torch._C._are_functorch_transforms_active()
+    # Compilers fuse and differentiate plain operations themselves; transforms need them.
+    is_plain = is_traced() or _is_transformed()
     if not is_plain and _has_kernels(x) and not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()  # the kernels know these two layouts
 
@@ -621,7 +631,7 @@ class _SecondPass(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         is_batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-        if torch.is_grad_enabled() or is_batched or torch._C._are_functorch_transforms_active():
+        if torch.is_grad_enabled() or is_batched or _is_transformed():
             return _differentiable_backward(ctx, dy)
 
         x, _, scale, mean, invstd = ctx.saved_tensors
@@ -688,7 +698,8 @@ def _statistics(
     several processes it is a tensor.
     """
     if variances is None:
-        mean, var = layer.running_mean.to(means.dtype), layer.running_var.to(means.dtype)
+        # copied, as training may move it before the backward pass
+        mean, var = layer.running_mean.to(means.dtype, copy=True), layer.running_var.to(means.dtype)
         return mean, (var + layer.eps).rsqrt(), None
 
     is_shared = layer.training and layer.synchronized and _is_distributed(layer.process_group)
@@ -809,7 +820,7 @@ def _moments(x: Tensor, with_variances: bool) -> tuple[Tensor, Tensor | None]:
 
     if _has_kernels(x) and (with_variances or x.element_size() < 4):
         parts = _instances(x)
-        zeros = torch.zeros(parts[0].shape[1], dtype=dtype)  # the results get their dtype
+        zeros = x.new_zeros(parts[0].shape[1], dtype=dtype)  # the results get their dtype
         moments = [torch.batch_norm_update_stats(part, zeros, zeros, 0.0) for part in parts]
         mean, var = (torch.cat(each).view(x.shape[:2]) for each in zip(*moments, strict=True))
         return mean, var if with_variances else None
@@ -919,6 +930,11 @@ def _cell_means(x: Tensor, count: int) -> Tensor:
 def is_traced() -> bool:
     """Whether a compiler or an exporter is looking, which knows plain operations only."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize, prune
 
 from benchmarks.converted import UNet, chain
 from models import (
@@ -133,9 +134,10 @@ class BatchNormAct2d(nn.BatchNorm2d):
 @pytest.mark.parametrize(
     ("layer", "options", "error", "message"),
     [
-        (BatchNormAct2d(8), {}, TypeError, r"layer '1\.norm': BatchNormAct2d cannot be"),
-        (nn.LazyBatchNorm2d(), {}, TypeError, r"'1\.norm': LazyBatchNorm2d .* first forward"),
-        (nn.BatchNorm2d(8), {"groups": 3}, ValueError, r"'1\.norm': .*\(8\).* groups \(3\)"),
+        (BatchNormAct2d(8), {}, TypeError, r"layer 1\.norm: BatchNormAct2d is not taken"),
+        (nn.LazyBatchNorm2d(), {}, TypeError, r"1\.norm: LazyBatchNorm2d .* after a forward"),
+        (prune.identity(nn.BatchNorm2d(8), "weight"), {}, ValueError, r"1\.norm: .*weight_orig"),
+        (nn.BatchNorm2d(8), {"groups": 3}, ValueError, r"1\.norm: .*\(8\).* groups \(3\)"),
         (nn.BatchNorm2d(8), {"eps": 0.1}, TypeError, "takes no eps"),
         (nn.BatchNorm2d(8), {"affine": False}, TypeError, "takes no affine"),
         (nn.BatchNorm2d(8), {"set_count": 3}, TypeError, "takes no set_count"),
@@ -147,13 +149,17 @@ def test_what_cannot_be_converted_is_named_and_nothing_changes(layer, options, e
     with pytest.raises(error, match=message):
         convert_batchnorm(model, **options)
     assert type(model[0]) is nn.BatchNorm2d and model[1]["norm"] is layer
+    if error is TypeError and not options:
+        with pytest.raises(error, match=message):
+            synchronize_statistics(model)
+        assert type(model[0]) is nn.BatchNorm2d
 
 
 def test_lazy_layers_after_their_first_pass_and_a_layer_alone():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LazyBatchNorm2d())
     model(torch.randn(2, 1, 5, 5))
     assert isinstance(convert_batchnorm(model)[1], SepBatchNorm2d)
-    with pytest.raises(ValueError, match="^the layer: num_features"):
+    with pytest.raises(ValueError, match="^layer itself: num_features"):
         convert_batchnorm(nn.BatchNorm2d(8), groups=3)
 
 
@@ -214,6 +220,9 @@ def test_affine_maps_and_biases_do_not_decay():
     ]
     torch.optim.AdamW([decayed, kept], lr=0.1)
 
+    parametrize.register_parametrization(model[1], "weight", nn.Identity())
+    assert parameter_groups(model, 0.05)[0]["params"] == decayed["params"]
+
 
 def test_temperature_of_all_layers():
     model = make_model()
@@ -238,5 +247,6 @@ def test_schedule():
     assert temperatures(other) == [30, 30]
     resumed.load_state_dict({**schedule.state_dict(), "steps": 2})
     assert temperatures(other) == [1.5, 1.5]
-    with pytest.raises(ValueError, match="temperature"):
-        TemperatureSchedule(model, 30, end=0)
+    for wrong in ({"start": 30, "end": 0}, {"start": 0.5}, {"start": float("nan")}):
+        with pytest.raises(ValueError, match="temperature|at least"):
+            TemperatureSchedule(model, **wrong)
