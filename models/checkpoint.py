@@ -129,7 +129,7 @@ def load_model(path: str | Path) -> LoadedModel:
 
         # Initial weights are replaced at once: leave the generator alone
         with torch.random.fork_rng(devices=[]):
-            model = architecture.build()
+            model = architecture.build().float()  # whatever torch's default is
 
     load_weights(model, state, path)
     # Channels last is the order of the crops: a third of the time of a batch of one on a CPU.

@@ -119,6 +119,17 @@ def test_batches_and_streams_do_not_change_the_answer():
         assert np.abs(shot.landmarks - expected).max(initial=0) < 1e-3
 
 
+def test_the_callers_default_dtype_does_not_matter():
+    image = np.random.default_rng(2).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+    expected = LandmarkPredictor(device="cpu")(image, BOXES)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = LandmarkPredictor(device="cpu")(image, BOXES)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(found, expected)
+
+
 def test_a_turned_box_shows_the_turned_picture():
     image = np.zeros((300, 400, 3), np.uint8)
     cv2.circle(image, (190, 120), 4, (255, 255, 255), -1)
