@@ -125,9 +125,7 @@ def _claim_folder(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
     visible = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
     if unfinished is None and visible:
-        raise UserError(
-            f"{out} holds other files and no {FINISHED}; choose an empty folder for --out"
-        )
+        raise UserError(f"{out} holds other files and no {FINISHED}; choose an empty --out")
 
     for split in SPLITS:
         for leftover in (out / split).glob(".WFLW*.tmp" if unfinished == settings else "*WFLW*.*"):

@@ -145,9 +145,7 @@ def _scheme_of(faces: dict[str, list[Face]], where: Mapping[str, Path]) -> Landm
     """The built-in scheme of both splits' landmarks."""
     train, test = (len(faces[split][0].annotation.landmarks) for split in SPLITS)
     if train != test:
-        raise UserError(
-            f"{where['train']} has {train} points per face, but {where['test']} has {test}"
-        )
+        raise UserError(f"{where['train']} has {train} points per face, {where['test']} has {test}")
 
     return scheme_for(train)
 

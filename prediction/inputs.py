@@ -204,9 +204,7 @@ def table_source(source: Path, inputs: Inputs) -> tuple[BoxSource, list[str]]:
 
         for row in rows:
             if not overlaps(row.box, image):
-                raise UserError(
-                    f"{path}: the box in {source}, line {row.line} lies outside the picture"
-                )
+                raise UserError(f"{path}: box of {source}, line {row.line}, is outside the picture")
         return [row.box for row in rows], None, [row.angle for row in rows]
 
     return from_table, notes

@@ -56,9 +56,7 @@ def write_onnx(checkpoint: Path, path: Path, opset: int = OLDEST_OPSET) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
     if missing:
-        raise UserError(
-            f"export needs packages that are not installed; pip install {' '.join(missing)}"
-        )
+        raise UserError(f"export needs packages that are missing; pip install {' '.join(missing)}")
 
     if path.exists() and checkpoint.exists() and path.samefile(checkpoint):
         raise UserError(

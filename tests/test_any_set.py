@@ -220,7 +220,7 @@ SPOILED = {
     "no landmark scheme has 3 points.*--scheme": lambda folder, _: everywhere(
         folder, "1 2\n3 4\n5 6\n"
     ),
-    "has 98 points per face, but .* has 68": lambda folder, _: everywhere(
+    "has 98 points per face, .* has 68": lambda folder, _: everywhere(
         folder / "test", "".join(f"{i} {i * i}\n" for i in range(68))
     ),
     "0 rows for face0000.png in .*table.csv": lambda folder, _: table(folder, ""),

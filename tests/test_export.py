@@ -143,7 +143,7 @@ def test_missing_packages_are_named_in_one_line(tmp_path, run_script, monkeypatc
 
     monkeypatch.setattr(importlib.util, "find_spec", absent)
     line = refused(run_script, "export.py", tmp_path / "final.pt", "--onnx", tmp_path / "net.onnx")
-    assert line.endswith("not installed; pip install onnx onnxscript onnxruntime")
+    assert line.endswith("missing; pip install onnx onnxscript onnxruntime")
 
 
 @needs_packages
