@@ -101,51 +101,6 @@ def test_what_cannot_be_packed_is_named(run, prepared_set, run_script, tmp_path)
     assert "differs by more than 0.02" in complaint(run, out, "--data", prepared_set)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"attention_grid": 2}, {"norm": "bn"}, {"norm": "none"}],
-    ids=["sepbn", "grid", "bn", "none"],
-)
-def test_a_widened_network_gives_the_same_landmarks_and_trains_every_weight(
-    settings, run_script, tmp_path
-):
-    narrow = write_checkpoint(tmp_path / "narrow.pt", **{"width": 4, "groups": 1} | settings)
-    trained = read(narrow)
-    for name, tensor in trained["model"].items():
-        if name.startswith("bn") and tensor.dim() > 0 and "running" not in name:
-            tensor.uniform_(0.5, 1.5)  # sets and channels that differ
-    save(narrow, trained)
-
-    code, output, errors = run_script(
-        "research/widen.py", narrow, "--width", 6, "--out", tmp_path / "wide.pt"
-    )
-    assert code == 0 and not errors and "width 6" in output
-
-    before, after = (load_model(file).model for file in (narrow, tmp_path / "wide.pt"))
-    crops = torch.randn(5, 3, 128, 128)
-    assert torch.allclose(before(crops), after(crops), atol=1e-3)
-
-    # After one step the new channels are heard, and from then on learn themselves.
-    optimizer = torch.optim.SGD(after.train().parameters(), 0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        after(crops).abs().mean().backward()
-        optimizer.step()
-
-    assert after.conv2.weight[:8, 4:].all() and after.conv1.weight.grad[4:].all()
-
-
-def test_what_cannot_be_widened_is_named(run_script, tmp_path):
-    narrow = write_checkpoint(tmp_path / "narrow.pt", width=4, groups=1)
-    groups = write_checkpoint(tmp_path / "groups.pt", width=4, groups=2)
-    for file, width, words in ((narrow, 2, "less than the network's 4"), (groups, 6, "G = 2")):
-        code, _, line = run_script(
-            "research/widen.py", file, "--width", width, "--out", tmp_path / "wide.pt"
-        )
-        assert code == 1 and line.count("\n") == 1 and words in line
-        assert not (tmp_path / "wide.pt").exists()
-
-
 def test_networks_beside_the_runs_are_found_by_name(tmp_path, run):
     folder = tmp_path / "checkpoints"
     for name in ("sepbn16.pt", "bn16.pt", "mine/final.pt", "published.pth"):
