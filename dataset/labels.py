@@ -16,6 +16,7 @@ from PIL import Image
 from dataset.crop import CROP_SIZE, overlap_ratios
 from dataset.landmarks import COMMON_60, SCHEMES, LandmarkScheme, require_eye_distance
 from dataset.sources import SPLITS, Face, Source
+from utils.progress import progress
 
 if TYPE_CHECKING:  # it needs torch, and preparation does not
     from dataset.faces import FaceSet
@@ -184,7 +185,8 @@ def _pictures(faces: list[Face], images: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     known: dict[str, tuple[float, float, int]] = {}
 
-    for name in {face.annotation.image for face in faces}:
+    names = {face.annotation.image for face in faces}
+    for name in progress(names, desc="looking at pictures", unit="picture"):
         known[name] = np.nan, np.nan, 1
         with suppress(Exception), Image.open(images / name) as picture:  # cutting names the damaged
             turn = picture.getexif().get(EXIF_ORIENTATION, 1)

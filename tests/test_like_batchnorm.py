@@ -362,10 +362,7 @@ def test_meta_device(kind, make, data):
     torch.testing.assert_close(layer(data()), KINDS[kind][1](CHANNELS)(data()))
 
     weights = []
-    for parts in (
-        (layer,),
-        (layer.fc1, layer.fc2),
-    ):  # a part may be reset alone
+    for parts in [layer], [layer.fc1, layer.fc2]:  # a part may be reset alone
         torch.manual_seed(0)
         for part in parts:
             part.reset_parameters()
