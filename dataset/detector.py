@@ -142,9 +142,7 @@ class FaceDetector:
             # a file of another network shows here
             self._net.detect(np.zeros((320, 320, 3), np.uint8))
         except cv2.error as error:
-            raise UserError(
-                f"{path} is not a YuNet model that OpenCV {cv2.__version__} can run"
-            ) from error
+            raise UserError(f"{path} is not a YuNet model for OpenCV {cv2.__version__}") from error
         finally:
             cv2.utils.logging.setLogLevel(level)
 
